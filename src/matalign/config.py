@@ -1,0 +1,179 @@
+"""One frozen dataclass per stage, read from `params.yaml`; an unknown, missing or mistyped key raises."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from matalign import paths
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Parameters every notebook takes."""
+
+    profile: str  # which section of params.yaml, which folder of results/
+    seed: int  # of every random draw
+    threads: int  # of torch and of BLAS, in every process
+
+
+@dataclass(frozen=True)
+class Curate(Stage):
+    """01_curate: which materials and protocols enter."""
+
+    raw: str  # folder of the raw files, relative to the project
+    max_atoms: int  # keep cells of at most so many atoms; 0: all
+    keep_with_protocol: bool  # keep a material that has a protocol whatever its cell's size
+    max_materials: int  # keep so many materials, chosen by hash; 0: all
+    min_formation_energy_eV_atom: float  # below: an outlier
+    max_temperature_C: float  # above: an absurd temperature
+    workers: int  # processes
+
+
+@dataclass(frozen=True)
+class Pretrain(Stage):
+    """02_pretrain: towers, loss and contrastive training."""
+
+    modalities: str  # of: crystal text image
+    crystal_tower: str  # ild or cgconv
+    cutoff_A: float  # no neighbour beyond
+    neighbours: int  # the per-atom cutoff is the distance of the next one
+    width: int  # channels of the crystal tower
+    layers: int  # message-passing layers
+    order: int  # highest Legendre order of the local descriptors; -1: none
+    text_model: str  # minilm, a Hugging Face id, or a path
+    unfreeze_layers: int  # of the text model, counted from the top
+    mask_level: int  # of the protocols' text, 0-3
+    image_px: int
+    pixel_A: float  # angstrom per pixel
+    image_weights: str  # '' for random, or a path to a ResNet-50 state dict (safetensors)
+    image_fraction: float  # share of the materials shown with their image in an epoch
+    embed_dim: int
+    loss: str  # pairwise or seed
+    temperature: float  # initial
+    learning_rate: float
+    weight_decay: float
+    batch_size: int  # global, whatever the number of ranks
+    epochs: int
+    patience: int  # epochs without a better validation loss before stopping
+    gpus: str  # auto, or a number of ranks; without a GPU the ranks are CPU processes
+    checkpoint_steps: int  # save the training state after so many steps; 0: each epoch only
+
+
+@dataclass(frozen=True)
+class Properties(Stage):
+    """03_properties: scratch against pretrained."""
+
+    targets: str  # columns of materials.parquet, fitted together
+    arms: str  # of: dummy composition cgconv scratch scratch_long pretrained ridge
+    runs: str  # split:percent of labels:seeds, separated by blanks
+    steps: int  # optimiser steps at 100 % of labels
+    min_steps: int  # at the fewest labels
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    bootstrap: int  # resamples
+
+
+@dataclass(frozen=True)
+class Retrieval(Stage):
+    """04_retrieval: structures and protocols, against counting elements."""
+
+    levels: str  # mask levels
+    hard_gallery: int  # the true material and its nearest by element Jaccard
+    epochs: int  # of the retrieval heads and of the composition-only arm alike
+    batch_size: int
+    learning_rate: float
+    bootstrap: int
+
+
+@dataclass(frozen=True)
+class Defects(Stage):
+    """05_defects: five classes in simulated micrographs."""
+
+    hosts: int  # crystals
+    images_per_class: int  # per host
+    image_px: int
+    pixel_A: float
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    seeds: int
+    bootstrap: int
+
+
+@dataclass(frozen=True)
+class Paper(Stage):
+    """06_paper: tables, figures, PDF."""
+
+    title: str
+
+
+STAGES: dict[str, type[Stage]] = {
+    "curate": Curate,
+    "pretrain": Pretrain,
+    "properties": Properties,
+    "retrieval": Retrieval,
+    "defects": Defects,
+    "paper": Paper,
+}
+T = TypeVar("T", bound=Stage)
+
+
+def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
+    """Make a stage's config, or say what is wrong with its parameters.
+
+    Args:
+        cls: the dataclass.
+        values: parameter name -> value.
+        where: file and section, for the error.
+
+    Raises:
+        ValueError: an unknown key (with the nearest valid one), a missing key, or a value of another type.
+    """
+    fields = {f.name: f.type for f in dataclasses.fields(cls)}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{where}: unknown parameter {key!r}; the nearest valid one is {near!r}")
+        kind = fields[key]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise ValueError(f"{where}: {key} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
+    missing = [key for key in fields if key not in values]
+    if missing:
+        raise ValueError(f"{where}: missing parameter {missing[0]!r}")
+    return cls(**{key: float(v) if fields[key] is float else v for key, v in values.items()})
+
+
+def load(stage: str, profile: str, *, file: Path | None = None) -> Stage:
+    """A stage's config for a profile: `base.<stage>` overridden by `<profile>.<stage>` of params.yaml.
+
+    Raises:
+        ValueError: see `build`; or an unknown stage or profile.
+    """
+    file = file or paths.PARAMS
+    params = yaml.safe_load(file.read_text())
+    if stage not in STAGES:
+        raise ValueError(f"no stage {stage!r}; one of {', '.join(STAGES)}")
+    profiles = [key for key in params if key not in ("base", "profiles")]
+    if profile not in profiles:
+        raise ValueError(f"{file.name}: no profile {profile!r}; one of {', '.join(profiles)}")
+    for section in ("base", profile):
+        for key in params[section]:
+            if key not in STAGES:
+                near = difflib.get_close_matches(key, STAGES, n=1, cutoff=0.0)[0]
+                raise ValueError(f"{file.name}: {section}: unknown stage {key!r}; the nearest valid one is {near!r}")
+    merged = {**params["base"][stage], **(params[profile].get(stage) or {}), "profile": profile}
+    return build(STAGES[stage], merged, where=f"{file.name}: {profile}.{stage}")
+
+
+def collect(cls: type[T], namespace: Mapping[str, Any]) -> T:
+    """The config from a notebook's parameters cell: `cfg = collect(Properties, globals())`."""
+    names = {f.name for f in dataclasses.fields(cls)}
+    return build(cls, {k: v for k, v in namespace.items() if k in names}, where="parameters cell")

@@ -1,0 +1,1 @@
+"""One tower per modality; a new modality is one new file here."""
