@@ -52,6 +52,8 @@ class Pretrain(Stage):
     pixel_A: float  # angstrom per pixel
     image_weights: str  # '' for random, or a path to a ResNet-50 state dict (safetensors)
     image_fraction: float  # share of the materials shown with their image in an epoch
+    protocol_repeats: int  # times a material with a protocol is shown in an epoch; the others once
+    val_materials: int  # that the validation loss is taken on, chosen by hash
     embed_dim: int
     loss: str  # pairwise or seed
     temperature: float  # initial
@@ -60,7 +62,7 @@ class Pretrain(Stage):
     batch_size: int  # global, whatever the number of ranks
     epochs: int
     patience: int  # epochs without a better validation loss before stopping
-    gpus: str  # auto, or a number of ranks; without a GPU the ranks are CPU processes
+    gpus: str  # auto (all of them, or one process on the CPU), or how many
     checkpoint_steps: int  # save the training state after so many steps; 0: each epoch only
 
 
@@ -70,7 +72,7 @@ class Properties(Stage):
 
     targets: str  # columns of materials.parquet, fitted together
     arms: str  # of: dummy composition cgconv scratch scratch_long pretrained ridge
-    runs: str  # split:percent of labels:seeds, separated by blanks
+    runs: str  # split:percent of labels:seeds, then :-arm for each arm left out; separated by blanks
     steps: int  # optimiser steps at 100 % of labels
     min_steps: int  # at the fewest labels
     batch_size: int
@@ -84,6 +86,8 @@ class Retrieval(Stage):
     """04_retrieval: structures and protocols, against counting elements."""
 
     levels: str  # mask levels
+    learned_levels: str  # of these, where arms that read the text with a language model take part
+    protocols_per_material: int  # at most so many, chosen by hash; 0: all
     hard_gallery: int  # the true material and its nearest by element Jaccard
     epochs: int  # of the retrieval heads and of the composition-only arm alike
     batch_size: int
@@ -96,13 +100,15 @@ class Defects(Stage):
     """05_defects: five classes in simulated micrographs."""
 
     hosts: int  # crystals
-    images_per_class: int  # per host
+    images_per_class: int  # views per host, each in all five classes
     image_px: int
     pixel_A: float
-    epochs: int
+    depth: int  # layers of the image network: 10, 18 or 50
+    epochs: int  # of the image network that all arms share
+    head_epochs: int  # of each arm's head
     batch_size: int
     learning_rate: float
-    seeds: int
+    seeds: int  # image networks, each with heads of its own
     bootstrap: int
 
 

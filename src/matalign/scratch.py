@@ -1,16 +1,19 @@
 """Resume state of long work: a folder per (stage, config, code), held by one process at a time.
 
-DVC deletes a stage's outputs before it runs, so what a killed run has finished lives here. A result is kept under the hash of
-everything it depends on (parameters, data, source code) and is found again by the next run; figures and prose are not part of it.
+DVC deletes a stage's outputs before it runs, so what a killed run has finished lives here. A result is kept under the
+hash of everything it depends on (parameters, data, source code) and is found again by the next run; figures and prose
+are not part of it.
 """
 
 import ast
 import ctypes
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +29,19 @@ SOURCE = Path(__file__).parent
 Result = dict[str, Any]  # arrays and JSON values
 
 
-def die_with_parent() -> None:
-    """Ask the kernel (Linux) to end this process when its parent is gone, however that ended."""
-    if hasattr(ctypes, "CDLL") and os.uname().sysname == "Linux":
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel (Linux) to end this process when its parent is gone, however that ended.
+
+    Args:
+        parent: process that started this one, where the starter passed its pid on: if it is gone already, so are we.
+
+    Note:
+        The signal comes when the *thread* that started this process ends, so start it from a thread that stays.
+    """
+    if os.uname().sysname == "Linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def import_closure(*modules: str) -> list[Path]:
@@ -37,30 +49,43 @@ def import_closure(*modules: str) -> list[Path]:
 
     Args:
         modules: dotted names within the package, for example ``"train"`` or ``"encoders.crystal"``.
+
+    Raises:
+        ValueError: there is no such module.
     """
+    unknown = [name for name in modules if module_file(name) is None]
+    if unknown:
+        raise ValueError(f"no module {unknown[0]!r} in {SOURCE.name}")
     found: set[Path] = set()
-    todo = [module_file(name) for name in modules]
+    todo = list(modules)
     while todo:
-        file = todo.pop()
-        if file in found:
+        name = todo.pop()
+        file = module_file(name)
+        if file is None or file in found:
             continue
         found.add(file)
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "matalign":
-                prefix = node.module.split(".")[1:]
-                names = [".".join([*prefix, alias.name]) for alias in node.names] + [".".join(prefix)]
-                todo += [f for f in map(module_file, names) if f is not None]
-            elif isinstance(node, ast.Import):
-                parts = [alias.name.split(".", 1) for alias in node.names]
-                todo += [f for p in parts if p[0] == "matalign" and len(p) > 1 and (f := module_file(p[1]))]
+        todo += imported(file.read_text())
+        if "." in name:  # Python runs the subpackage's __init__.py first
+            todo.append(name.rpartition(".")[0])
     return sorted(found)
+
+
+@functools.cache
+def imported(code: str) -> frozenset[str]:
+    """Dotted names within this package that Python code imports; some may be functions or classes of a module."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return frozenset(name.removeprefix("matalign.") for name in names if name.startswith("matalign."))
 
 
 def module_file(name: str) -> Path | None:
     """The file of a module of this package, None if there is none of that name."""
-    stem = SOURCE.joinpath(*name.split(".")) if name else SOURCE
-    candidates = [stem.with_suffix(".py"), stem / "__init__.py"] if name else []
-    return next((f for f in candidates if f.exists()), None)
+    stem = SOURCE.joinpath(*name.split("."))
+    return next((f for f in (stem.with_suffix(".py"), stem / "__init__.py") if f.exists()), None)
 
 
 def digest(value: Any) -> str:
@@ -69,12 +94,23 @@ def digest(value: Any) -> str:
 
 
 def code_digest(*modules: str) -> str:
-    """Hash of the source of the named modules and all they import from this package."""
-    return digest([f.read_text() for f in import_closure(*modules)])
+    """Hash of the code of modules and all they import from this package, without comments, docstrings and layout."""
+    return digest([_without_prose(file.read_text()) for file in import_closure(*modules)])
+
+
+@functools.cache
+def _without_prose(code: str) -> str:
+    """Hash of a module's syntax tree less its docstrings."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return digest(ast.dump(tree))
 
 
 def folder(stage: str, key: Mapping[str, Any]) -> Path:
-    """The scratch folder of a stage for a key (parameters, data hash, code hash), made if absent; its key in `key.json`."""
+    """The scratch folder of a stage for a key (parameters, data and code hash), made if absent; `key.json` tells it."""
     path = paths.SCRATCH / stage / digest(dict(key))
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "key.json", dict(key))
@@ -82,18 +118,28 @@ def folder(stage: str, key: Mapping[str, Any]) -> Path:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
+def held(path: Path, *, patience_s: float = 5.0) -> Iterator[None]:
     """Hold a scratch folder for this process; a second holder is refused.
+
+    Args:
+        path: the folder.
+        patience_s: seconds to wait for a holder that is just ending.
 
     Raises:
         RuntimeError: another process holds it; the message names its pid.
     """
+    deadline = time.monotonic() + patience_s
     with open(path / "lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise RuntimeError(f"{path} is held by process {lock.read().strip()}; wait for it, or end it") from None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    lock.seek(0)
+                    holder = lock.read().strip()
+                    raise RuntimeError(f"{path} is held by process {holder}; wait for it, or end it") from None
+                time.sleep(0.1)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -139,8 +185,28 @@ def memo(stage: str, key: Mapping[str, Any], compute: Callable[[], Result]) -> R
         compute: returns numpy arrays and JSON values by name.
     """
     path = folder(stage, key)
-    file = path / "result.safetensors"
+    file, cost = path / "result.safetensors", path / "seconds.json"
+    state = "loaded"
     if not file.exists():
         with held(path):
-            save(file, compute())
+            if not file.exists():
+                start = time.monotonic()
+                result = compute()
+                write_json(cost, time.monotonic() - start)
+                save(file, result)
+                state = "computed"
+    note(stage, state, json.loads(cost.read_text()))
     return load(file)
+
+
+def note(stage: str, state: str, seconds: float) -> None:
+    """Tell the provenance of the running stage of a fit, by a line in the file that `MATALIGN_FITS` names, if it does.
+
+    Args:
+        stage: which kind of fit.
+        state: ``"computed"`` now, or ``"loaded"`` from an earlier run.
+        seconds: what it cost when it was computed.
+    """
+    if log := os.environ.get("MATALIGN_FITS"):
+        with open(log, "a") as file:
+            file.write(json.dumps({"stage": stage, "state": state, "seconds": round(seconds, 3)}) + "\n")

@@ -1,0 +1,58 @@
+# matalign: the commands of the artifact. `make` installs, `make repro` makes the paper, `make help` lists the rest.
+
+PROFILE ?=
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+UV_VERSION := 0.13.9
+STAMP := $(VENV)/.installed
+
+# DVC, the notebooks' kernels and the training ranks all find the same python.
+export PATH := $(BIN):$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+
+.DEFAULT_GOAL := install
+.PHONY: install repro test check lab bench lock format clean help
+
+install: $(STAMP) ## Install uv and the pinned packages into .venv (what plain `make` does)
+
+$(STAMP): requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no python3.11 found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+	@echo "installed into $(VENV); next: make repro, or make help"
+
+repro: $(STAMP) ## Run the pipeline: results/sample/paper.pdf; PROFILE=laptop switches params.yaml to that profile first
+	$(if $(PROFILE),$(BIN)/python -m matalign.run --switch $(PROFILE))
+	$(BIN)/dvc repro
+
+test: $(STAMP) ## Lint and run the tests
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## Rerun and compare byte by byte; PROFILE=laptop rebuilds the paper from the committed metrics instead
+	$(if $(PROFILE),,$(BIN)/dvc repro)
+	$(BIN)/python -m matalign.run --check $(or $(PROFILE),sample)
+
+lab: $(STAMP) ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+bench: $(STAMP) ## Run every benchmark of tests/benchmarks
+	@set -e; for script in $(sort $(wildcard tests/benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+lock: $(STAMP) ## Compile requirements.in into requirements.txt, with hashes
+	$(BIN)/uv pip compile requirements.in -o requirements.txt --quiet --upgrade --generate-hashes --python-version 3.11 \
+		--no-emit-index-url --custom-compile-command "make lock"
+
+format: $(STAMP) ## Format the sources and strip the notebooks, as the pre-commit hooks do
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	$(BIN)/nbstripout --keep-count --keep-id notebooks/*.ipynb
+
+clean: ## Remove what runs have made and git ignores (not .venv, not data/raw)
+	git clean -fdXq results data/curated notebooks .scratch .dvc/tmp
+
+help: ## Print this
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,112 @@
+"""The public way to embeddings: `load("laptop").embed_structures(structures)`.
+
+A model reads what the curated set holds: structures (numbers, fractional coordinates, lattice), protocols as text, and
+standardised micrographs. What it returns lies in one space: unit vectors, compared by their dot product.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from matalign import align, config, paths
+from matalign.config import Pretrain
+from matalign.dataset import Structures
+from matalign.graphs import GraphStore
+
+ROWS = 128  # in a batch
+LONG = 100  # more items than this show a progress bar
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, in evaluation mode."""
+
+    config: Pretrain
+    aligned: align.AlignModel
+
+    @property
+    def towers(self) -> nn.ModuleDict:
+        """Modality -> tower."""
+        return self.aligned.towers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.aligned.log_temperature.device
+
+    def graphs(self, structures: Structures) -> GraphStore:
+        """Neighbour graphs as this model's crystal tower takes them."""
+        cfg = self.config
+        return GraphStore.build(structures, cutoff_A=cfg.cutoff_A, neighbours=cfg.neighbours, workers=cfg.threads)
+
+    def embed_structures(self, structures: Structures) -> Float[np.ndarray, "crystals dim"]:
+        """(M, embed_dim) float32 unit vectors of M crystals."""
+        return self._crystals(structures, lambda batch: self.aligned.encode("crystal", batch))
+
+    def crystal_features(self, structures: Structures) -> Float[np.ndarray, "crystals width"]:
+        """(M, width) float32: the crystal tower's pooled features, before the head."""
+        return self._crystals(structures, lambda batch: self._tower("crystal")(batch)[0])
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        """(n, embed_dim) float32 unit vectors of protocols; frozen layers' features are cached in scratch."""
+        features = self._tower("text").features(texts, progress=len(texts) > LONG).to(self.device)
+        return self._batched(len(texts), lambda rows: self.aligned.encode("text", features[rows]), "texts")
+
+    def embed_images(self, images: Float[Tensor, "images 1 height width"]) -> Float[np.ndarray, "images dim"]:
+        """(n, embed_dim) float32 unit vectors of micrographs as `imaging.render` returns them."""
+        self._tower("image")
+        return self._batched(
+            len(images), lambda rows: self.aligned.encode("image", images[rows].to(self.device)), "images"
+        )
+
+    def _tower(self, modality: str) -> nn.Module:
+        if modality not in self.towers:
+            raise ValueError(f"this model has no {modality} tower; it was trained on {self.config.modalities}")
+        return self.towers[modality]
+
+    def _crystals(self, structures: Structures, encode: Callable) -> np.ndarray:
+        self._tower("crystal")
+        store = self.graphs(structures) if len(structures) else None
+        return self._batched(len(structures), lambda rows: encode(store.batch(rows).to(self.device)), "structures")
+
+    @torch.no_grad()
+    def _batched(self, n: int, encode: Callable[[Tensor], Tensor], what: str) -> np.ndarray:
+        out = []
+        with tqdm(total=n, desc=what, mininterval=1, disable=n <= LONG) as bar:
+            for rows in torch.arange(n).split(ROWS) if n else ():
+                out.append(encode(rows).float().cpu().numpy())
+                bar.update(len(rows))
+        return np.concatenate(out) if out else np.zeros((0, self.config.embed_dim), np.float32)
+
+
+def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
+    """Load a trained model.
+
+    Args:
+        profile_or_path: a profile whose model is in `results/<profile>/model`, or a folder of that kind.
+        device: where to put it.
+
+    Raises:
+        FileNotFoundError: there is no model; the message says how to make it.
+        ValueError: the weights do not fit the config, or the text model here is not the one it was trained with.
+    """
+    folder = Path(profile_or_path)
+    if not (folder / "config.json").exists():
+        folder = paths.results(str(profile_or_path)) / "model"
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"no model in {folder}; the stage `pretrain` makes it, or give its folder")
+    about = json.loads((folder / "config.json").read_text())
+    cfg = config.build(Pretrain, about["pretrain"], where=str(folder / "config.json"))
+    model = align.build(cfg, initialise=False)
+    align.load(model, folder)
+    if "text" in model.towers and model.towers["text"].fingerprint != about["text_model_hash"]:
+        here, then = model.towers["text"].fingerprint, about["text_model_hash"]
+        raise ValueError(f"text model {cfg.text_model!r} has hash {here}; {folder} was trained with {then}")
+    return Model(cfg, model.to(device).eval())

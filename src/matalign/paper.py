@@ -1,0 +1,154 @@
+"""The last stage: metrics of all others in; tables, figures and the typeset paper out."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import typst
+
+from matalign import figures, paths, tables
+
+STAGES = ("curate", "pretrain", "properties", "retrieval", "defects")
+SOURCE = paths.ROOT / "paper"
+EPOCH = 1_735_689_600  # 2025-01-01, the time every PDF is stamped with: the same input gives the same bytes
+
+TEXT_END_PT = 72 * (11 - 0.85) + 1  # US letter less the bottom margin of main.typ
+
+Metrics = Mapping[str, Any]
+
+
+def read(folder: Path) -> dict[str, Metrics]:
+    """Metrics of the five stages.
+
+    Args:
+        folder: `results/<profile>/metrics`.
+
+    Raises:
+        FileNotFoundError: a stage has not written its metrics.
+    """
+    missing = [stage for stage in STAGES if not (folder / f"{stage}.json").exists()]
+    if missing:
+        raise FileNotFoundError(f"{folder}: no {missing[0]}.json; run the stage {missing[0]} first")
+    return {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in STAGES}
+
+
+def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
+    """Every figure of the paper by name; one whose rows a profile leaves out is an empty panel."""
+    return {
+        "method": figures.method(),
+        "curation": figures.curation(metrics["curate"]),
+        "training": figures.training(metrics["pretrain"]),
+        "learning_curve": figures.learning_curve(metrics["properties"]),
+        "parity": figures.parity(metrics["properties"]),
+        "retrieval": figures.retrieval(metrics["retrieval"]),
+        "defects": figures.defects(metrics["defects"]),
+        "dose": figures.dose(metrics["defects"]),
+    }
+
+
+def typeset(folder: Path, *, title: str, source: Path = SOURCE) -> Path:
+    """Typeset the paper from `metrics/`, `tables/` and `figures/` of a results folder.
+
+    Needs no network and none of the machine's fonts: typst brings its own, packages are not used.
+
+    Args:
+        folder: `results/<profile>`, with tables and figures made.
+        title: of the paper.
+        source: folder of `main.typ`, `references.bib` and `deviations.csv`.
+
+    Returns:
+        `folder / "paper.pdf"`.
+
+    Raises:
+        ValueError: the source does not compile, with the place; or typst warns (unknown font, unsettled layout).
+    """
+    pdf = folder / "paper.pdf"
+    pdf.write_bytes(document(folder, title=title, source=source)[0])
+    return pdf
+
+
+def pages(folder: Path, *, title: str, source: Path = SOURCE, ppi: float = 100) -> list[bytes]:
+    """The paper's pages as PNG images, to look at."""
+    return document(folder, title=title, source=source, format="png", ppi=ppi)
+
+
+def document(folder: Path, *, title: str, source: Path, format: str = "pdf", ppi: float | None = None) -> list[bytes]:
+    """The paper in the given format, one item a page for images. Arguments as `typeset`."""
+    try:
+        out, warnings = compiler(folder, title=title, source=source).compile_with_warnings(
+            format=format, ppi=ppi, timestamp=EPOCH
+        )
+    except typst.TypstError as error:
+        raise ValueError(error.diagnostic) from None
+    if warnings:
+        raise ValueError("; ".join(w.diagnostic for w in warnings))
+    return out if isinstance(out, list) else [out]
+
+
+def compiler(folder: Path, *, title: str, source: Path) -> typst.Compiler:
+    """Typst set up for a results folder; all paths in the document are relative to what it and `source` share."""
+    folder, source = folder.resolve(), source.resolve()
+    root = Path(os.path.commonpath([folder, source]))
+    inputs = {"results": f"/{folder.relative_to(root)}", "title": title}
+    return typst.Compiler(source / "main.typ", root=root, ignore_system_fonts=True, sys_inputs=inputs)
+
+
+def overflowing(folder: Path, *, title: str, source: Path = SOURCE) -> list[str]:
+    """Figures and tables that run below the text area of their page; a layout to mend. Arguments as `typeset`."""
+    ends = json.loads(compiler(folder, title=title, source=source).query("<end>"))
+    return [f"{end['name']}, page {end['page']}" for end in (e["value"] for e in ends) if end["y"] > TEXT_END_PT]
+
+
+def cost(folder: Path) -> tables.Table:
+    """Minutes of each stage, from provenance: outside the claim of identity, so for the README and not for the PDF.
+
+    Args:
+        folder: `results/<profile>`.
+
+    Raises:
+        FileNotFoundError: a stage has left no provenance.
+    """
+    made = {stage: json.loads((folder / "provenance" / f"{stage}.json").read_text()) for stage in (*STAGES, "paper")}
+    rows = [
+        {
+            "stage": stage,
+            "minutes": record["minutes"],
+            "cores": record["machine"]["cores"],
+            "gpus": len(record["machine"]["gpus"]),
+            "cpu": record["machine"]["cpu"],
+        }
+        for stage, record in made.items()
+    ]
+    rows.append({"stage": "all", "minutes": sum(r["minutes"] for r in rows), "cores": "", "gpus": "", "cpu": ""})
+    cells = [[r["stage"], f"{r['minutes']:.1f}", str(r["cores"]), str(r["gpus"]), r["cpu"]] for r in rows]
+    text = f"Wall time of the profile {folder.name}."
+    return tables.Table("cost", text, pd.DataFrame(rows), ["stage", "minutes", "cores", "GPUs", "processor"], cells)
+
+
+def deviations(source: Path = SOURCE) -> tables.Table:
+    """What differs from the proposal; the paper prints the same file."""
+    rows = pd.read_csv(source / "deviations.csv", dtype=str, keep_default_na=False)
+    return tables.Table("deviations", "Deviations from the proposal.", rows, list(rows), rows.to_numpy().tolist())
+
+
+def fill(text: str, folder: Path, *, source: Path = SOURCE) -> str:
+    """A README with the tables between its marks (``<!-- table: claims -->`` … ``<!-- end -->``) made anew.
+
+    Args:
+        text: of the README.
+        folder: `results/<profile>`; `claims` and `cost` stay as they are where it is absent.
+        source: as in `typeset`.
+    """
+    made = {"deviations": deviations(source)}
+    if (folder / "metrics").is_dir():
+        made |= {"claims": tables.claims(read(folder / "metrics")), "cost": cost(folder)}
+
+    def replace(match: re.Match) -> str:
+        table = made.get(match["name"])
+        return f"{match['start']}\n{tables.markdown(table)}{match['end']}" if table else match[0]
+
+    return re.sub(r"(?P<start><!-- table: (?P<name>\w+) -->).*?(?P<end><!-- end -->)", replace, text, flags=re.S)

@@ -1,0 +1,95 @@
+"""Who made a stage's files: time, machine, versions, commit; beside the results, outside the claim of identity."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from matalign import paths
+from matalign.config import Stage
+
+
+def record(cfg: Stage, *, minutes: float, fits: Path) -> dict[str, Any]:
+    """What to keep about one run of a stage; no host name, user or path.
+
+    Args:
+        cfg: the stage's parameters.
+        minutes: wall time of the run.
+        fits: what `scratch.note` has written during it.
+    """
+    return {
+        "parameters": dataclasses.asdict(cfg),
+        "minutes": round(minutes, 2),
+        "fits": count_fits(fits),
+        "machine": machine(),
+        "versions": versions(),
+        "git": commit(),
+    }
+
+
+def count_fits(log: Path) -> dict[str, dict[str, float]]:
+    """Per kind of fit: how many this run computed, how many it loaded, and the minutes all took when computed."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    counts = Counter((line["stage"], line["state"]) for line in lines)
+    return {
+        kind: {
+            "computed": counts[kind, "computed"],
+            "loaded": counts[kind, "loaded"],
+            "minutes": round(sum(line["seconds"] for line in lines if line["stage"] == kind) / 60, 2),
+        }
+        for kind in sorted({line["stage"] for line in lines})
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores this process may use, memory in GiB, graphics processors, system."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)$", info.read_text(), flags=re.MULTILINE) if info.exists() else []
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_GiB": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
+        "gpus": gpus(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def gpus() -> list[str]:
+    """Names of the GPUs, asked of the driver's tool so that this process never touches CUDA."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
+
+
+def versions() -> dict[str, str]:
+    """Python's version, and those of the packages that this one names in its metadata and finds installed."""
+    found = {"python": platform.python_version()}
+    for requirement in importlib.metadata.requires("matalign") or []:
+        name = re.match(r"[\w.-]+", requirement)[0]
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # an extra that is not installed
+            continue
+    return found
+
+
+def commit() -> dict[str, Any] | None:
+    """The commit, and whether sources differ from it (what a run itself rewrites is not asked); None outside git."""
+    made = [":!results", ":!dvc.lock", ":!params.yaml"]  # params.yaml: the parameters are recorded themselves
+    status = ["status", "--porcelain", "--untracked-files=no", "--", ".", *made]
+    git = [
+        subprocess.run(["git", *args], cwd=paths.ROOT, capture_output=True, text=True, check=False)
+        for args in (["rev-parse", "HEAD"], status)
+    ]
+    if git[0].returncode != 0:
+        return None
+    return {"sha": git[0].stdout.strip(), "dirty": bool(git[1].stdout.strip())}

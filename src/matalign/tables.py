@@ -1,0 +1,401 @@
+"""Tables of the paper, from metrics alone: long rows for machines (`.csv`), the printed form for readers (`.tex`).
+
+A printed table is a selection of its rows: one metric a target, intervals in brackets. Its caption carries what a
+number needs to be read: cohort, test materials, chemical systems, seeds, the interval, and whether the data are
+synthetic.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from matalign import figures
+from matalign.scratch import write_json
+
+Metrics = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+NAMES = {
+    "formation_energy_eV_atom": "formation energy",
+    "band_gap_eV": "band gap",
+    "is_metal": "metal",
+    "bulk_modulus_GPa": "bulk modulus",
+    "shear_modulus_GPa": "shear modulus",
+}
+PRINTED_METRICS = ("MAE", "F1", "accuracy")  # of a target, the first that it has
+MISSING = "–"
+INTERVAL = "Brackets: 95 % interval, bootstrap over {unit} nested with seeds."
+SYNTHETIC = "Numbers come from the synthetic sample."
+TEX = {
+    "\\": r"\textbackslash{}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "→": r"$\rightarrow$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "×": r"$\times$",
+    "−": "$-$",
+    "–": "--",
+    "Å": r"\AA{}",
+    "Δ": r"$\Delta$",
+    "²": "$^2$",
+    "³": "$^3$",
+    "°": r"$^\circ$",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: long rows, and its printed form."""
+
+    name: str  # of its files
+    caption: str
+    rows: pd.DataFrame  # tidy, numbers as numbers
+    header: list[str]  # a line break inside a cell is \n
+    cells: list[list[str]]
+
+
+def number(value: float | None, *, digits: int = 3) -> str:
+    """A number in fixed format, with a true minus sign; "–" for none."""
+    if value is None or value != value:
+        return MISSING
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def interval(row: Row, *, value: str = "value", digits: int = 3) -> str:
+    """``value [low, high]``."""
+    low, high = number(row.get("low"), digits=digits), number(row.get("high"), digits=digits)
+    return number(row[value], digits=digits) + ("" if MISSING in (low, high) else f" [{low}, {high}]")
+
+
+def span(values: Iterable[float]) -> str:
+    """``5`` or ``1–5``: from the least to the greatest of some counts; "–" of none."""
+    values = set(values)
+    if not values:
+        return MISSING
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def caption(text: str, metrics: Metrics, *, unit: str = "chemical systems") -> str:
+    """A caption with the interval explained and synthetic data named."""
+    return " ".join([text, INTERVAL.format(unit=unit), *([SYNTHETIC] if metrics["synthetic"] else [])])
+
+
+def frame(rows: Iterable[Row]) -> pd.DataFrame:
+    """Rows sorted by what is not a number (and by label share, mask level and dose), columns in their own order."""
+    table = pd.DataFrame(list(rows))
+    keys = [
+        c for c in table if not pd.api.types.is_numeric_dtype(table[c]) or c in ("label_percent", "level", "dose_low")
+    ]
+    return table.sort_values(keys, kind="stable", ignore_index=True) if keys else table
+
+
+def claims(metrics: Mapping[str, Metrics]) -> Table:
+    """The proposal's claims with value, interval, threshold and verdict."""
+    rows = [{"stage": s, **claim} for s in ("properties", "retrieval", "defects") for claim in metrics[s]["claims"]]
+    cells = []
+    for r in rows:
+        digits = 1 if r["unit"] == "%" else 3
+        cells.append(
+            [
+                r["claim"] + (f" ({r['note']})" if r.get("note") else ""),
+                with_unit(interval(r, digits=digits), r["unit"]),
+                with_unit(number(r["threshold"], digits=digits), r["unit"]),
+                r["verdict"],
+            ]
+        )
+    text = "Claims of the proposal, as pass or fail."
+    return Table(
+        "claims",
+        caption(text, metrics["properties"], unit="chemical systems (hosts, for defects)"),
+        pd.DataFrame(rows),
+        ["claim", "value", "threshold", "verdict"],
+        cells,
+    )
+
+
+def with_unit(text: str, unit: str) -> str:
+    """A number followed by its unit, if it has both."""
+    return f"{text} {unit}" if unit and text != MISSING else text
+
+
+def properties(metrics: Metrics) -> list[Table]:
+    """One table a target and cohort: arms down, split and share of labels across."""
+    tables = []
+    targets = {(r["cohort"], r["target"]) for r in metrics["results"]}
+    for cohort, target in sorted(targets, key=lambda t: (t[0], list(NAMES).index(t[1]))):
+        rows = [r for r in metrics["results"] if (r["cohort"], r["target"]) == (cohort, target)]
+        metric = next(m for m in (*PRINTED_METRICS, rows[0]["metric"]) if any(r["metric"] == m for r in rows))
+        shown = [r for r in rows if r["metric"] == metric]
+        runs = sorted({(r["split"], r["label_percent"]) for r in shown})
+        header, cells = ["arm"], []
+        for split, percent in runs:
+            here = [r for r in shown if (r["split"], r["label_percent"]) == (split, percent)]
+            n, seeds = span(r["n_train"] for r in here), counted((r["seeds"] for r in here), "seed")
+            header.append(f"{split} {percent:g} %\nn = {n}, {seeds}")
+        for arm in figures.ordered(r["arm"] for r in shown):
+            by_run = {(r["split"], r["label_percent"]): r for r in shown if r["arm"] == arm}
+            cells.append(
+                [figures.arm(arm).label, *(interval(by_run[run]) if run in by_run else MISSING for run in runs)]
+            )
+        unit = f", {shown[0]['unit']}" if shown[0]["unit"] else ""
+        tests = "; ".join(
+            f"{split}: {counted((r['n_test'] for r in shown if r['split'] == split), 'test material')} of "
+            f"{counted((r['n_chemsys'] for r in shown if r['split'] == split), 'chemical system')}"
+            for split in sorted({s for s, _ in runs})
+        )
+        text = f"{metric} of the {NAMES[target]}{unit}; cohort {cohort}, from the structure alone. {tests}. "
+        text += "Columns: split, share of the training labels, number of training materials and of seeds."
+        name = f"properties_{cohort}_{target}"
+        tables.append(Table(name, caption(text, metrics), frame(rows), header, cells))
+    return tables
+
+
+def counted(counts: Iterable[int], noun: str) -> str:
+    """``1–5 seeds``, ``1 seed``."""
+    text = span(counts)
+    return f"{text} {noun}" + ("" if text == "1" else "s")
+
+
+def gains(metrics: Metrics) -> Table:
+    """What pretraining buys: relative reduction of the error, paired."""
+    rows = sorted(
+        metrics["comparisons"], key=lambda r: (list(NAMES).index(r["target"]), r["split"], r["label_percent"])
+    )
+    printed = [r for r in rows if r["baseline"] in ("scratch", "scratch_long")] or rows
+    cells = [
+        [
+            NAMES[r["target"]],
+            f"{r['split']} {r['label_percent']:g} %",
+            figures.arm(r["arm"]).label,
+            figures.arm(r["baseline"]).label,
+            interval(r, value="gain_percent", digits=1),
+            number(r["p_holm"]),
+            str(r["seeds"]),
+            f"{r['n_test']:,}",
+        ]
+        for r in printed
+    ]
+    cohorts = ", ".join(sorted({r["cohort"] for r in rows})) or MISSING
+    text = f"Reduction of the error against a baseline, in per cent, paired by material; cohort {cohorts}. "
+    text += "p: Holm-corrected over all baselines (gains.csv). A negative number is a loss."
+    header = ["target", "split, labels", "arm", "baseline", "gain (%)", "p", "seeds", "n test"]
+    return Table("gains", caption(text, metrics), frame(rows), header, cells)
+
+
+def retrieval(metrics: Metrics, *, levels: tuple[int, ...] = (1, 2)) -> Table:
+    """Structure to protocol: arms down, mask levels across, full gallery above the hard one."""
+    everything = figures.retrieval_rows(metrics["results"])
+    rows = [r for r in everything if (r["query"], r["target"]) == ("structure", "text")]
+    levels = tuple(level for level in levels if any(r["level"] == level for r in rows))
+    header = ["gallery", "arm"]
+    for level in levels:
+        header += [f"L{level}\nR@1", f"L{level}\nR@10", f"L{level}\nMRR", f"L{level}\nMRR, ties worst"]
+    cells = []
+    for gallery in ("full", "hard"):
+        here = [r for r in rows if r["gallery"] == gallery]
+        for arm in figures.ordered(r["arm"] for r in here):
+            line = [gallery, figures.arm(arm).label]
+            for level in levels:
+                by = {r["metric"]: r for r in here if r["arm"] == arm and r["level"] == level}
+                line += [number(by[m]["value"]) if m in by else MISSING for m in ("R@1", "R@10")]
+                line.append(interval(by["MRR"]) if "MRR" in by else MISSING)
+                line.append(number(by["MRR"].get("value_pessimistic")) if "MRR" in by else MISSING)
+            cells.append(line)
+    sizes = {g: span(r["n_gallery"] for r in rows if r["gallery"] == g) for g in sorted({r["gallery"] for r in rows})}
+    text = f"From structure to protocol: {span(r['n_queries'] for r in rows)} queries of "
+    text += f"{span(r['n_chemsys'] for r in rows)} held-out chemical systems, ranked among "
+    text += " and ".join(f"{n} materials ({g} gallery)" for g, n in sizes.items())
+    text += ". Ties count in expectation; beside it, resolved against the arm."
+    return Table("retrieval", caption(text, metrics), frame(everything), header, cells)
+
+
+def retrieval_pairs(metrics: Metrics, *, arms: tuple[str, ...] = ("structure", "image"), level: int = 1) -> Table:
+    """Every direction between the three modalities, full gallery, for the aligned towers."""
+    rows = [
+        r
+        for r in metrics["results"]
+        if r["gallery"] == "full"
+        and r["arm"] in arms
+        and ("text" not in (r["query"], r["target"]) or r["level"] == level)
+    ]
+    cells = []
+    for query, target, arm in sorted({(r["query"], r["target"], r["arm"]) for r in rows}):
+        here = [r for r in rows if (r["query"], r["target"], r["arm"]) == (query, target, arm)]
+        by = {r["metric"]: r for r in here}
+        cells.append(
+            [
+                f"{query} → {target.replace('text', 'protocol')}".replace("text →", "protocol →"),
+                *(number(by[m]["value"]) if m in by else MISSING for m in ("R@1", "R@10")),
+                interval(by["MRR"]) if "MRR" in by else MISSING,
+                span(r["n_queries"] for r in here),
+                span(r["n_gallery"] for r in here),
+            ]
+        )
+    text = f"Aligned towers, all directions, full gallery (protocols at L{level})."
+    header = ["query → target", "R@1", "R@10", "MRR", "queries", "gallery"]
+    return Table("retrieval_pairs", caption(text, metrics), frame(rows), header, cells)
+
+
+def retrieval_differences(metrics: Metrics) -> Table:
+    """Paired differences in MRR between the structure tower and its baselines."""
+    rows = [r for r in metrics["comparisons"] if r["metric"] == "MRR"]
+    order = sorted(rows, key=lambda r: (r["gallery"], r["level"], r["query"], r["arm"], r["baseline"]))
+    cells = [
+        [
+            r["gallery"],
+            f"L{r['level']}",
+            f"{figures.arm(r['arm']).label.removesuffix(' tower')} − {figures.arm(r['baseline']).label}",
+            interval(r, value="difference"),
+            number(r["p_holm"]),
+        ]
+        for r in order
+        if (r["query"], r["target"]) == ("structure", "text")
+    ]
+    text = "Paired differences in MRR, structure to protocol. p: Holm-corrected over the family."
+    header = ["gallery", "level", "arms", "Δ MRR", "p"]
+    return Table("retrieval_differences", caption(text, metrics), frame(metrics["comparisons"]), header, cells)
+
+
+def defects(metrics: Metrics) -> Table:
+    """Defect classes: macro-F1, accuracy, calibration."""
+    rows = metrics["results"]
+    cells = []
+    for arm in figures.ordered(r["arm"] for r in rows):
+        by = {r["metric"]: r for r in rows if r["arm"] == arm}
+        cells.append([figures.arm(arm).label, *(interval(by[m]) if m in by else MISSING for m in DEFECT_METRICS)])
+    text = f"Five defect classes: {counted((r['n_images'] for r in rows), 'test image')} of "
+    text += f"{counted((r['n_hosts'] for r in rows), 'host')}, {counted((r['seeds'] for r in rows), 'seed')}; "
+    text += "hosts split by chemical system, "
+    text += "all classes equally from every host. ECE: expected calibration error."
+    header = ["arm", "macro-F1", "accuracy", "ECE"]
+    return Table("defects", caption(text, metrics, unit="hosts"), frame(rows), header, cells)
+
+
+DEFECT_METRICS = ("macro_F1", "accuracy", "ECE")
+
+
+def defect_differences(metrics: Metrics) -> Table:
+    """Paired differences in macro-F1."""
+    order = list(figures.ARMS)
+    rows = sorted(metrics["comparisons"], key=lambda r: (order.index(r["baseline"]), order.index(r["arm"])))
+    cells = [
+        [
+            f"{figures.arm(r['arm']).label} − {figures.arm(r['baseline']).label}",
+            interval(r, value="difference"),
+            number(r["p_holm"]),
+        ]
+        for r in rows
+        if r["arm"] not in ("majority", "context")
+    ]
+    text = "Paired differences in macro-F1 on the same images. p: Holm-corrected over the family."
+    header = ["arms", "Δ macro-F1", "p"]
+    return Table("defect_differences", caption(text, metrics, unit="hosts"), frame(rows), header, cells)
+
+
+def audit(metrics: Metrics) -> Table:
+    """What training and test share, by ladder and key."""
+    rows = metrics["audit"]
+    keys = list(dict.fromkeys(r["key"] for r in rows))
+    cells = []
+    for ladder in dict.fromkeys(r["ladder"] for r in rows):
+        by = {r["key"]: r for r in rows if r["ladder"] == ladder}
+        cells.append(
+            [
+                ladder,
+                *(
+                    f"{by[k]['overlap']:,}" + ("*" if by[k]["asserted_zero"] else "") if k in by else MISSING
+                    for k in keys
+                ),
+            ]
+        )
+    text = "What training and test share, counted. *: asserted to be zero."
+    text += f" {SYNTHETIC}" if metrics["synthetic"] else ""
+    return Table("audit", text, pd.DataFrame(list(rows)), ["split", *(k.replace("_", " ") for k in keys)], cells)
+
+
+def cohorts(metrics: Metrics) -> Table:
+    """Materials and chemical systems of each cohort."""
+    rows = [{"cohort": name, **counts} for name, counts in metrics["cohorts"].items()]
+    columns = [c for c in rows[0] if c != "cohort"] if rows else []
+    cells = [[r["cohort"], *(f"{r[c]:,}" if c in r else MISSING for c in columns)] for r in rows]
+    text = "Cohorts." + (f" {SYNTHETIC}" if metrics["synthetic"] else "")
+    return Table("cohorts", text, pd.DataFrame(rows), ["cohort", *(c.replace("_", " ") for c in columns)], cells)
+
+
+def skipped(metrics: Metrics) -> Table:
+    """Rows left out at curation, with the reason."""
+    rows = sorted(metrics["skipped"], key=lambda r: (r["source"], -r["rows"], r["reason"]))
+    cells = [[r["source"], r["reason"].replace("_", " "), f"{r['rows']:,}"] for r in rows]
+    text = "Rows left out at curation." + (f" {SYNTHETIC}" if metrics["synthetic"] else "")
+    return Table("skipped", text, pd.DataFrame(rows), ["source", "reason", "rows"], cells)
+
+
+def build(metrics: Mapping[str, Metrics]) -> list[Table]:
+    """All tables of the paper.
+
+    Args:
+        metrics: stage -> what it wrote.
+    """
+    return [
+        cohorts(metrics["curate"]),
+        audit(metrics["curate"]),
+        skipped(metrics["curate"]),
+        *properties(metrics["properties"]),
+        gains(metrics["properties"]),
+        retrieval(metrics["retrieval"]),
+        retrieval_pairs(metrics["retrieval"]),
+        retrieval_differences(metrics["retrieval"]),
+        defects(metrics["defects"]),
+        defect_differences(metrics["defects"]),
+        claims(metrics),
+    ]
+
+
+def write(tables: Iterable[Table], folder: Path) -> None:
+    """Write each table as `<name>.csv` (long rows) and `<name>.tex`, and all printed forms as `tables.json`.
+
+    Args:
+        tables: what to write.
+        folder: made if absent.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    printed = {}
+    for table in tables:
+        table.rows.to_csv(folder / f"{table.name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+        (folder / f"{table.name}.tex").write_text(tex(table))
+        printed[table.name] = {"caption": table.caption, "header": table.header, "cells": table.cells}
+    write_json(folder / "tables.json", printed)
+
+
+def tex(table: Table) -> str:
+    """A LaTeX `table` environment (booktabs)."""
+    header = [r"\shortstack{" + r" \\ ".join(map(escape, h.split("\n"))) + "}" for h in table.header]
+    lines = [
+        r"\begin{table}",
+        rf"\caption{{{escape(table.caption)}}}",
+        rf"\label{{tab:{table.name}}}",
+        rf"\begin{{tabular}}{{{'l' * len(header)}}}",
+        r"\toprule",
+        *(" & ".join(row) + r" \\" for row in [header]),
+        r"\midrule",
+        *(" & ".join(map(escape, row)) + r" \\" for row in table.cells),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX source."""
+    return "".join(TEX.get(c, c) for c in text)
+
+
+def markdown(table: Table) -> str:
+    """The printed form as a GitHub table, for the README."""
+    flat = [[c.replace("\n", "<br>").replace("|", r"\|") for c in row] for row in [table.header, *table.cells]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [flat[0], ["---"] * len(flat[0]), *flat[1:]]) + "\n"

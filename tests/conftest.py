@@ -1,0 +1,73 @@
+"""Named crystals: atomic numbers (n,), fractional coordinates (n, 3), lattice rows (3, 3) in angstrom."""
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+# Shapes and types of these modules' tensors are checked under pytest, and only there.
+install_import_hook(
+    ["matalign.graphs", "matalign.encoders.crystal", "matalign.properties", "matalign.losses"], "beartype.beartype"
+)
+
+FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+Crystal = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def nacl() -> Crystal:
+    """Rock salt, primitive; a = 5.64 Å: six neighbours at a/2, twelve at a/√2."""
+    return np.array([11, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), 5.64 * FCC
+
+
+@pytest.fixture(scope="session")
+def si() -> Crystal:
+    """Diamond, primitive; a = 5.431 Å: four neighbours at √3a/4, twelve at a/√2, twelve at √11a/4."""
+    return np.array([14, 14]), np.array([[0, 0, 0], [0.25, 0.25, 0.25]]), 5.431 * FCC
+
+
+@pytest.fixture(scope="session")
+def srtio3() -> Crystal:
+    """Cubic perovskite, a = 3.905 Å; Ti in the centre."""
+    sites = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
+    return np.array([38, 22, 8, 8, 8]), sites, 3.905 * np.eye(3)
+
+
+@pytest.fixture(scope="session")
+def molecule() -> Crystal:
+    """Water (O–H 0.958 Å, 104.5°) in a box of 12 Å."""
+    half = np.deg2rad(104.5 / 2)
+    sites = np.array([[0, 0, 0], [np.sin(half), np.cos(half), 0], [-np.sin(half), np.cos(half), 0]])
+    return np.array([8, 1, 1]), (0.958 * sites + 6) / 12, 12.0 * np.eye(3)
+
+
+@pytest.fixture(scope="session")
+def one_atom() -> Crystal:
+    """Copper, primitive face-centred cubic; a = 3.61 Å: every neighbour is an image of the atom itself."""
+    return np.array([29]), np.zeros((1, 3)), 3.61 * FCC
+
+
+@pytest.fixture(scope="session")
+def isolated() -> Crystal:
+    """One argon atom in a box of 20 Å: no neighbour within any cutoff used here."""
+    return np.array([18]), np.full((1, 3), 0.3), 20.0 * np.eye(3)
+
+
+@pytest.fixture(scope="session")
+def skewed() -> Crystal:
+    """Three atoms in general position in a flat, oblique cell."""
+    lattice = np.array([[4.1, 0.0, 0.0], [3.0, 3.3, 0.0], [-2.6, 1.9, 4.4]])
+    return np.array([56, 22, 8]), np.array([[0.03, 0.11, 0.92], [0.47, 0.55, 0.38], [0.81, 0.29, 0.66]]), lattice
+
+
+@pytest.fixture(scope="session")
+def crystals(nacl, si, srtio3, molecule, one_atom, isolated, skewed) -> dict[str, Crystal]:
+    """All of them, by name."""
+    return {
+        "nacl": nacl,
+        "si": si,
+        "srtio3": srtio3,
+        "molecule": molecule,
+        "one_atom": one_atom,
+        "isolated": isolated,
+        "skewed": skewed,
+    }

@@ -1,0 +1,107 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from matalign import config, paths
+
+PROFILES = [key for key in yaml.safe_load(paths.PARAMS.read_text()) if key not in ("base", "profiles")]
+
+
+@pytest.fixture
+def params(tmp_path):
+    """A params.yaml to break: a function that edits the parsed file and gives the path of the result."""
+
+    def write(edit):
+        values = yaml.safe_load(paths.PARAMS.read_text())
+        edit(values)
+        file = tmp_path / "params.yaml"
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_defines_every_stage(profile):
+    for stage, cls in config.STAGES.items():
+        cfg = config.load(stage, profile)
+        assert type(cfg) is cls
+        assert cfg.profile == profile
+
+
+def test_profiles_are_there():
+    assert {"sample", "laptop", "ablations", "full", "tiny"} <= set(PROFILES)
+
+
+def test_a_profile_overrides_base_and_leaves_the_rest(params):
+    def edit(values):
+        values["base"]["pretrain"] |= {"epochs": 6, "width": 64}
+        values["sample"]["pretrain"] = {"epochs": 2}
+
+    cfg = config.load("pretrain", "sample", file=params(edit))
+    assert (cfg.epochs, cfg.width) == (2, 64)
+
+
+def test_unknown_key_names_file_key_and_nearest(params):
+    file = params(lambda values: values["tiny"]["pretrain"].update(epoch=1))
+    with pytest.raises(ValueError, match=r"params\.yaml: tiny\.pretrain: unknown parameter 'epoch'.*'epochs'"):
+        config.load("pretrain", "tiny", file=file)
+
+
+def test_unknown_section_names_the_nearest(params):
+    file = params(lambda values: values["tiny"].update(pretraining={}))
+    with pytest.raises(ValueError, match=r"tiny: unknown stage 'pretraining'.*'pretrain'"):
+        config.load("curate", "tiny", file=file)
+
+
+def test_missing_key(params):
+    file = params(lambda values: values["base"]["curate"].pop("workers"))
+    with pytest.raises(ValueError, match=r"sample\.curate: missing parameter 'workers'"):
+        config.load("curate", "sample", file=file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("epochs", "six", "int"),
+        ("epochs", 6.0, "int"),
+        ("epochs", True, "int"),
+        ("gpus", 4, "str"),
+        ("learning_rate", "3e-4", "float"),  # what YAML 1.1 makes of 3e-4, without a dot
+        ("learning_rate", None, "float"),
+    ],
+)
+def test_wrong_type(params, key, value, kind):
+    file = params(lambda values: values["full"]["pretrain"].update({key: value}))
+    with pytest.raises(ValueError, match=rf"params\.yaml: full\.pretrain: {key} must be {kind}, got "):
+        config.load("pretrain", "full", file=file)
+
+
+def test_a_whole_number_is_a_float_where_one_is_expected(params):
+    file = params(lambda values: values["base"]["curate"].update(max_temperature_C=2000))
+    value = config.load("curate", "sample", file=file).max_temperature_C
+    assert value == 2000.0
+    assert type(value) is float
+
+
+def test_unknown_stage_and_profile():
+    with pytest.raises(ValueError, match="no stage 'train'; one of curate, pretrain"):
+        config.load("train", "sample")
+    with pytest.raises(ValueError, match=r"params\.yaml: no profile 'desktop'; one of sample, laptop"):
+        config.load("curate", "desktop")
+
+
+def test_collect_takes_the_fields_out_of_a_namespace():
+    cfg = config.load("paper", "sample")
+    assert config.collect(config.Paper, {**dataclasses.asdict(cfg), "__name__": "x", "np": object()}) == cfg
+    with pytest.raises(ValueError, match="parameters cell: missing parameter"):
+        config.collect(config.Paper, {"profile": "sample", "seed": 0, "threads": 2})
+
+
+def test_configs_are_frozen_and_flat():
+    cfg = config.load("curate", "sample")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cfg.seed = 1
+    for cls in config.STAGES.values():
+        assert {f.type for f in dataclasses.fields(cls)} <= {str, int, float, bool}

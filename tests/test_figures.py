@@ -1,0 +1,256 @@
+"""Figures and tables from plausible metrics: what is drawn, which bytes are written, what the cells say."""
+
+import csv
+import itertools
+import json
+import re
+import zlib
+from unittest import mock
+
+import matplotlib as mpl
+import numpy as np
+import plausible
+import pytest
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from matalign import figures, tables
+
+MADE = ("curation", "training", "learning_curve", "parity", "retrieval", "defects", "dose")
+STAGE = {"curation": "curate", "training": "pretrain", "learning_curve": "properties", "parity": "properties"}
+STAGE |= {"retrieval": "retrieval", "defects": "defects", "dose": "defects"}
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with mpl.rc_context():
+        figures.style()
+        yield
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    return plausible.metrics()
+
+
+def draw(name, metrics):
+    return getattr(figures, name)(metrics[STAGE[name]])
+
+
+def clashes(fig):
+    """Pairs of texts of a figure (ticks, titles, legends) whose boxes overlap, and texts cut off by the page."""
+    drawn = {}
+
+    def note(text, renderer, draw=mpl.text.Text.draw):
+        if text.get_visible() and text.get_text().strip():
+            drawn[text] = text.get_window_extent(renderer).padded(-0.6)
+        draw(text, renderer)
+
+    with mock.patch.object(mpl.text.Text, "draw", note):
+        FigureCanvasAgg(fig).draw()
+    page = fig.bbox
+    cut = [t for t, b in drawn.items() if b.x0 < page.x0 or b.x1 > page.x1 or b.y0 < page.y0 or b.y1 > page.y1]
+    clash = [(t, u) for (t, b), (u, c) in itertools.combinations(drawn.items(), 2) if b.overlaps(c)]
+    assert drawn
+    return [t.get_text() for t in cut] + [(t.get_text(), u.get_text()) for t, u in clash]
+
+
+def test_clashes_are_seen():
+    fig = figures.Drawing(figsize=(2, 1))
+    fig.text(0.1, 0.5, "one")
+    fig.text(0.12, 0.5, "two")
+    fig.text(0.9, 0.1, "too long")
+    assert sorted(map(str, clashes(fig))) == ["('one', 'two')", "too long"]
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_nothing_overlaps_or_is_cut_off(name, metrics):
+    fig = draw(name, metrics)
+    assert clashes(fig) == []
+    assert fig.get_figwidth() in (figures.COLUMN_IN, figures.PAGE_IN)
+
+
+def test_method_drawing_stays_on_its_page():
+    assert clashes(figures.method()) == []
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_axes_are_labelled_and_letters_large_enough(name, metrics):
+    fig = draw(name, metrics)
+    for ax in fig.axes:
+        heatmap = bool(ax.collections) and not ax.get_xlabel()  # its axes are classes and arms
+        assert heatmap or ax.get_xlabel() or ax.get_ylabel()
+    assert min(t.get_fontsize() for t in fig.findobj(mpl.text.Text) if t.get_text()) >= 6.5
+
+
+def test_same_figure_same_bytes(tmp_path, metrics):
+    for folder in ("a", "b"):
+        for name in ("retrieval", "training"):
+            figures.save(draw(name, metrics), tmp_path / folder, name)
+    for file in sorted((tmp_path / "a").iterdir()):
+        data = file.read_bytes()
+        assert data == (tmp_path / "b" / file.name).read_bytes()
+        assert b"CreationDate" not in data
+        assert b"Software" not in data
+
+
+def test_pdf_fonts_are_embedded_as_truetype(tmp_path, metrics):
+    _, pdf = figures.save(draw("training", metrics), tmp_path, "training")
+    data = pdf.read_bytes()
+    streams = [
+        zlib.decompress(s) for s in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", data, flags=re.S) if s[:1] == b"x"
+    ]
+    everything = b"\n".join([data, *streams])
+    assert b"/CIDFontType2" in everything
+    assert b"/FontFile2" in everything
+    assert b"/Type3" not in everything
+
+
+def test_font_comes_with_matplotlib():
+    file = font_manager.findfont(font_manager.FontProperties(family=mpl.rcParams["font.family"]))
+    assert mpl.get_data_path() in file
+
+
+def luminance_lab(colour, matrix):
+    """CIE Lab of an sRGB colour as seen with a colour deficiency (Machado et al. 2009 matrices, linear RGB)."""
+    rgb = np.array(mpl.colors.to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(matrix @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+    f = [np.cbrt(t) if t > 0.008856 else 7.787 * t + 16 / 116 for t in xyz / [0.9505, 1.0, 1.089]]
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+PROTANOPIA = np.array(
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+)
+DEUTERANOPIA = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+)
+
+
+@pytest.mark.parametrize("matrix", [np.eye(3), PROTANOPIA, DEUTERANOPIA], ids=["full", "protanopia", "deuteranopia"])
+@pytest.mark.parametrize(
+    "arms",
+    [
+        ["dummy", "composition", "cgconv", "scratch", "scratch_long", "pretrained", "ridge"],
+        ["random", "formula", "jaccard", "stoichiometry", "tfidf", "composition", "aligned", "structure"],
+        ["majority", "context", "image", "image_composition", "image_structure", "image_other", "image_text"],
+    ],
+    ids=["properties", "retrieval", "defects"],
+)
+def test_arms_of_a_figure_differ_in_colour_and_marker(arms, matrix):
+    for i, a in enumerate(arms):
+        for b in arms[:i]:
+            distance = np.linalg.norm(
+                luminance_lab(figures.COLOURS[a], matrix) - luminance_lab(figures.COLOURS[b], matrix)
+            )
+            assert distance > 15, (a, b, distance)
+            assert figures.ARMS[a].marker != figures.ARMS[b].marker, (a, b)
+
+
+def test_an_arm_without_colour_is_named(metrics):
+    row = {**metrics["defects"]["dose"][0], "arm": "imagee"}
+    with pytest.raises(KeyError, match="imagee"):
+        figures.dose({"dose": [row]})
+
+
+def test_learning_curve_draws_the_split_with_most_label_shares(metrics):
+    fig = figures.learning_curve(metrics["properties"])
+    line = next(c for c in fig.axes[0].containers if c.get_label() == figures.ARMS["scratch"].label)
+    rows = metrics["properties"]["results"]
+    want = {
+        r["label_percent"]: r["value"]
+        for r in rows
+        if (r["split"], r["target"], r["metric"], r["arm"]) == ("chemsys", "formation_energy_eV_atom", "MAE", "scratch")
+    }
+    np.testing.assert_allclose(line.lines[0].get_xydata(), sorted(want.items()))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_sparse_metrics_are_drawn(name):
+    sparse = plausible.metrics(runs=[("random", 100, 1)], property_arms={"dummy": 3.0}, levels=(1,))
+    sparse["curate"] |= {"skipped": [], "audit": []}
+    sparse["pretrain"]["history"] = sparse["pretrain"]["history"][:1]
+    sparse["properties"]["parity"] = {"true": [0.5], "predicted": [0.5]}
+    sparse["defects"] |= {"dose": [], "recall": []}
+    FigureCanvasAgg(draw(name, sparse)).draw()
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def test_numbers_are_printed_in_a_fixed_format():
+    assert tables.number(-1234.5678, digits=2) == "−1,234.57"
+    assert tables.number(float("nan")) == "–"
+    assert tables.interval({"value": 0.0491, "low": 0.0453, "high": 0.0528}) == "0.049 [0.045, 0.053]"
+    assert tables.interval({"value": 0.5, "low": None, "high": None}) == "0.500"
+    assert tables.span([5, 1, 3]) == "1–5"
+    assert tables.counted([1, 1], "seed") == "1 seed"
+    assert tables.escape("a_b ≥ 15 %") == r"a\_b $\geq$ 15 \%"
+
+
+def test_property_table_puts_each_run_under_its_column(metrics):
+    table = next(t for t in tables.properties(metrics["properties"]) if "formation" in t.name)
+    assert table.header[1] == "chemsys 1 %\nn = 147, 5 seeds"
+    cells = {row[0]: row[1:] for row in table.cells}
+    rows = metrics["properties"]["results"]
+    row = next(r for r in rows if (r["arm"], r["split"], r["metric"]) == ("ridge", "random", "MAE"))
+    assert cells["frozen + ridge"][-1] == tables.interval(row)
+    assert "4,205 test materials of 2,811 chemical systems" in table.caption
+    assert "cohort A" in table.caption
+    assert "95 % interval" in table.caption
+
+
+def test_missing_run_is_a_dash():
+    metrics = plausible.metrics()["properties"]
+    metrics["results"] = [r for r in metrics["results"] if (r["arm"], r["label_percent"]) != ("ridge", 1)]
+    table = tables.properties(metrics)[0]
+    assert next(row for row in table.cells if row[0] == "frozen + ridge")[1] == "–"
+
+
+def test_tables_are_written_sorted_and_the_same_whatever_the_order(tmp_path, metrics):
+    tables.write(tables.build(metrics), tmp_path / "a")
+    shuffled = json.loads(json.dumps(metrics))
+    rng = np.random.default_rng(0)
+    for stage in ("properties", "retrieval", "defects"):
+        for key in ("results", "comparisons"):
+            rng.shuffle(shuffled[stage][key])
+    tables.write(tables.build(shuffled), tmp_path / "b")
+    names = sorted(f.name for f in (tmp_path / "a").iterdir())
+    assert {"claims.csv", "claims.tex", "gains.csv", "retrieval.csv", "defects.csv", "tables.json"} <= set(names)
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_csv_keeps_every_row_and_value(tmp_path, metrics):
+    tables.write(tables.build(metrics), tmp_path)
+    with open(tmp_path / "retrieval.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(metrics["retrieval"]["results"])
+    want = {
+        (r["query"], r["target"], r["gallery"], r["arm"], r["metric"], r["level"]): r
+        for r in figures.retrieval_rows(metrics["retrieval"]["results"])
+    }
+    assert {"aligned", "structure"} <= {r["arm"] for r in rows}
+    for r in rows:
+        w = want[(r["query"], r["target"], r["gallery"], r["arm"], r["metric"], int(r["level"]))]
+        assert float(r["value"]) == pytest.approx(w["value"], rel=1e-5)
+        assert int(r["n_queries"]) == w["n_queries"]
+
+
+def test_every_tex_row_has_as_many_cells_as_columns(tmp_path, metrics):
+    for table in tables.build(metrics):
+        lines = tables.tex(table).splitlines()
+        columns = len(re.search(r"\\begin\{tabular\}\{(l+)\}", "\n".join(lines))[1])
+        body = [line for line in lines if line.endswith(r" \\")]
+        assert len(body) == len(table.cells) + 1
+        for line in body:
+            assert len(re.findall(r"(?<!\\)&", line)) == columns - 1, line
+
+
+def test_synthetic_numbers_say_so_in_every_caption():
+    for table in tables.build(plausible.metrics(synthetic=True)):
+        assert tables.SYNTHETIC in table.caption, table.name
+    for table in tables.build(plausible.metrics()):
+        assert tables.SYNTHETIC not in table.caption, table.name

@@ -1,0 +1,118 @@
+"""The README names only what exists, and its tables are those of their sources."""
+
+import json
+import re
+
+import matplotlib as mpl
+import numpy as np
+import plausible
+import pytest
+from matplotlib.image import imread
+from project import REPOSITORY
+
+from matalign import config, figures, paper, paths
+
+TEXT = (REPOSITORY / "README.md").read_text()
+CODE = re.findall(r"`([^`\n]+)`", TEXT) + re.findall(r"^```sh\n(.*?)^```", TEXT, flags=re.M | re.S)
+LAPTOP = REPOSITORY / "results" / "laptop"
+REMAKE = "make it anew: f.write_text(paper.fill(f.read_text(), paths.results('laptop')))"
+
+
+def test_every_path_exists():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
+    files = [c for c in CODE if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", c) and ("/" in c or "." in c)]
+    assert len(files) > 10
+    made = ("results/", ".venv")  # by make
+    missing = [f for f in links + files if not f.startswith(made) and not (REPOSITORY / f).exists()]
+    assert missing == []
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), flags=re.M))
+    named = {t for c in CODE for t in re.findall(r"\bmake (?!PROFILE)([a-z]+)", c)}
+    assert {"repro", "check", "help"} <= named <= targets
+
+
+def test_every_profile_and_stage_named_exists():
+    profiles = {p for c in CODE for p in re.findall(r"PROFILE=(\w+)", c)}
+    assert {"laptop", "full"} <= profiles
+    for profile in profiles:
+        config.load("paper", profile)
+    stages = [s for c in CODE for s in re.findall(r"python -m matalign\.run (\w+)", c)]
+    assert stages == list(config.STAGES)
+
+
+def test_every_result_file_is_made():
+    """The files of the result table exist in a profile's results, where there are any."""
+    named = [c.removeprefix("results/<p>/") for c in CODE if c.startswith("results/<p>/")]
+    assert len(named) >= 15
+    folders = [f for f in (REPOSITORY / "results").glob("*") if (f / "paper.pdf").exists()]
+    if not folders:
+        pytest.skip("no profile has been run: no results folder to look into")
+    for folder in folders:
+        missing = [name for name in named if not (folder / name).exists()]
+        assert missing == [], folder.name
+
+
+def test_environment_variable_is_the_codes():
+    assert "MATALIGN_MIRROR" in TEXT
+    assert "MATALIGN_MIRROR" in (REPOSITORY / "src" / "matalign" / "sources.py").read_text()
+
+
+def test_tables_are_those_of_their_sources():
+    assert paper.fill(TEXT, LAPTOP) == TEXT, REMAKE
+
+
+def test_deviations_are_the_papers():
+    block = re.search(r"<!-- table: deviations -->\n(.*?)<!-- end -->", TEXT, flags=re.S)[1]
+    rows = [[c.strip() for c in line.strip("|\n").split("|")] for line in block.strip().splitlines()]
+    assert rows[2:] == paper.deviations().cells
+
+
+def test_claims_are_those_of_the_laptop_run():
+    if not (LAPTOP / "metrics").is_dir():
+        pytest.skip("results/laptop is absent: the README has no claims to compare")
+    block = re.search(r"<!-- table: claims -->\n(.*?)<!-- end -->", TEXT, flags=re.S)[1]
+    claims = [
+        c for stage in ("properties", "retrieval", "defects") for c in paper.read(LAPTOP / "metrics")[stage]["claims"]
+    ]
+    lines = block.strip().splitlines()[2:]
+    assert len(lines) == len(claims)
+    for line, claim in zip(lines, claims, strict=True):
+        assert line.rstrip(" |").endswith(claim["verdict"])
+        assert f"{abs(claim['value']):,.{1 if claim['unit'] == '%' else 3}f}" in line
+
+
+def test_method_figure_is_the_codes(tmp_path):
+    with mpl.rc_context():
+        figures.style()
+        figures.method().savefig(tmp_path / "method.png", metadata={"Software": None})
+    drawn, committed = imread(tmp_path / "method.png"), imread(REPOSITORY / "paper" / "method.png")
+    assert drawn.shape == committed.shape
+    assert np.abs(drawn - committed).mean() < 1e-3  # letters may differ by a pixel between builds of freetype
+
+
+def test_paths_agree():
+    assert paths.ROOT == REPOSITORY
+
+
+def test_fill_makes_each_table_between_its_marks(tmp_path):
+    folder = tmp_path / "laptop"
+    for part in ("metrics", "provenance"):
+        (folder / part).mkdir(parents=True)
+    metrics = plausible.metrics()
+    for stage, values in metrics.items():
+        (folder / "metrics" / f"{stage}.json").write_text(json.dumps(values))
+    for i, stage in enumerate(config.STAGES):
+        made = {"minutes": i + 0.25, "machine": {"cores": 2, "gpus": [], "cpu": "a processor"}}
+        (folder / "provenance" / f"{stage}.json").write_text(json.dumps(made))
+    text = "a\n<!-- table: claims -->\nformerly\n<!-- end -->\nb\n<!-- table: cost -->\n<!-- end -->\nc\n"
+    filled = paper.fill(text, folder)
+    assert "formerly" not in filled
+    assert filled.startswith("a\n<!-- table: claims -->\n| claim | value | threshold | verdict |\n| --- |")
+    assert filled.count("| PASS |") + filled.count("| FAIL |") == 6
+    assert "| defects | 4.2 | 2 | 0 | a processor |" in filled
+    assert "| all | 16.5 |  |  |  |" in filled
+    assert filled.endswith("<!-- end -->\nc\n")
+    assert paper.fill(filled, folder) == filled
+    assert paper.fill(filled, tmp_path / "absent") == filled

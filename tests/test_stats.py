@@ -1,0 +1,198 @@
+import time
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from matalign import stats
+from matalign.stats import bootstrap, holm, paired
+
+OPTIONS = {"resamples": 500, "seed": 0}
+
+
+def clustered(rng, *, clusters=40, size=6, spread=1.0, noise=0.5):
+    """Items whose mean is zero in expectation, with a common deviation in each cluster."""
+    deviation = rng.normal(scale=spread, size=clusters)
+    label = np.repeat(np.arange(clusters), size)
+    return deviation[label] + rng.normal(scale=noise, size=clusters * size), label
+
+
+class TestBootstrap:
+    def test_value_is_the_plain_mean(self):
+        got = bootstrap(np.array([[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]]), ["a", "a", "b"], **OPTIONS)
+        assert got.value == pytest.approx(4.0)
+        assert got.low <= got.value <= got.high
+        assert got.p is None
+
+    def test_all_resamples_of_two_clusters_by_hand(self):
+        """Clusters {0, 0} and {3}: a resample is aa (mean 0), ab twice (mean 1) or bb (mean 3)."""
+        sampler = stats._Resampler(["a", "a", "b"], resamples=20000, seed=1)
+        estimates = sampler.estimates(np.array([[0.0, 0.0, 3.0]]), "mean")
+        assert estimates[0] == pytest.approx(1.0)
+        values, counts = np.unique(estimates[1:], return_counts=True)
+        np.testing.assert_allclose(values, [0, 1, 3])
+        np.testing.assert_allclose(counts / 20000, [0.25, 0.5, 0.25], atol=0.01)
+
+    def test_seeds_are_resampled_too(self):
+        """No spread between items: what is left is that between seeds."""
+        values = np.repeat([[0.0], [1.0], [2.0], [3.0]], 50, axis=1)
+        got = bootstrap(values, np.arange(50), resamples=4000, seed=0)
+        assert got.value == pytest.approx(1.5)
+        draws = np.random.default_rng(9).choice([0.0, 1.0, 2.0, 3.0], size=(20000, 4)).mean(1)
+        np.testing.assert_allclose([got.low, got.high], np.quantile(draws, [0.025, 0.975]), atol=0.26)
+
+    def test_callable_equals_the_fast_path(self):
+        rng = np.random.default_rng(0)
+        values, label = clustered(rng)
+        values = np.stack([values, values + rng.normal(size=values.shape)])
+        fast = bootstrap(values, label, resamples=2000, seed=3)
+        slow = bootstrap(values, label, statistic=np.mean, resamples=2000, seed=3)
+        assert slow.value == pytest.approx(fast.value)
+        np.testing.assert_allclose([slow.low, slow.high], [fast.low, fast.high], atol=0.03)
+
+    def test_rmse(self):
+        errors = np.array([[3.0, -4.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+        got = bootstrap(errors, np.arange(4), statistic="rmse", **OPTIONS)
+        assert got.value == pytest.approx((2.5 + 1.0) / 2)
+
+    def test_macro_f1_as_callable(self):
+        rng = np.random.default_rng(0)
+        true = rng.integers(5, size=200)
+        predicted = np.where(rng.random(200) < 0.7, true, rng.integers(5, size=200))
+
+        def macro_f1(items):
+            return f1_score(items[:, 0], items[:, 1], average="macro", labels=range(5), zero_division=0)
+
+        values = np.stack([true, predicted], axis=1)[None]  # (1, 200, 2)
+        got = bootstrap(values, np.arange(200) // 5, statistic=macro_f1, resamples=100, seed=0)
+        assert got.value == pytest.approx(f1_score(true, predicted, average="macro"))
+        assert got.low < got.value < got.high
+
+    def test_same_seed_same_interval_whatever_the_chunks(self, monkeypatch):
+        values, label = clustered(np.random.default_rng(0))
+        first = bootstrap(values, label, **OPTIONS)
+        monkeypatch.setattr(stats, "CHUNK", 100)
+        again = bootstrap(values, label, **OPTIONS)
+        assert (again.value, again.low, again.high) == pytest.approx((first.value, first.low, first.high), rel=1e-12)
+
+    def test_labels_of_any_kind_and_order(self):
+        values, label = clustered(np.random.default_rng(0), clusters=5)
+        names = np.array(["Fe-O", "Li-O", "Al-O", "Ti-O", "V-O"])[label]
+        a = bootstrap(values, names, resamples=4000, seed=0)
+        b = bootstrap(values, label, resamples=4000, seed=0)
+        np.testing.assert_allclose([a.value, a.low, a.high], [b.value, b.low, b.high], atol=0.05)
+
+    def test_one_cluster_collapses(self):
+        got = bootstrap(np.array([1.0, 2.0]), ["a", "a"], **OPTIONS)
+        assert (got.low, got.value, got.high) == (1.5, 1.5, 1.5)
+
+    def test_ties_have_no_width(self):
+        got = bootstrap(np.full((3, 20), 0.5), np.arange(20) // 2, **OPTIONS)
+        assert (got.low, got.value, got.high) == (0.5, 0.5, 0.5)
+
+    @pytest.mark.parametrize(
+        ("values", "clusters", "message"),
+        [
+            (np.zeros((2, 0)), [], "nothing to resample"),
+            (np.zeros((0, 3)), [0, 1, 2], "nothing to resample"),
+            (np.zeros(3), [0, 1], "3 items, but 2 cluster labels"),
+            (np.array([0.0, np.nan, np.nan]), [0, 1, 2], "2 values are NaN, first at item 1"),
+        ],
+    )
+    def test_bad_input(self, values, clusters, message):
+        with pytest.raises(ValueError, match=message):
+            bootstrap(values, clusters, **OPTIONS)
+
+    def test_unknown_statistic(self):
+        with pytest.raises(ValueError, match="median"):
+            bootstrap(np.zeros(3), [0, 1, 2], statistic="median", **OPTIONS)
+
+    def test_fast_enough(self):
+        rng = np.random.default_rng(0)
+        values = rng.normal(size=(5, 8000))
+        start = time.perf_counter()
+        bootstrap(values, rng.integers(5000, size=8000), resamples=1000, seed=0)
+        assert time.perf_counter() - start < 10  # about 0.2 s on a free core
+
+
+class TestCoverage:
+    def test_clusters_cover_and_items_would_not(self):
+        """The truth is 0: the interval holds it in about 95 % of the studies, one over single items in far fewer."""
+        rng = np.random.default_rng(11)
+        hits = {"clusters": 0, "items": 0}
+        for _ in range(200):
+            values, label = clustered(rng)
+            for name, labels in (("clusters", label), ("items", np.arange(len(values)))):
+                got = bootstrap(values, labels, resamples=300, seed=int(rng.integers(2**31)))
+                hits[name] += got.low <= 0 <= got.high
+        assert 0.90 <= hits["clusters"] / 200 <= 0.985
+        assert hits["items"] / 200 < 0.75
+
+    def test_paired_p_value_is_uniform_under_the_null(self):
+        """With no difference, about 5 % of the p-values fall below 0.05."""
+        rng = np.random.default_rng(5)
+        p = []
+        for _ in range(200):
+            (a, label), (b, _) = clustered(rng), clustered(rng)
+            p.append(paired(a, b, label, resamples=300, seed=int(rng.integers(2**31))).p)
+        assert 0.015 <= np.mean(np.array(p) < 0.05) <= 0.10
+        assert 0.38 <= np.median(p) <= 0.62
+
+
+class TestPaired:
+    def test_pairing_removes_what_is_shared(self):
+        rng = np.random.default_rng(0)
+        base, label = clustered(rng, spread=5.0)
+        better = base + 0.2 + rng.normal(scale=0.05, size=base.shape)
+        got = paired(better, base, label, **OPTIONS)
+        assert got.value == pytest.approx((better - base).mean())
+        assert 0.1 < got.low < got.high < 0.3
+        assert got.p == pytest.approx(2 / 501)
+        alone = bootstrap(better, label, **OPTIONS)
+        assert alone.high - alone.low > 10 * (got.high - got.low)
+
+    def test_relative(self):
+        got = paired(np.array([[1.0, 2.0, 3.0]]), np.array([[2.0, 4.0, 6.0]]), [0, 1, 2], relative=True, **OPTIONS)
+        assert (got.value, got.low, got.high) == (pytest.approx(-0.5), pytest.approx(-0.5), pytest.approx(-0.5))
+
+    def test_identical_arms_do_not_differ(self):
+        a = np.random.default_rng(0).normal(size=(2, 30))
+        got = paired(a, a, np.arange(30), **OPTIONS)
+        assert (got.value, got.low, got.high, got.p) == (0.0, 0.0, 0.0, 1.0)
+
+    def test_sign(self):
+        rng = np.random.default_rng(0)
+        a, b = rng.normal(size=40), rng.normal(size=40)
+        forward, back = paired(a, b, np.arange(40), **OPTIONS), paired(b, a, np.arange(40), **OPTIONS)
+        assert forward.value == pytest.approx(-back.value)
+        assert forward.p == back.p
+
+    def test_one_seed_against_several(self):
+        rng = np.random.default_rng(0)
+        a, b = rng.normal(size=(4, 30)), rng.normal(size=30)
+        one = paired(a, b, np.arange(30), **OPTIONS)
+        every = paired(a, np.repeat(b[None], 4, axis=0), np.arange(30), **OPTIONS)
+        np.testing.assert_allclose([one.value, one.low, one.high, one.p], [every.value, every.low, every.high, every.p])
+
+    def test_seeds_that_cannot_be_paired(self):
+        with pytest.raises(ValueError, match="2 seeds cannot be paired with 3"):
+            paired(np.zeros((2, 4)), np.zeros((3, 4)), [0, 1, 2, 3], **OPTIONS)
+
+
+class TestHolm:
+    def test_by_hand(self):
+        """Sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, made non-decreasing: .04 .06 .06 .06."""
+        np.testing.assert_allclose(holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06])
+
+    def test_capped_at_one_and_ties(self):
+        np.testing.assert_allclose(holm([0.5, 0.5, 0.9]), [1.0, 1.0, 1.0])
+        np.testing.assert_allclose(holm([0.01, 0.01]), [0.02, 0.02])
+
+    def test_single_and_empty(self):
+        assert holm([0.03]) == pytest.approx([0.03])
+        assert holm([]).shape == (0,)
+
+    @pytest.mark.parametrize("bad", [[1.2], [-0.1], [float("nan")]])
+    def test_not_a_probability(self, bad):
+        with pytest.raises(ValueError, match="p-values"):
+            holm(bad)
