@@ -92,6 +92,11 @@ class Project:
         files = [f for folder in folders for f in sorted(folder.rglob("*")) if f.is_file()]
         return {str(f.relative_to(self.root)): f.read_bytes() for f in files if f.parent.name != "provenance"}
 
+    def clone(self, root: Path) -> "Project":
+        """What git holds of the project: nothing that a run has made."""
+        assert self.command("git", "clone", "-q", ".", str(root)).returncode == 0
+        return Project(root)
+
     def copy(self, root: Path) -> "Project":
         """The project as it stands, resume state and DVC's cache included."""
         shutil.copytree(self.root, root, symlinks=True)

@@ -7,6 +7,7 @@ import sys
 
 import nbformat
 import pytest
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from project import PROFILE, REPOSITORY, Project, finished
 
@@ -91,12 +92,13 @@ def nbval(project: Project, *files) -> subprocess.CompletedProcess:
 
 def parameterised(name: str, parameters: dict, project: Project):
     """A notebook with other parameters, written into the project's folder."""
-    notebook = nbformat.read(project.root / "notebooks" / f"{name}.ipynb", as_version=4)
+    notebook = load_notebook_node(str(project.root / "notebooks" / f"{name}.ipynb"))
     file = project.root / f"{name}.ipynb"
     nbformat.write(parameterize_notebook(notebook, parameters), file)
     return file
 
 
+@pytest.mark.timeout(1800)  # it may be the test that runs the pipeline first
 def test_nbval_executes_every_notebook(tmp_path):
     project = finished().project.copy(tmp_path / "project")
     for made in ("results", "data/curated"):  # the stages write them anew, one after the other

@@ -17,6 +17,7 @@ from matalign import check, config, run, scratch
 
 DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 STAGES = [f"{stage}@{PROFILE}" for stage in config.STAGES]
+pytestmark = pytest.mark.timeout(1800)  # a run of all stages takes two minutes, and more on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_a_run_makes_everything_in_minutes(whole):
         assert (whole.results / "provenance" / f"{stage}.json").exists()
     assert f"results/{PROFILE}/paper.pdf" in names
     # most of it is five kernels' imports; on a machine busy with other things the processor's time is the fair measure
-    assert min(run_once.wall_s, run_once.cpu_s) <= 180, (run_once.wall_s, run_once.cpu_s)
+    assert min(run_once.wall_s, run_once.cpu_s) <= 300, (run_once.wall_s, run_once.cpu_s)
 
 
 def test_a_second_run_does_nothing(whole):
@@ -133,7 +134,7 @@ def test_a_parameter_runs_what_depends_on_it_and_nothing_else(copy):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_killed_runs_leave_nothing_running_and_end_with_the_same_files(whole, tmp_path):
-    project = make(tmp_path / "project")
+    project = whole.clone(tmp_path / "project")
     for stage, process in {"curate": "ipykernel_launcher", "pretrain": "matalign.train"}.items():
         for kill in (os.kill, os.killpg):  # dvc alone, then all that Ctrl-C would reach
             repro = project.start_repro()
@@ -173,8 +174,7 @@ def test_check_of_a_bare_clone_rebuilds_the_paper_from_committed_metrics(copy, t
     kept = [str(copy.results / name) for name in check.COMPARED]
     for command in (["add", "-f", *kept], ["add", "dvc.lock"], ["commit", "-q", "-m", "results"]):
         assert copy.command("git", *command).returncode == 0
-    assert copy.command("git", "clone", "-q", ".", str(tmp_path / "clone")).returncode == 0
-    checked = Project(tmp_path / "clone").matalign_run("--check", PROFILE)
+    checked = copy.clone(tmp_path / "clone").matalign_run("--check", PROFILE)
     assert checked.returncode == 0, checked.stdout[-3000:]
     assert "identical to git's" in checked.stdout
     assert ran(checked.stdout) == ["source", f"paper@{PROFILE}"]
