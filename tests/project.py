@@ -1,5 +1,6 @@
 """A copy of this project in a temporary folder, in which the pipeline runs on the `tiny` profile."""
 
+import atexit
 import functools
 import json
 import os
@@ -136,7 +137,9 @@ class Finished:
 @functools.cache
 def finished() -> Finished:
     """The one full run that tests share; they must not change it, but copy it."""
-    project = make(Path(tempfile.mkdtemp(prefix="matalign-test-")) / "project")
+    folder = tempfile.mkdtemp(prefix="matalign-test-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    project = make(Path(folder) / "project")
     wall, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     output = project.repro()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
