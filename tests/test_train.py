@@ -128,16 +128,17 @@ def test_finished_run_is_published_without_training_again(project, bert, monkeyp
     assert [json.loads(line)["state"] for line in fits.read_text().splitlines()] == ["computed", "loaded"]
 
 
-def test_dry_run_on_two_ranks_is_the_run_of_one(project, bert, capfd):
-    # 28 views in batches of 7: shares of 4 and 3 rows
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_dry_run_on_several_ranks_is_the_run_of_one(project, bert, capfd, ranks):
+    # 28 views in batches of 7: shares of 4 and 3 rows, or of 2, 2, 2 and 1
     cfg = tiny.pretrain(bert, batch_size=7, image_fraction=0.5)
-    folder = train.launch(cfg, dry_run_ranks=2)
+    folder = train.launch(cfg, dry_run_ranks=ranks)
     assert "epoch 1/3" in capfd.readouterr().err
     assert not paths.results("tiny").exists()
-    two, one = train.metrics(folder), train.metrics(fit(cfg, "one", max_steps=2))
-    assert two["ranks"] == 2
-    assert len(two["steps"]) == len(one["steps"]) == 2
-    for a, b in zip([*two["steps"], *two["history"]], [*one["steps"], *one["history"]], strict=True):
+    several, one = train.metrics(folder), train.metrics(fit(cfg, "one", max_steps=2))
+    assert several["ranks"] == ranks
+    assert len(several["steps"]) == len(one["steps"]) == 2
+    for a, b in zip([*several["steps"], *several["history"]], [*one["steps"], *one["history"]], strict=True):
         assert {k: v for k, v in a.items() if k != "recall_val"} == pytest.approx(
             {k: v for k, v in b.items() if k != "recall_val"}, rel=1e-5
         )
