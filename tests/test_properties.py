@@ -202,6 +202,17 @@ def test_composition_gives_both_structures_of_a_salt_the_same_value(fitted):
     assert fit.steps == 0
 
 
+def test_composition_learns_where_most_labels_are_zero(root):
+    t = properties.task(make())
+    gap = np.maximum(t.materials.formula.str.contains("Cl|Br").to_numpy(float) * 3 - 0.5, 0)
+    zero_inflated = dataclasses.replace(t, labels=np.stack([t.labels[:, 0], gap], 1))
+    assert (gap == 0).mean() > 0.6
+    parts = properties.rows(zero_inflated, Fit("composition", "random", 100.0, 0, 0))
+    out = properties.fit_composition(zero_inflated, parts)
+    truth = zero_inflated.labels[parts["test"], 1]
+    assert np.abs(out["test"][:, 1] - truth).mean() < 0.3 * np.abs(truth - np.median(gap)).mean()
+
+
 def test_ridge_recovers_a_linear_rule(root):
     t = properties.task(make())
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 Metrics = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -225,6 +225,9 @@ def learning_curve(metrics: Metrics, *, metric: str = "MAE") -> Figure:
         percents = sorted({r["label_percent"] for r in rows})
         ax.set_xscale("log")
         ax.set_xticks(percents, [f"{p:g}" for p in percents])
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
         ax.set(xlabel="labels (%)", ylabel=f"{SYMBOLS[target]} {metric}" + (f" ({unit})" if unit else ""))
         if percents:
