@@ -105,6 +105,8 @@ def test_fill_makes_each_table_between_its_marks(tmp_path):
         (folder / "metrics" / f"{stage}.json").write_text(json.dumps(values))
     for i, stage in enumerate(config.STAGES):
         made = {"minutes": i + 0.25, "machine": {"cores": 2, "gpus": [], "cpu": "a processor"}}
+        if stage == "pretrain":  # run again in no time
+            made = {**made, "minutes": 0.01, "computed": made}
         (folder / "provenance" / f"{stage}.json").write_text(json.dumps(made))
     text = "a\n<!-- table: claims -->\nformerly\n<!-- end -->\nb\n<!-- table: cost -->\n<!-- end -->\nc\n"
     filled = paper.fill(text, folder)

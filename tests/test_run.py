@@ -215,10 +215,31 @@ def test_provenance_counts_fits(tmp_path):
     }
 
 
+def test_provenance_keeps_the_run_that_computed_what_later_runs_loaded(tmp_path):
+    log, file = tmp_path / "fits.jsonl", tmp_path / "retrieval.json"
+
+    def run_again(state, minutes, **changes):
+        log.write_text(json.dumps({"stage": "retrieval", "state": state, "seconds": 60}) + "\n")
+        cfg = dataclasses.replace(config.load("retrieval", "sample"), **changes)
+        record = provenance.record(cfg, minutes=minutes, fits=log, earlier=file)
+        file.write_text(json.dumps(record))
+        return record
+
+    assert "computed" not in run_again("loaded", 0.5)  # by whom, nobody knows
+    assert "computed" not in run_again("computed", 9.0)
+    for minutes in (0.2, 0.1):
+        record = run_again("loaded", minutes)
+        assert (record["minutes"], record["computed"]["minutes"]) == (minutes, 9.0)
+        assert set(record["computed"]) == {"minutes", "machine", "git"}
+    assert "computed" not in run_again("loaded", 0.3, seed=1)
+    assert "computed" not in run_again("computed", 8.0, seed=1)
+
+
 def test_provenance_tells_machine_and_versions_but_neither_host_nor_path(tmp_path):
     import platform
 
-    record = provenance.record(config.load("paper", "sample"), minutes=1.234, fits=tmp_path / "absent")
+    absent = tmp_path / "absent"
+    record = provenance.record(config.load("paper", "sample"), minutes=1.234, fits=absent, earlier=absent)
     assert record["minutes"] == 1.23
     assert record["versions"]["python"] == platform.python_version()
     assert {"torch", "numpy", "dvc"} <= set(record["versions"])

@@ -106,6 +106,8 @@ def overflowing(folder: Path, *, title: str, source: Path = SOURCE) -> list[str]
 def cost(folder: Path) -> tables.Table:
     """Minutes of each stage, from provenance: outside the claim of identity, so for the README and not for the PDF.
 
+    Of a stage that was run again and loaded all its fits, they are those of the run that computed them.
+
     Args:
         folder: `results/<profile>`.
 
@@ -113,6 +115,7 @@ def cost(folder: Path) -> tables.Table:
         FileNotFoundError: a stage has left no provenance.
     """
     made = {stage: json.loads((folder / "provenance" / f"{stage}.json").read_text()) for stage in (*STAGES, "paper")}
+    made = {stage: {**record, **record.get("computed", {})} for stage, record in made.items()}
     rows = [
         {
             "stage": stage,

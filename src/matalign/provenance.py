@@ -16,15 +16,17 @@ from matalign import paths
 from matalign.config import Stage
 
 
-def record(cfg: Stage, *, minutes: float, fits: Path) -> dict[str, Any]:
+def record(cfg: Stage, *, minutes: float, fits: Path, earlier: Path) -> dict[str, Any]:
     """What to keep about one run of a stage; no host name, user or path.
 
     Args:
         cfg: the stage's parameters.
         minutes: wall time of the run.
         fits: what `scratch.note` has written during it.
+        earlier: the record of the run before, if there was one. If this run has loaded all its fits, `computed` keeps
+            minutes, machine and commit of the run of these parameters that did compute them.
     """
-    return {
+    made = {
         "parameters": dataclasses.asdict(cfg),
         "minutes": round(minutes, 2),
         "fits": count_fits(fits),
@@ -32,6 +34,11 @@ def record(cfg: Stage, *, minutes: float, fits: Path) -> dict[str, Any]:
         "versions": versions(),
         "git": commit(),
     }
+    if made["fits"] and not any(kind["computed"] for kind in made["fits"].values()) and earlier.exists():
+        before = json.loads(earlier.read_text())
+        if before["parameters"] == made["parameters"]:
+            made["computed"] = before.get("computed") or {k: before[k] for k in ("minutes", "machine", "git")}
+    return made
 
 
 def count_fits(log: Path) -> dict[str, dict[str, float]]:

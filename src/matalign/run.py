@@ -49,9 +49,9 @@ def run(stage: str, profile: str) -> None:
         minutes = (time.monotonic() - start) / 60
         save(executed, paths.results(profile) / "notebooks" / notebook.name)
         page.write(executed, paths.results(profile) / "notebooks" / f"{notebook.stem}.html")
-        made = paths.results(profile) / "provenance"
-        made.mkdir(parents=True, exist_ok=True)
-        scratch.write_json(made / f"{stage}.json", provenance.record(cfg, minutes=minutes, fits=fits))
+        made = paths.results(profile) / "provenance" / f"{stage}.json"
+        made.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_json(made, provenance.record(cfg, minutes=minutes, fits=fits, earlier=made))
 
 
 def check_parameters(notebook: Path, cfg: config.Stage) -> None:
