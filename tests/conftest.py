@@ -6,7 +6,14 @@ from jaxtyping import install_import_hook
 
 # Shapes and types of these modules' tensors are checked under pytest, and only there.
 install_import_hook(
-    ["matalign.graphs", "matalign.encoders.crystal", "matalign.properties", "matalign.losses"], "beartype.beartype"
+    [
+        "matalign.graphs",
+        "matalign.encoders.crystal",
+        "matalign.encoders.xrd",
+        "matalign.properties",
+        "matalign.losses",
+    ],
+    "beartype.beartype",
 )
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])

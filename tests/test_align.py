@@ -66,12 +66,12 @@ def test_the_seed_makes_the_weights_whatever_was_drawn_before(bert):
 
 @pytest.mark.parametrize("modalities", ["crystal", "crystal crystal", ""])
 def test_fewer_than_two_modalities(bert, modalities):
-    with pytest.raises(ValueError, match="two or more of crystal, text, image"):
+    with pytest.raises(ValueError, match="two or more of composition, crystal, image, text, xrd, each once"):
         align.build(tiny.pretrain(bert, modalities=modalities))
 
 
 def test_unknown_modality_and_tower(bert):
-    with pytest.raises(ValueError, match="no modality 'spectrum'; one of crystal, text, image"):
+    with pytest.raises(ValueError, match="no modality 'spectrum'; one of composition, crystal, image, text, xrd"):
         align.build(tiny.pretrain(bert, modalities="crystal spectrum"))
     with pytest.raises(ValueError, match="ild or cgconv, got 'gat'"):
         align.build(tiny.pretrain(bert, crystal_tower="gat"))

@@ -322,7 +322,7 @@ def test_the_same_raw_files_give_the_same_bytes(curated, project):
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(curated, monkeypatch):
-    monkeypatch.setattr(curate, "CIFS_PER_TASK", 4)
+    monkeypatch.setattr(curate, "CRYSTALS_PER_TASK", 4)
     parse, seen = sources.parse_cif, []
 
     def breaking(text):
@@ -351,7 +351,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(curated, monkeypatch):
 RUN = """
 from matalign import curate, paths, sources
 if __name__ == "__main__":
-    curate.CIFS_PER_TASK = 8
+    curate.CRYSTALS_PER_TASK = 8
     curate.parse_cifs([m.cif for m in sources.materials(paths.ROOT / "raw")], workers=2)
 """
 
@@ -378,7 +378,7 @@ def test_killed_in_the_middle_it_leaves_no_process_and_goes_on(project, monkeypa
     before = done()
     assert 3 <= len(before) < 50
 
-    monkeypatch.setattr(curate, "CIFS_PER_TASK", 8)
+    monkeypatch.setattr(curate, "CRYSTALS_PER_TASK", 8)
     cfg = config.build(
         config.Curate, {**vars(config.load("curate", "tiny")), "raw": "raw", "max_materials": 0}, where="test"
     )

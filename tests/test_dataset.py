@@ -46,7 +46,8 @@ def curated(structures) -> Curated:
         }
     )
     splits = pd.DataFrame({"mp_id": materials.mp_id, "random": "train", "chemsys": "test", "pretrain": "excluded"})
-    return Curated(materials, structures, protocols, splits, {"counts": {"materials": 3}})
+    extras = {"xrd": np.array([[0.5, 1], [1, 0.25], [np.nan, np.nan]], np.float16)}
+    return Curated(materials, structures, protocols, splits, {"counts": {"materials": 3}}, extras=extras)
 
 
 def test_a_round_trip_keeps_everything(curated, tmp_path):
@@ -57,6 +58,8 @@ def test_a_round_trip_keeps_everything(curated, tmp_path):
     for name, dtype in dataset.TENSORS.items():
         assert getattr(back.structures, name).dtype == dtype
         np.testing.assert_array_equal(getattr(back.structures, name), getattr(curated.structures, name))
+    assert back.extra("xrd").dtype == np.float16
+    np.testing.assert_array_equal(back.extra("xrd"), curated.extra("xrd"))
     assert back.audit == {"counts": {"materials": 3}}
     assert back.digest == curated.digest
     assert back.materials.formula[0] == "NaN"
@@ -70,10 +73,12 @@ def test_the_same_content_gives_the_same_bytes(curated, tmp_path):
     assert pq.read_schema(tmp_path / "a" / "materials.parquet").metadata is None  # no pandas version in the bytes
 
 
-@pytest.mark.parametrize("change", ["materials", "structures", "protocols", "splits"])
+@pytest.mark.parametrize("change", ["materials", "structures", "protocols", "splits", "extras"])
 def test_the_digest_follows_the_content(curated, change):
     if change == "structures":
         other = dataclasses.replace(curated.structures, lattice=curated.structures.lattice * 1.01)
+    elif change == "extras":
+        other = {"xrd": curated.extra("xrd") / 2}
     else:
         column = {"materials": "band_gap_eV", "protocols": "text_L3", "splits": "pretrain"}[change]
         other = getattr(curated, change).copy()
@@ -133,6 +138,7 @@ def test_structures_that_do_not_fit_are_refused(structures, broken, message):
         ({"materials": lambda c: c.materials.drop(columns="band_gap_eV")}, "materials: no column 'band_gap_eV'"),
         ({"materials": lambda c: c.materials[::-1]}, "sorted and unique"),
         ({"splits": lambda c: c.splits[:2]}, "3 materials, but 3 structures and 2 rows of splits"),
+        ({"extras": lambda c: {"xrd": c.extra("xrd")[:2]}}, "3 materials, but 2 rows of xrd"),
         ({"protocols": lambda c: c.protocols.assign(mp_id="mp-9")}, "1 mp-ids are not in materials, first mp-9"),
     ],
 )

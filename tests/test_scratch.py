@@ -49,6 +49,14 @@ def test_import_closure(package):
         scratch.import_closure("absent")
 
 
+def test_who_imports_a_subpackage_has_all_its_modules(package):
+    (package / "sub/other.py").write_text("import matalign.apart\n")
+    (package / "whole.py").write_text("import matalign.sub\n")
+    everything = ["apart.py", "low.py", "sub/__init__.py", "sub/mid.py", "sub/other.py"]
+    assert names(package, scratch.import_closure("whole")) == [*everything, "whole.py"]
+    assert names(package, scratch.import_closure("apart")) == ["apart.py", "low.py", "sub/__init__.py", "sub/mid.py"]
+
+
 def test_import_closure_of_this_package_holds_what_python_loads():
     code = "import sys, matalign.run; print(*[m for m in sys.modules if m.startswith('matalign.')])"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()

@@ -214,7 +214,7 @@ def test_epoch_shows_each_training_material_and_repeats_those_with_a_protocol(pr
     assert np.bincount(views.rows).tolist() == [1, 3] * 8
     assert ((views.text >= 0) == (views.rows % 2 == 1)).all()
     assert len(set(views.keys.tolist())) == len(views)
-    texts, protocols = ex.texts[0], tiny.curated().protocols
+    texts, protocols = ex.texts.distinct, tiny.curated().protocols
     for row, text in zip(views.rows, views.text, strict=True):
         own = protocols.text_L1[protocols.mp_id == f"mp-{100 + row}"].tolist()
         assert not own if text < 0 else texts[text] in own
@@ -231,7 +231,7 @@ def test_protocol_that_shares_its_doi_with_a_test_protocol_is_never_shown(projec
     curated.splits.loc[23, "pretrain"] = "train"  # its protocols have train_ok False
     ex = dataclasses.replace(examples(tiny.pretrain(bert)), curated=curated)
     assert ex.views("train", 0).text[ex.views("train", 0).rows == 23].tolist() == [-1]
-    assert not any("261" in text for text in ex.texts[0])
+    assert not any("261" in text for text in ex.texts.distinct)
 
 
 def test_share_of_images(project, bert):

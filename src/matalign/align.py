@@ -83,8 +83,8 @@ class AlignModel(nn.Module):
         return {**counts, "heads": sum(p.numel() for p in self.heads.parameters())}
 
     def weights(self) -> dict[str, Tensor]:
-        """The state that training makes: all but the text tower's frozen layers, which come from their own files."""
-        frozen = {n for n, p in self.named_parameters() if n.startswith("towers.text.") and not p.requires_grad}
+        """The state that training makes: all but frozen layers, which come from their own files."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -114,7 +114,7 @@ def build(cfg: Pretrain, *, initialise: bool = True) -> AlignModel:
     names = cfg.modalities.split()
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(
-            f"modalities must name two or more of {', '.join(encoders.NAMES)}, each once; got {cfg.modalities!r}"
+            f"modalities must name two or more of {', '.join(encoders.names())}, each once; got {cfg.modalities!r}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)

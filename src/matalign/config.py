@@ -31,6 +31,7 @@ class Curate(Stage):
     max_materials: int  # keep so many materials, chosen by hash; 0: all
     min_formation_energy_eV_atom: float  # below: an outlier
     max_temperature_C: float  # above: an absurd temperature
+    modalities: str  # that the set is to serve: makes what those need beyond structures and protocols
     workers: int  # processes
 
 
@@ -38,7 +39,7 @@ class Curate(Stage):
 class Pretrain(Stage):
     """02_pretrain: towers, loss and contrastive training."""
 
-    modalities: str  # of: crystal text image
+    modalities: str  # files of encoders/; two or more
     crystal_tower: str  # ild or cgconv
     cutoff_A: float  # no neighbour beyond
     neighbours: int  # the per-atom cutoff is the distance of the next one

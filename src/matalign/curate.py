@@ -9,7 +9,7 @@ import importlib.metadata
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from matalign import dataset, paths, protocols, scratch, sources, splits
+from matalign import dataset, encoders, paths, protocols, scratch, sources, splits
 from matalign.config import Curate
 from matalign.dataset import Curated, Structures
 from matalign.sources import LABELS, Crystal, Material, Reaction
 
-CIFS_PER_TASK = 256  # what a killed run may lose, in each worker
+CRYSTALS_PER_TASK = 256  # what a killed run may lose, in each worker
 EXAMPLES = 3  # rows named for each reason
 
 
@@ -70,6 +70,7 @@ def run(cfg: Curate) -> dict[str, Any]:
     materials, structures = materials[kept].reset_index(drop=True), structures.take(np.flatnonzero(kept))
     pairs = pairs[pairs.mp_id.isin(set(materials.mp_id))].reset_index(drop=True)
     table, pairs["train_ok"] = splits.build(materials, pairs, seed=cfg.seed)
+    extras = extra(cfg.modalities.split(), materials, structures, skipped, workers=cfg.workers)
     metrics = {
         "stage": "curate",
         "profile": cfg.profile,
@@ -82,7 +83,8 @@ def run(cfg: Curate) -> dict[str, Any]:
         "conflicts": conflicts,
         "audit": splits.audit(materials, structures.lattice, pairs, table),
     }
-    dataset.write(paths.curated(cfg.profile), Curated(materials, structures, pairs, table, metrics))
+    curated = Curated(materials, structures, pairs, table, metrics, extras=extras)
+    dataset.write(paths.curated(cfg.profile), curated)
     # The examples name rows of the raw files: they stay beside the curated set and out of what is published.
     return {**metrics, "skipped": [{k: v for k, v in row.items() if k != "first"} for row in metrics["skipped"]]}
 
@@ -113,25 +115,25 @@ def parse_cifs(texts: Sequence[str], *, workers: int) -> dict[str, Crystal | str
     Returns:
         Text -> the crystal, or the reason why it has none.
     """
-    chunks = [texts[i : i + CIFS_PER_TASK] for i in range(0, len(texts), CIFS_PER_TASK)]
+    chunks = [texts[i : i + CRYSTALS_PER_TASK] for i in range(0, len(texts), CRYSTALS_PER_TASK)]
+    parse = functools.partial(_parse_chunk, code=scratch.code_digest("sources"))
     parsed: dict[str, Crystal | str] = {}
     with tqdm(total=len(texts), desc="crystals", unit="CIF", mininterval=1) as bar:
-        for chunk, crystals in zip(chunks, _parsed(chunks, workers=workers)):
+        for chunk, crystals in zip(chunks, _each(parse, chunks, workers=workers)):
             parsed.update(zip(chunk, crystals))
             bar.update(len(chunk))
     return parsed
 
 
-def _parsed(chunks: list[Sequence[str]], *, workers: int) -> Iterator[list[Crystal | str]]:
-    parse = functools.partial(_parse_chunk, code=scratch.code_digest("sources"))
+def _each(work: Callable, chunks: list, *, workers: int) -> Iterator:
     if workers < 2 or len(chunks) < 2 * workers:  # starting the processes would take longer
-        yield from map(parse, chunks)
+        yield from map(work, chunks)
         return
     # Spawned, not forked: a notebook's kernel has threads. Should this process be killed, so are the workers.
     with ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=scratch.die_with_parent, initargs=(os.getpid(),)
     ) as pool:
-        yield from pool.map(parse, chunks)
+        yield from pool.map(work, chunks)
 
 
 def _parse_chunk(texts: Sequence[str], *, code: str) -> list[Crystal | str]:
@@ -164,6 +166,71 @@ def _pack(parsed: list[Crystal | str]) -> scratch.Result:
         "chemsys": [c.chemsys for c in crystals],
         "failures": [c if isinstance(c, str) else "" for c in parsed],
     }
+
+
+def extra(
+    modalities: Sequence[str], materials: pd.DataFrame, structures: Structures, skipped: Skipped, *, workers: int
+) -> dict[str, np.ndarray]:
+    """What modalities need beyond structures and protocols, by their own `curate` (see `encoders`).
+
+    Args:
+        modalities: to serve; one without `curate` needs nothing.
+        materials: column `mp_id`.
+        structures: the same materials.
+        skipped: gets the materials that lack a modality.
+        workers: processes; what a killed run has made is found again.
+
+    Returns:
+        Modality -> (M, …), NaN in the rows of the materials that lack it.
+
+    Raises:
+        ValueError: an unknown modality, or one that no material has.
+    """
+    chunks = [
+        np.arange(i, min(i + CRYSTALS_PER_TASK, len(structures))) for i in range(0, len(structures), CRYSTALS_PER_TASK)
+    ]
+    made = {}
+    for name in modalities:
+        if not hasattr(encoders.load(name), "curate"):
+            continue
+        work = functools.partial(_extra_chunk, modality=name, code=scratch.code_digest(f"encoders.{name}"))
+        found, reasons = [], []
+        with tqdm(total=len(structures), desc=name, unit="crystal", mininterval=1) as bar:
+            for values, failures in _each(work, [structures.take(chunk) for chunk in chunks], workers=workers):
+                found.append(values)
+                reasons += failures
+                bar.update(len(failures))
+        has = np.array([not reason for reason in reasons])
+        if not has.any():
+            raise ValueError(f"none of {len(has)} materials has {name}; the first: {reasons[0]}")
+        values = np.concatenate([rows for rows in found if len(rows)])
+        made[name] = np.full((len(has), *values.shape[1:]), np.nan, values.dtype)
+        made[name][has] = values
+        for mp_id, reason in zip(materials.mp_id[~has], filter(None, reasons)):
+            skipped.add(name, "not available", f"{mp_id}: {reason}")
+    return made
+
+
+def _extra_chunk(structures: Structures, *, modality: str, code: str) -> tuple[np.ndarray, list[str]]:
+    """Values of the crystals that have them, and of each crystal why it has none ("" if it has)."""
+
+    def compute() -> scratch.Result:
+        values, failures = [], []
+        for crystal in structures:
+            try:
+                values.append(encoders.load(modality).curate(*crystal))
+                failures.append("")
+            except ValueError as error:
+                failures.append(str(error))
+        return {"values": np.array(values), "failures": failures}
+
+    data = hashlib.blake2b(digest_size=16)
+    for name in dataset.TENSORS:
+        data.update(np.ascontiguousarray(getattr(structures, name)))
+    versions = importlib.metadata.version("pymatgen-core")
+    key = {"modality": modality, "data": data.hexdigest(), "code": code, "versions": versions}
+    found = scratch.memo("curate", key, compute)
+    return found["values"], found["failures"]
 
 
 def merge(

@@ -1,13 +1,15 @@
 """The curated set on disk: the contract between curation and everything after. Needs no crystallography package.
 
-A folder holds `materials.parquet`, `structures.safetensors`, `protocols.parquet`, `splits.parquet` and `audit.json`;
-`data/README.md` says where the rows come from. Writing the same content twice gives the same bytes.
+A folder holds `materials.parquet`, `structures.safetensors`, `protocols.parquet`, `splits.parquet`, `audit.json` and
+`extras.safetensors` (what single modalities need beyond these; often nothing); `data/README.md` says where the rows
+come from. Writing the same content twice gives the same bytes.
 """
 
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +126,8 @@ class Curated:
         protocols: columns `PROTOCOLS`.
         splits: columns `SPLITS`.
         audit: counts, skipped rows with their reasons, leakage table.
-        digest: hash of the four tables' content (not of the audit), made where not given; a key for memoised work.
+        digest: hash of all but the audit, made where not given; a key for memoised work.
+        extras: modality -> (M, …) floats that it needs beyond these (see `encoders`), NaN where a material has none.
 
     Raises:
         ValueError: a missing column, rows that do not correspond, an unknown mp-id in `protocols`.
@@ -136,6 +139,7 @@ class Curated:
     splits: pd.DataFrame
     audit: dict
     digest: str = ""
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, columns in {"materials": MATERIALS, "protocols": PROTOCOLS, "splits": SPLITS}.items():
@@ -149,15 +153,28 @@ class Curated:
             raise ValueError(
                 f"{len(ids)} materials, but {len(self.structures)} structures and {len(self.splits)} rows of splits"
             )
+        for name, values in self.extras.items():
+            if len(values) != len(ids):
+                raise ValueError(f"{len(ids)} materials, but {len(values)} rows of {name}")
         strangers = sorted(set(self.protocols.mp_id) - set(ids))
         if strangers:
             raise ValueError(f"protocols: {len(strangers)} mp-ids are not in materials, first {strangers[0]}")
         if not self.digest:
             object.__setattr__(self, "digest", _digest(_files(self)))
 
+    def extra(self, modality: str) -> np.ndarray:
+        """(M, …) what curation made for a modality.
+
+        Raises:
+            ValueError: it made nothing; the message says how to have it made.
+        """
+        if modality not in self.extras:
+            raise ValueError(f"no {modality} in the curated set: name it in `modalities` of the stage `curate` as well")
+        return self.extras[modality]
+
 
 def write(folder: Path, curated: Curated) -> None:
-    """Write the five files, each under a temporary name and then renamed."""
+    """Write the six files, each under a temporary name and then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in _files(curated).items():
         temporary = folder / f".{name}"
@@ -182,17 +199,23 @@ def read(folder: Path) -> Curated:
     tables = {name: pq.read_table(io.BytesIO(files[f"{name}.parquet"])).to_pandas() for name in TABLES}
     tables["protocols"]["precursors"] = [list(p) for p in tables["protocols"].precursors]
     structures = Structures(**load_tensors(files["structures.safetensors"]))
-    return Curated(structures=structures, audit=audit, digest=_digest(files), **tables)
+    extras = load_tensors(files["extras.safetensors"])
+    return Curated(structures=structures, audit=audit, digest=_digest(files), extras=extras, **tables)
 
 
 TABLES = {"materials": MATERIALS, "protocols": PROTOCOLS, "splits": SPLITS}
-FILES = ("materials.parquet", "structures.safetensors", "protocols.parquet", "splits.parquet")
+FILES = ("materials.parquet", "structures.safetensors", "protocols.parquet", "splits.parquet", "extras.safetensors")
 
 
 def _files(curated: Curated) -> dict[str, bytes]:
     tensors = {k: np.ascontiguousarray(getattr(curated.structures, k), dtype=v) for k, v in TENSORS.items()}
     files = {f"{name}.parquet": _parquet(getattr(curated, name), types) for name, types in TABLES.items()}
-    return {**files, "structures.safetensors": save_tensors(tensors)}
+    extras = {name: np.ascontiguousarray(values) for name, values in curated.extras.items()}
+    return {
+        **files,
+        "structures.safetensors": save_tensors(tensors),
+        "extras.safetensors": save_tensors(extras),
+    }
 
 
 def _parquet(frame: pd.DataFrame, types: dict[str, pa.DataType]) -> bytes:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from matalign import align, config, paths
+from matalign import align, config, encoders, imaging, paths
 from matalign.config import Pretrain
-from matalign.dataset import Structures
+from matalign.dataset import Curated, Structures
+from matalign.encoders import crystal
 from matalign.graphs import GraphStore
 
 ROWS = 128  # in a batch
@@ -43,8 +44,30 @@ class Model:
 
     def graphs(self, structures: Structures) -> GraphStore:
         """Neighbour graphs as this model's crystal tower takes them."""
-        cfg = self.config
-        return GraphStore.build(structures, cutoff_A=cfg.cutoff_A, neighbours=cfg.neighbours, workers=cfg.threads)
+        return crystal.graphs(self.config, structures)
+
+    def embed(
+        self, modality: str, curated: Curated, *, epoch: int = -1
+    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n dim"]]:
+        """Any modality of the materials of a curated set, one view of each.
+
+        Args:
+            modality: of those the model was trained on.
+            curated: the set.
+            epoch: key of what is random in a view; −1: as validation shows it.
+
+        Returns:
+            (n,) rows of the materials that have the modality; (n, embed_dim) float32 unit vectors.
+        """
+        inputs = encoders.load(modality).Inputs(self.config, curated, self._tower(modality), self.device)
+        rows = np.flatnonzero(inputs.has)
+        ids = curated.materials.mp_id.to_numpy()[rows]
+        keys = np.array([imaging.view_seed(self.config.seed, epoch, mp_id, 0) for mp_id in ids], np.uint64)
+
+        def encode(part: Tensor) -> Tensor:
+            return self.aligned.encode(modality, inputs(rows[part.numpy()], keys[part.numpy()]))
+
+        return rows, self._batched(len(rows), encode, modality)
 
     def embed_structures(self, structures: Structures) -> Float[np.ndarray, "crystals dim"]:
         """(M, embed_dim) float32 unit vectors of M crystals."""

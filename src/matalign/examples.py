@@ -14,16 +14,15 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from matalign import imaging, losses
+from matalign import encoders, imaging, losses
 from matalign.align import AlignModel
 from matalign.config import Pretrain
 from matalign.dataset import Curated
-from matalign.graphs import GraphStore
+from matalign.encoders.text import Texts
 
 VALIDATION = -1  # the epoch whose key the views of validation have: the same each time
 
@@ -78,42 +77,25 @@ class Examples:
                 raise ValueError(f"splits of {self.cfg.profile}: pretrain has no material in {split!r}")
 
     @cached_property
-    def store(self) -> GraphStore:
-        """Graphs of all materials, by row."""
-        return GraphStore.build(
-            self.curated.structures,
-            cutoff_A=self.cfg.cutoff_A,
-            neighbours=self.cfg.neighbours,
-            workers=self.cfg.threads,
-        )
+    def inputs(self) -> dict[str, Any]:
+        """Modality -> what its tower is shown (see `encoders`); to be asked for on all ranks at once.
 
-    @cached_property
-    def texts(self) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Texts to train on.
-
-        Returns:
-            distinct texts; (protocols,) their numbers, one material after the other; (M + 1,) the first of each
-            material.
-        """
-        protocols = self.curated.protocols[self.curated.protocols.train_ok]
-        number, distinct = pd.factorize(protocols[f"text_L{self.cfg.mask_level}"], sort=True)
-        material = self.curated.materials.mp_id.searchsorted(protocols.mp_id)
-        order = np.lexsort((number, material))
-        first = np.searchsorted(material[order], np.arange(len(self.curated.materials) + 1))
-        return distinct.tolist(), number[order], first
-
-    @cached_property
-    def features(self) -> Tensor:
-        """(distinct texts, dim) from the frozen text tower; to be asked for on all ranks at once.
-
-        The first rank computes them, then the others find them cached.
+        The first rank makes what is cached on disk, then the others find it.
         """
         for first in (True, False):
             if first == (rank() == 0):
-                features = self.model.towers["text"].features(self.texts[0], progress=rank() == 0)
+                inputs = {
+                    m: encoders.load(m).Inputs(self.cfg, self.curated, tower, self.device)
+                    for m, tower in self.model.towers.items()
+                }
             if world() > 1:
                 dist.barrier()
-        return features.to(self.device)
+        return inputs
+
+    @cached_property
+    def texts(self) -> Texts:
+        """Texts to train on."""
+        return Texts(self.curated, mask_level=self.cfg.mask_level)
 
     def views(self, split: str, epoch: int) -> Views:
         """The views of one epoch, permuted; of validation, `val_materials` at most.
@@ -123,17 +105,15 @@ class Examples:
             epoch: a key of the draws.
         """
         ids = self.curated.materials.mp_id.to_numpy()
-        _, number, first = self.texts
-        protocols = np.diff(first)
+        protocols = np.diff(self.texts.first)
         rows = np.flatnonzero(self.curated.splits.pretrain == split)
         repeats = np.where((protocols[rows] > 0) & (split == "train"), self.cfg.protocol_repeats, 1)
         rows = np.repeat(rows, repeats)
         view = np.arange(len(rows)) - np.searchsorted(rows, rows)  # 0, 1, … within a material
         draw = (imaging.view_seed(self.cfg.seed, epoch, ids[row], int(v)) for row, v in zip(rows, view, strict=True))
         keys = np.fromiter(draw, np.uint64, len(rows))
-        u = imaging.uniforms(~keys, 3)  # not of the keys themselves: those make the image
-        chosen = first[rows] + (u[:, 1] * protocols[rows]).astype(int)
-        text = np.where(protocols[rows] > 0, np.append(number, -1)[chosen], -1)
+        u = imaging.uniforms(~keys, 3)  # not of the keys themselves: those make the image; the second chooses the text
+        text = self.texts.chosen(rows, keys)
         views = Views(rows, keys, u[:, 0] < self.cfg.image_fraction, text)[np.argsort(u[:, 2], kind="stable")]
         return views if split == "train" else views[: self.cfg.val_materials]
 
@@ -146,25 +126,15 @@ class Examples:
         """
         size = -(-len(views) // world())
         mine = views[rank() * size : (rank() + 1) * size]
-        has = {"crystal": np.ones(len(mine), bool), "text": mine.text >= 0, "image": mine.image}
-        has = {m: has[m] for m in self.model.modalities}
-        inputs = {m: self._inputs(m, mine, has[m]) for m in has if has[m].any()}
+        has = {m: made.has[mine.rows] for m, made in self.inputs.items()}
+        if "image" in has:  # rendering costs: only a share of the views
+            has["image"] &= mine.image
+        inputs = {m: self.inputs[m](mine.rows[has[m]], mine.keys[has[m]]) for m in has if has[m].any()}
 
         def tensor(a: np.ndarray) -> Tensor:
             return torch.from_numpy(np.pad(a, (0, size - len(a)))).to(self.device)
 
         return inputs, {m: tensor(a) for m, a in has.items()}, tensor(mine.rows), tensor(mine.text)
-
-    def _inputs(self, modality: str, views: Views, has: np.ndarray) -> Any:
-        rows, cfg = views.rows[has], self.cfg
-        if modality == "crystal":
-            return self.store.batch(torch.from_numpy(rows)).to(self.device)
-        if modality == "image":
-            optics = imaging.Optics(image_px=cfg.image_px, pixel_A=cfg.pixel_A)
-            return imaging.render(self.curated.structures, rows, views.keys[has], optics=optics, device=self.device)
-        if cfg.unfreeze_layers:
-            return [self.texts[0][i] for i in views.text[has]]
-        return self.features.index_select(0, torch.from_numpy(views.text[has]).to(self.device))
 
     def embed(self, views: Views) -> dict[str, Any]:
         """The arguments of a loss for the *global* batch, the same on every rank."""

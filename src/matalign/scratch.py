@@ -47,6 +47,8 @@ def die_with_parent(parent: int | None = None) -> None:
 def import_closure(*modules: str) -> list[Path]:
     """Source files of this package that the named modules import, themselves included, sorted.
 
+    Who imports a subpackage itself, and not one of its modules, has all of its modules.
+
     Args:
         modules: dotted names within the package, for example ``"train"`` or ``"encoders.crystal"``.
 
@@ -57,16 +59,22 @@ def import_closure(*modules: str) -> list[Path]:
     if unknown:
         raise ValueError(f"no module {unknown[0]!r} in {SOURCE.name}")
     found: set[Path] = set()
+    seen: set[str] = set()
     todo = list(modules)
     while todo:
         name = todo.pop()
         file = module_file(name)
-        if file is None or file in found:
+        if file is None or name in seen:
             continue
-        found.add(file)
-        todo += imported(file.read_text())
-        if "." in name:  # Python runs the subpackage's __init__.py first
-            todo.append(name.rpartition(".")[0])
+        seen.add(name)
+        files = {file}
+        if file.name == "__init__.py":  # a subpackage may load any of its modules by name
+            todo += [f"{name}.{other.stem}" for other in file.parent.glob("*.py") if other != file]
+        if package := name.rpartition(".")[0]:  # Python runs its __init__.py first
+            files.add(module_file(package))
+        for each in files - found:
+            todo += imported(each.read_text())
+        found |= files
     return sorted(found)
 
 

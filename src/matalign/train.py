@@ -124,8 +124,7 @@ def fit(cfg: Pretrain, folder: Path, *, max_steps: int = 0) -> Path:
     )
     groups = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
-    if "text" in model.modalities and not cfg.unfreeze_layers:
-        examples.features  # noqa: B018, here and not in the first step, as the ranks wait for one another
+    examples.inputs  # noqa: B018, here and not in the first step, as the ranks wait for one another
     state, best, log = folder / "state.safetensors", folder / "best.safetensors", folder / "log.jsonl"
     at = checkpoints.restore(state, model, optimizer) if state.exists() else Progress()
     if rank() == 0:

@@ -1,37 +1,46 @@
-"""One tower per modality; a new modality is one new file here and one line below.
+"""One file a modality; to switch one on is to name its file in `modalities` of params.yaml. A module here holds
 
-A tower has `dim`, and its forward returns the pooled features (n, dim) and a dict of named intermediates.
+    build(cfg, *, initialise=True)      the tower: a torch module with `dim`, whose forward returns the pooled features
+                                        (n, dim) and a dict of named intermediates; with `initialise` False trained
+                                        weights will be loaded into it, so it need not read any
+    Inputs(cfg, curated, tower, device) what the tower is shown of a curated set: `has` (M,) bool, which materials have
+                                        the modality, and a call (rows (n,), keys (n,)) that gives the tower's inputs
+                                        for n of those; all that is random in them is drawn from the keys
+    curate(numbers, frac_coords, lattice)
+                                        if the modality needs a crystallography package: an array of floats, of one
+                                        shape for all crystals, made where the set is curated and found as
+                                        `curated.extra(<name>)`; ValueError where a crystal has none
+
+Modules are loaded by their names when they are asked for, so none is imported that is not used.
 """
 
-from torch import nn
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from matalign.config import Pretrain
-from matalign.encoders.crystal import CGConvTower, CrystalTower
-from matalign.encoders.image import ImageTower
-from matalign.encoders.text import TextTower
 
-NAMES = ("crystal", "text", "image")
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def build(name: str, cfg: Pretrain, *, initialise: bool = True) -> nn.Module:
-    """The tower of a modality.
+def names() -> list[str]:
+    """The modalities there are, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
-    Args:
-        name: crystal, text or image.
-        cfg: its parameters.
-        initialise: read `cfg.image_weights`; False for a tower into which trained weights will be loaded.
+
+def load(name: str) -> ModuleType:
+    """The module of a modality.
 
     Raises:
-        ValueError: an unknown modality or crystal tower.
+        ValueError: there is none of that name.
     """
-    if name == "crystal" and cfg.crystal_tower == "ild":
-        return CrystalTower(width=cfg.width, layers=cfg.layers, order=cfg.order, cutoff_A=cfg.cutoff_A)
-    if name == "crystal" and cfg.crystal_tower == "cgconv":
-        return CGConvTower(width=cfg.width, layers=cfg.layers, cutoff_A=cfg.cutoff_A)
-    if name == "crystal":
-        raise ValueError(f"crystal_tower must be ild or cgconv, got {cfg.crystal_tower!r}")
-    if name == "text":
-        return TextTower(cfg.text_model, unfreeze_layers=cfg.unfreeze_layers)
-    if name == "image":
-        return ImageTower(weights=cfg.image_weights if initialise else "", frozen_statistics=bool(cfg.image_weights))
-    raise ValueError(f"no modality {name!r}; one of {', '.join(NAMES)}")
+    if name not in names():
+        raise ValueError(f"no modality {name!r}; one of {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def build(name: str, cfg: Pretrain, *, initialise: bool = True) -> "nn.Module":
+    """The tower of a modality; see `load`."""
+    return load(name).build(cfg, initialise=initialise)

@@ -22,7 +22,9 @@ et al., ICLR 2020).
 """
 
 import math
+from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -31,6 +33,9 @@ from torch_geometric.data import Batch
 from torch_geometric.nn import CGConv
 
 from matalign import elements
+from matalign.config import Pretrain
+from matalign.dataset import Curated, Structures
+from matalign.graphs import GraphStore
 
 
 def harmonics(unit: Float[Tensor, "*n 3"], order: int) -> Float[Tensor, "*n m"]:
@@ -284,3 +289,38 @@ class CGConvTower(nn.Module):
             h = F.softplus(layer(h, batch.edge_index, edge))
         atoms = self.readout(h)
         return pool(atoms, batch), {"atoms": atoms}
+
+
+def build(cfg: Pretrain, *, initialise: bool = True) -> nn.Module:
+    """The tower that `cfg.crystal_tower` names; its weights are random either way.
+
+    Raises:
+        ValueError: an unknown tower.
+    """
+    if cfg.crystal_tower == "ild":
+        return CrystalTower(width=cfg.width, layers=cfg.layers, order=cfg.order, cutoff_A=cfg.cutoff_A)
+    if cfg.crystal_tower == "cgconv":
+        return CGConvTower(width=cfg.width, layers=cfg.layers, cutoff_A=cfg.cutoff_A)
+    raise ValueError(f"crystal_tower must be ild or cgconv, got {cfg.crystal_tower!r}")
+
+
+def graphs(cfg: Pretrain, structures: Structures) -> GraphStore:
+    """Neighbour graphs as the tower of a config takes them."""
+    return GraphStore.build(structures, cutoff_A=cfg.cutoff_A, neighbours=cfg.neighbours, workers=cfg.threads)
+
+
+class Inputs:
+    """Every material has its crystal."""
+
+    def __init__(self, cfg: Pretrain, curated: Curated, tower: nn.Module, device: torch.device) -> None:
+        self.cfg, self.structures, self.device = cfg, curated.structures, device
+        self.has = np.ones(len(curated.structures), bool)
+
+    @cached_property
+    def store(self) -> GraphStore:
+        """Graphs of all materials, by row."""
+        return graphs(self.cfg, self.structures)
+
+    def __call__(self, rows: np.ndarray, keys: np.ndarray) -> Batch:
+        """A batch of graphs."""
+        return self.store.batch(torch.from_numpy(rows)).to(self.device)

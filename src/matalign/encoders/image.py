@@ -10,10 +10,16 @@ every size: a 64-px image ends as a 2 x 2 map, a 32-px image as one cell.
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
+
+from matalign import imaging
+from matalign.config import Pretrain
+from matalign.dataset import Curated
 
 DEPTHS = {10: (BasicBlock, [1, 1, 1, 1]), 18: (BasicBlock, [2, 2, 2, 2]), 50: (Bottleneck, [3, 4, 6, 3])}
 
@@ -88,3 +94,21 @@ class ImageTower(nn.Module):
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))  # (B, 64, H/4, W/4)
         x = net.layer4(net.layer3(net.layer2(net.layer1(x))))  # (B, dim, H/32, W/32)
         return x.mean((2, 3)), {"map": x}
+
+
+def build(cfg: Pretrain, *, initialise: bool = True) -> ImageTower:
+    """A ResNet-50 with `cfg.image_weights`, or made for weights of that kind."""
+    return ImageTower(weights=cfg.image_weights if initialise else "", frozen_statistics=bool(cfg.image_weights))
+
+
+class Inputs:
+    """Every material has images, each rendered when it is shown."""
+
+    def __init__(self, cfg: Pretrain, curated: Curated, tower: nn.Module, device: torch.device) -> None:
+        self.structures, self.device = curated.structures, device
+        self.optics = imaging.Optics(image_px=cfg.image_px, pixel_A=cfg.pixel_A)
+        self.has = np.ones(len(curated.structures), bool)
+
+    def __call__(self, rows: np.ndarray, keys: np.ndarray) -> Tensor:
+        """(n, 1, image_px, image_px) micrographs."""
+        return imaging.render(self.structures, rows, keys, optics=self.optics, device=self.device)

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
-from matalign import scratch
+from matalign import imaging, scratch
+from matalign.config import Pretrain
+from matalign.dataset import Curated
 
 # sentence-transformers/all-MiniLM-L6-v2, model.safetensors as published on the Hugging Face hub
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -198,3 +201,49 @@ def _fingerprint(encoder: nn.Module, tokenizer: transformers.PreTrainedTokenizer
     h.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
     h.update(str(tokenizer.init_kwargs.get("do_lower_case")).encode())
     return h.hexdigest()
+
+
+class Texts:
+    """The protocols that may be trained on, as texts of one mask level.
+
+    Attributes:
+        distinct: the different texts, sorted.
+        number: (protocols,) which of these each is, one material after the other.
+        first: (M + 1,) the first protocol of each material.
+    """
+
+    def __init__(self, curated: Curated, *, mask_level: int) -> None:
+        protocols = curated.protocols[curated.protocols.train_ok]
+        number, distinct = pd.factorize(protocols[f"text_L{mask_level}"], sort=True)
+        material = curated.materials.mp_id.searchsorted(protocols.mp_id)
+        order = np.lexsort((number, material))
+        self.distinct, self.number = distinct.tolist(), number[order]
+        self.first = np.searchsorted(material[order], np.arange(len(curated.materials) + 1))
+
+    def chosen(self, rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """(n,) the distinct text that each view shows of its material; −1: it has none."""
+        protocols = np.diff(self.first)[rows]
+        u = imaging.uniforms(~keys, 2)[:, 1]  # not of the keys themselves: those make the image
+        return np.where(protocols > 0, np.append(self.number, -1)[self.first[rows] + (u * protocols).astype(int)], -1)
+
+
+def build(cfg: Pretrain, *, initialise: bool = True) -> TextTower:
+    """The tower of `cfg.text_model`; its frozen layers are read either way."""
+    return TextTower(cfg.text_model, unfreeze_layers=cfg.unfreeze_layers)
+
+
+class Inputs:
+    """A material that has protocols shows one of them; with all layers frozen, as features that are made here."""
+
+    def __init__(self, cfg: Pretrain, curated: Curated, tower: TextTower, device: torch.device) -> None:
+        self.texts = Texts(curated, mask_level=cfg.mask_level)
+        self.has = np.diff(self.texts.first) > 0
+        frozen = not cfg.unfreeze_layers
+        self.features = tower.features(self.texts.distinct, progress=True).to(device) if frozen else None
+
+    def __call__(self, rows: np.ndarray, keys: np.ndarray) -> list[str] | Tensor:
+        """n texts, or their features (n, dim)."""
+        chosen = self.texts.chosen(rows, keys)
+        if self.features is None:
+            return [self.texts.distinct[i] for i in chosen]
+        return self.features.index_select(0, torch.from_numpy(chosen).to(self.features.device))
