@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 from project import REPOSITORY
 
-from matalign import config, figures, paper, paths
+from matalign import config, encoders, figures, paper, paths
 
 TEXT = (REPOSITORY / "README.md").read_text()
 CODE = re.findall(r"`([^`\n]+)`", TEXT) + re.findall(r"^```sh\n(.*?)^```", TEXT, flags=re.M | re.S)
@@ -61,6 +61,13 @@ def test_environment_variable_is_the_codes():
 
 def test_tables_are_those_of_their_sources():
     assert paper.fill(TEXT, LAPTOP) == TEXT, REMAKE
+
+
+def test_the_modality_shown_is_the_file():
+    (shown,) = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.M | re.S)
+    assert shown == (REPOSITORY / "src" / "matalign" / "encoders" / "composition.py").read_text()
+    names = re.search(r"`modalities: &modalities (.*?)` switches", TEXT)[1].split()
+    assert set(names) == set(encoders.names())
 
 
 def test_deviations_are_the_papers():

@@ -190,9 +190,7 @@ def extra(
         np.arange(i, min(i + CRYSTALS_PER_TASK, len(structures))) for i in range(0, len(structures), CRYSTALS_PER_TASK)
     ]
     made = {}
-    for name in modalities:
-        if not hasattr(encoders.load(name), "curate"):
-            continue
+    for name in filter(encoders.needs_curation, modalities):
         work = functools.partial(_extra_chunk, modality=name, code=scratch.code_digest(f"encoders.{name}"))
         found, reasons = [], []
         with tqdm(total=len(structures), desc=name, unit="crystal", mininterval=1) as bar:

@@ -15,7 +15,8 @@ Modules are loaded by their names when they are asked for, so none is imported t
 """
 
 import importlib
-import pkgutil
+import re
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,12 @@ from matalign.config import Pretrain
 if TYPE_CHECKING:
     from torch import nn
 
+FOLDER = Path(__file__).parent
+
 
 def names() -> list[str]:
     """The modalities there are, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(file.stem for file in FOLDER.glob("*.py") if file != Path(__file__))
 
 
 def load(name: str) -> ModuleType:
@@ -36,11 +39,24 @@ def load(name: str) -> ModuleType:
     Raises:
         ValueError: there is none of that name.
     """
-    if name not in names():
-        raise ValueError(f"no modality {name!r}; one of {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.{_file(name).stem}")
+
+
+def needs_curation(name: str) -> bool:
+    """Whether a modality has a function `curate`, by its source: to import all towers takes seconds.
+
+    Raises:
+        ValueError: there is no such modality.
+    """
+    return bool(re.search(r"^def curate\(", _file(name).read_text(), flags=re.M))
 
 
 def build(name: str, cfg: Pretrain, *, initialise: bool = True) -> "nn.Module":
     """The tower of a modality; see `load`."""
     return load(name).build(cfg, initialise=initialise)
+
+
+def _file(name: str) -> Path:
+    if name not in names():
+        raise ValueError(f"no modality {name!r}; one of {', '.join(names())}")
+    return FOLDER / f"{name}.py"
