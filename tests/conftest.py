@@ -1,8 +1,12 @@
 """Named crystals: atomic numbers (n,), fractional coordinates (n, 3), lattice rows (3, 3) in angstrom."""
 
+from multiprocessing import set_forkserver_preload
+
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+
+set_forkserver_preload(["matalign.train"])  # ranks that tests start need not import it again
 
 # Shapes and types of these modules' tensors are checked under pytest, and only there.
 install_import_hook(

@@ -135,6 +135,27 @@ def test_counts_of_one_column_by_hand():
     assert image[31:33, 31:33].min() == image.max()
 
 
+@pytest.mark.parametrize("sigma", [0.4, 0.65])
+def test_defocus_widens_a_column_and_keeps_its_counts(sigma):
+    optics = Optics(tail_ratio=0.0, tail_width_A=1.2)
+    image = picture(ONE_ATOM, optics, probe_sigma_A=[sigma], thickness_A=[35.0], dose_e_A2=[1000.0])
+    assert image.sum() == pytest.approx(180, rel=1e-4)
+    x = (torch.arange(64) - 31.5) * 0.2
+    for axis in (0, 1):
+        variance = (image.sum(1 - axis) * x**2).sum() / 180
+        assert variance == pytest.approx(sigma**2 + 0.1**2, rel=1e-3)  # dealt to pixels 0.1 Å away
+
+
+def test_drift_shears_and_stretches_the_frame():
+    drift = np.array([[1.0, -1.0]], dtype="f4")
+    places = [(0.0, 0.0), (4.0, 2.0)]  # 4 Å down the frame of 12.8 Å
+    for place, moved in zip(places, [(0.0, 0.0), (4.0 + 4 / 12.8, 2.0 - 4 / 12.8)]):
+        image = picture(ONE_ATOM, Optics(), shift_A=np.array([place], dtype="f4"), drift_A=drift)
+        x = (torch.arange(64) - 31.5) * 0.2
+        centre = [((image.sum(1 - axis) * x).sum() / image.sum()).item() for axis in (0, 1)]
+        assert centre == pytest.approx(moved, abs=0.01)
+
+
 def test_contrast_is_a_power_of_the_atomic_number():
     light = (np.array([14]), *ONE_ATOM[1:])
     ratio = picture(ONE_ATOM, Optics(gamma=2.0)).sum() / picture(light, Optics(gamma=2.0)).sum()

@@ -232,7 +232,7 @@ def one_rank(rank, ranks, folder):
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path: Path):
-    mp.spawn(one_rank, (2, str(tmp_path)), nprocs=2)
+    mp.start_processes(one_rank, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     for name in REFERENCE:
         loss, grads = gathered_loss(name, global_batch(), slice(None))
         assert loss.item() == pytest.approx(REFERENCE[name]({**global_batch(), "embeddings": mapped()}, math.exp(-1.5)))

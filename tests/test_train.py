@@ -2,16 +2,21 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 import tiny
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
-from matalign import align, checkpoints, dataset, losses, paths, scratch, train
+from matalign import align, checkpoints, dataset, launch, losses, paths, scratch, train
 from matalign.examples import Examples
 
 
@@ -60,7 +65,7 @@ def test_two_runs_have_the_same_bytes_and_learn(project, bert):
     cfg = tiny.pretrain(bert, epochs=10, learning_rate=1e-2, patience=10)
     first = fit(cfg, "first")
     assert contents(first) == contents(fit(cfg, "second"))
-    losses_train = [h["loss_train"] for h in train.metrics(first)["history"]]
+    losses_train = [h["loss_train"] for h in checkpoints.metrics(first)["history"]]
     assert losses_train[-1] < losses_train[0] - 0.15
     assert contents(first) != contents(fit(dataclasses.replace(cfg, seed=1), "third"))
 
@@ -75,7 +80,7 @@ def test_two_runs_have_the_same_bytes_and_learn(project, bert):
 )
 def test_modalities_towers_losses(project, bert, changes):
     cfg = tiny.pretrain(bert, **changes)
-    metrics = train.metrics(fit(cfg, "run"))
+    metrics = checkpoints.metrics(fit(cfg, "run"))
     assert len(metrics["history"]) == cfg.epochs
     assert set(metrics["parameters"]) == {*cfg.modalities.split(), "heads"}
     assert all(np.isfinite(h["loss_val"]) for h in metrics["history"])
@@ -86,7 +91,7 @@ def test_killed_and_resumed_run_ends_with_the_same_bytes(project, bert):
     folder = project / "killed"
     folder.mkdir()
     scratch.write_json(folder / "pretrain.json", dataclasses.asdict(cfg))
-    command = [sys.executable, "-c", train.LAUNCHER, str(os.getpid()), "--standalone", "--nproc-per-node", "1"]
+    command = [sys.executable, "-c", launch.LAUNCHER, str(os.getpid()), "--standalone", "--nproc-per-node", "1"]
     env = {**os.environ, "MATALIGN_ROOT": str(project), "MATALIGN_SCRATCH": str(paths.SCRATCH), "OMP_NUM_THREADS": "1"}
     with open(project / "output", "w") as output:
         agent = subprocess.Popen(
@@ -114,46 +119,226 @@ def test_finished_run_is_published_without_training_again(project, bert, monkeyp
     monkeypatch.setenv("MATALIGN_FITS", str(fits))
     started = []
 
-    def torchrun(cfg, folder, *, ranks, dry_run):
+    def torchrun(cfg, folder, *, ranks, on_cpu):
         started.append(ranks)
         train.fit(cfg, folder)
 
-    monkeypatch.setattr(train, "_torchrun", torchrun)
-    published = train.launch(cfg)
+    monkeypatch.setattr(launch, "torchrun", torchrun)
+    published = launch.pretrain(cfg)
     assert published == project / "results" / "tiny" / "model"
     before = contents(published)
     (published / "left over").touch()
-    assert contents(train.launch(cfg)) == before
+    assert contents(launch.pretrain(cfg)) == before
     assert started == [1]
+    assert len(json.loads((published.parent / "provenance" / "pretrain_epochs.json").read_text())) == cfg.epochs
     assert [json.loads(line)["state"] for line in fits.read_text().splitlines()] == ["computed", "loaded"]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_dry_run_on_several_ranks_is_the_run_of_one(project, bert, capfd, ranks):
-    # 28 views in batches of 7: shares of 4 and 3 rows, or of 2, 2, 2 and 1
-    cfg = tiny.pretrain(bert, batch_size=7, image_fraction=0.5)
-    folder = train.launch(cfg, dry_run_ranks=ranks)
-    assert "epoch 1/3" in capfd.readouterr().err
+# Several ranks
+
+
+class Doubled(Examples):
+    """In float64, where sums in another order differ by 1e-16."""
+
+    def _inputs(self, modality, views, has):
+        x = super()._inputs(modality, views, has)
+        if modality == "crystal":
+            return x.apply(lambda t: t.double() if t.is_floating_point() else t)
+        return x.double() if modality == "text" else lambda: x().double()
+
+
+def resnet_examples(cfg, curated):
+    """Real towers, with weights that let a gradient through every layer: residual branches start at zero."""
+    model = align.build(cfg)
+    assert model.towers["image"].depth == 50
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.02 * torch.randn(p.shape, generator=g)
+    return Doubled(cfg, curated, model.double(), torch.device("cpu"))
+
+
+def step_on_seven(examples):
+    """Loss and flat gradient of a step on seven rows, of which the last four have no image and two no text."""
+    views = examples.views("train", 0)
+    views = views[np.argsort(views.text < 0, kind="stable")][[0, 1, -1, 2, -2, 3, 4]]
+    views = dataclasses.replace(views, image=np.array([True, True, True, False, False, False, False]))
+    optimizer = torch.optim.SGD([p for p in examples.model.parameters() if p.requires_grad], lr=0.0)
+    loss = train.train_step(examples, examples.parts(views), optimizer)
+    return loss, {n: p.grad for n, p in examples.model.named_parameters() if p.requires_grad}
+
+
+def differences(examples, loss, grads):
+    """What steps in one piece and in micro-batches of at most three rows differ by from a loss and gradients."""
+    off = []
+    for micro_batch in (0, 3):
+        part = dataclasses.replace(examples, cfg=dataclasses.replace(examples.cfg, micro_batch=micro_batch))
+        got, mine = step_on_seven(part)
+        off += [abs(got - loss), max(((mine[n] - g).abs().max() / g.abs().max()).item() for n, g in grads.items())]
+    return off
+
+
+def one_rank(number, cfg, curated, loss, grads, folder):
+    torch.set_num_threads(1)
+    paths.SCRATCH = folder / "scratch"
+    examples = resnet_examples(cfg, curated)
+    for ranks in (4, 2):
+        if number < ranks:
+            os.environ |= {"RANK": str(number), "WORLD_SIZE": str(ranks)}
+            dist.init_process_group("gloo", init_method=f"file://{folder}/{ranks}", rank=number, world_size=ranks)
+            (folder / f"{ranks}-{number}.json").write_text(json.dumps(differences(examples, loss, grads)))
+            dist.destroy_process_group()
+
+
+def test_ranks_and_micro_batches_have_the_loss_and_gradients_of_one_batch(project, bert, tmp_path):
+    cfg = tiny.pretrain(bert, modalities="crystal text image")
+    curated = dataset.read(paths.curated("tiny"))
+    examples = resnet_examples(cfg, curated)
+    loss, grads = step_on_seven(examples)
+    grads = {n: g.clone() for n, g in grads.items()}
+    assert min(g.abs().max() for g in grads.values()) > 1e-9
+    assert max(differences(examples, loss, grads)) < 1e-9
+    # Shares of 4 and 3 rows, the second without an image; of 2, 2, 2 and 1.
+    mp.start_processes(one_rank, (cfg, curated, loss, grads, tmp_path), nprocs=4, start_method="forkserver")
+    found = [json.loads((tmp_path / f"{r}-{i}.json").read_text()) for r in (2, 4) for i in range(r)]
+    assert np.max(found) < 1e-9, found
+
+
+class Saved:
+    """A tensor kept for a backward pass; the class counts the bytes of all that are kept, and the most so far."""
+
+    now = most = 0
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        Saved.now += tensor.nbytes
+        Saved.most = max(Saved.most, Saved.now)
+
+    def __del__(self):
+        Saved.now -= self.tensor.nbytes
+
+
+def test_gradient_caching_keeps_the_graph_of_one_micro_batch(project, bert):
+    cfg = tiny.pretrain(bert, modalities="crystal image", image_fraction=1.0)
+    ex, curated = examples(cfg), dataset.read(paths.curated("tiny"))
+    weights = {p.data_ptr() for p in ex.model.parameters()}
+    optimizer, most = torch.optim.SGD(ex.model.parameters(), lr=0.0), []
+    for micro_batch in (0, 2):
+        ex = Examples(dataclasses.replace(cfg, micro_batch=micro_batch), curated, ex.model, ex.device)
+        parts = ex.parts(ex.views("train", 0)[:16])
+        Saved.now = Saved.most = 0
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: t if t.data_ptr() in weights else Saved(t), lambda x: getattr(x, "tensor", x)
+        ):
+            train.train_step(ex, parts, optimizer)
+        most.append(Saved.most)
+    assert most[1] < most[0] / 6, most  # 2 rows of 16; 35 MB to 4.5 MB
+
+
+def test_what_a_tower_draws_by_itself_is_the_same_in_both_passes(project, bert):
+    cfg = tiny.pretrain(bert, micro_batch=2)
+    ex = examples(cfg)
+    for head in ex.model.heads.values():
+        head.append(torch.nn.Dropout(0.5))
+    parts = ex.parts(ex.views("train", 0)[:6])
+    train.train_step(ex, parts, torch.optim.SGD(ex.model.parameters(), lr=0.0))
+    cached = {n: p.grad for n, p in ex.model.named_parameters() if p.requires_grad}
+    ex.model.zero_grad()
+    batch = ex.gather(torch.cat([ex.embed(part) for part in parts]), parts)  # in one graph
+    losses.pairwise(**batch, log_temperature=ex.model.log_temperature).backward()
+    for name, p in ex.model.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(cached[name], p.grad, rtol=1e-5, atol=1e-7)
+    masks = [ex.embed(part).eq(0) for part in parts]
+    assert not torch.equal(masks[0], masks[1])
+
+
+def test_dry_run_takes_two_steps_and_publishes_nothing(project, bert, monkeypatch):
+    cfg, started = tiny.pretrain(bert), []
+
+    def torchrun(cfg, run, *, ranks, max_steps, on_cpu):
+        started.append((ranks, on_cpu))
+        train.fit(cfg, run, max_steps=max_steps)
+
+    monkeypatch.setattr(launch, "torchrun", torchrun)
+    for _ in range(2):  # the second anew, not from where the first stood
+        assert len(checkpoints.metrics(launch.pretrain(cfg, dry_run_ranks=4))["steps"]) == 2
+    assert started == [(4, True), (4, True)]
     assert not paths.results("tiny").exists()
-    several, one = train.metrics(folder), train.metrics(fit(cfg, "one", max_steps=2))
-    assert several["ranks"] == ranks
-    assert len(several["steps"]) == len(one["steps"]) == 2
-    for a, b in zip([*several["steps"], *several["history"]], [*one["steps"], *one["history"]], strict=True):
+
+
+def test_two_nodes_are_the_run_of_one_process(project, bert):
+    # 24 views in batches of 7: shares of 4 and 3 rows
+    cfg = tiny.pretrain(bert, batch_size=7, gpus="2")
+    folder = launch.folder(cfg, ranks=2)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{s.getsockname()[1]}"
+    env = {**os.environ, "MATALIGN_ROOT": str(project), "MATALIGN_SCRATCH": str(paths.SCRATCH), "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-id", "pretrain", "--rdzv-endpoint", endpoint]
+    module = ["-m", "matalign.train", "--config", str(folder / "pretrain.json"), "--max-steps", "2"]
+    with open(project / "output", "w") as output:
+        nodes = [
+            subprocess.Popen(
+                [*torchrun, "--node-rank", str(i), "--local-addr", "127.0.0.1", *module],
+                env=env,
+                stdout=output,
+                stderr=output,
+            )
+            for i in range(2)
+        ]
+        try:
+            assert [node.wait(timeout=300) for node in nodes] == [0, 0], (project / "output").read_text()
+        finally:
+            for node in nodes:
+                node.kill()
+    folders = launch.pretrain(cfg), fit(cfg, "one", max_steps=2)  # what was finished by hand is published
+    assert folders[0] == project / "results" / "tiny" / "model"
+    two, one = (checkpoints.metrics(f) for f in folders)
+    assert (two["ranks"], one["ranks"]) == (2, 1)
+    assert len(two["steps"]) == len(one["steps"]) == 2
+    for a, b in zip([*two["steps"], *two["history"]], [*one["steps"], *one["history"]], strict=True):
         assert {k: v for k, v in a.items() if k != "recall_val"} == pytest.approx(
             {k: v for k, v in b.items() if k != "recall_val"}, rel=1e-5
         )
     models = [align.build(cfg), align.build(cfg), align.build(cfg)]
-    align.load(models[0], folder)
-    align.load(models[1], project / "one" / "model")
+    for model, f in zip(models, folders, strict=False):
+        align.load(model, f)
     w = [m.weights() for m in models]
     torch.testing.assert_close(w[0], w[1], rtol=1e-4, atol=1e-6)
     assert not torch.allclose(w[0]["heads.text.1.weight"], w[2]["heads.text.1.weight"], rtol=1e-4, atol=1e-6)
 
 
+def test_a_killed_rank_ends_the_job_in_seconds_and_resume_goes_on(project, bert):
+    cfg = tiny.pretrain(bert, epochs=40, patience=40, checkpoint_steps=3)
+    folder, killed = launch.folder(cfg, ranks=2), []
+
+    def kill():
+        while not (folder / "state.safetensors").exists():
+            time.sleep(0.01)
+        for process in psutil.Process().children(recursive=True):
+            if process.environ().get("RANK") == "1":
+                process.kill()
+                killed.append(time.monotonic())
+                return
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(RuntimeError, match=r"exit code 1;.*\nrank 1 was killed: exit code -9 .*SIGKILL"):
+        launch.torchrun(cfg, folder, ranks=2, on_cpu=True)
+    took = time.monotonic() - killed[0]
+    assert took < 10
+    assert not (folder / "model").exists()
+    steps = checkpoints.restore(folder / "state.safetensors", align.build(cfg)).steps
+    assert 3 <= steps < 40 * 4
+    resumed, one = (checkpoints.metrics(train.fit(cfg, f)) for f in (folder, launch.folder(cfg, ranks=1)))
+    assert [s["loss"] for s in resumed["steps"]] == pytest.approx([s["loss"] for s in one["steps"]], rel=1e-3)
+
+
 def test_failure_of_a_rank_is_raised_with_its_traceback(project, bert):
     cfg = tiny.pretrain(bert, modalities="crystal spectrum")
     with pytest.raises(RuntimeError, match=r"(?s)exit code 1; .*Traceback.*ValueError: no modality 'spectrum'"):
-        train.launch(cfg)
+        launch.pretrain(cfg)
 
 
 def test_loss_that_is_not_a_number_stops_with_the_materials_and_keeps_the_last_state(project, bert, monkeypatch):
@@ -176,11 +361,29 @@ def test_loss_that_is_not_a_number_stops_with_the_materials_and_keeps_the_last_s
     assert contents(fit(cfg, "nan")) == contents(fit(cfg, "clean"))
 
 
+def test_times_are_beside_the_log_and_add_up(project, bert):
+    cfg, start = tiny.pretrain(bert, epochs=2), time.monotonic()
+    model = fit(cfg, "run")
+    took = time.monotonic() - start
+    lines = [json.loads(line) for line in (model.parent / "times.jsonl").read_text().splitlines()]
+    assert [line["what"][:4] for line in lines] == ["star", *2 * [*4 * ["step"], "vali"]]
+    assert 0.5 * took < checkpoints.seconds(model.parent) <= took
+    assert all(0 <= line["waited_s"] <= line["seconds"] for line in lines)
+    for number, epoch in enumerate(checkpoints.epochs(model.parent), start=1):
+        steps = [line for line in lines if line["epoch"] == number and line["rows"]]
+        seconds = sum(line["seconds"] for line in steps)
+        assert epoch["epoch"] == number
+        assert epoch["materials_per_s"] == pytest.approx(24 / seconds, abs=0.06)
+        assert epoch["waiting"] == pytest.approx(sum(line["waited_s"] for line in steps) / seconds, abs=1e-4)
+        assert 0.1 < epoch["peak_memory_GiB"] < 100
+    assert "times.jsonl" not in contents(model)
+
+
 def test_training_stops_early_and_keeps_the_best_epoch(project, bert, monkeypatch):
     values = iter([3.0, 2.0, 2.5, 2.0, 1.0])
     monkeypatch.setattr(train, "validate", lambda *_, **__: {"loss_val": next(values), "recall_val": []})
     model = fit(tiny.pretrain(bert, epochs=5, patience=2), "run")
-    metrics = train.metrics(model)
+    metrics = checkpoints.metrics(model)
     assert [h["loss_val"] for h in metrics["history"]] == [3.0, 2.0, 2.5, 2.0]  # as good as before is not better
     assert metrics["best_epoch"] == 2
     values = iter([3.0, 2.0])
@@ -192,7 +395,7 @@ def test_training_stops_early_and_keeps_the_best_epoch(project, bert, monkeypatc
 
 def test_metrics(project, bert):
     cfg = tiny.pretrain(bert, epochs=2)
-    metrics = train.metrics(fit(cfg, "run"))
+    metrics = checkpoints.metrics(fit(cfg, "run"))
     json.dumps(metrics, allow_nan=False)
     assert metrics["stage"] == "pretrain"
     assert (metrics["profile"], metrics["seed"], metrics["synthetic"]) == ("tiny", 0, False)
@@ -257,6 +460,8 @@ def test_view_of_a_material_does_not_depend_on_which_others_there_are(project, b
     [
         ({"loss": "triplet"}, "loss must be one of pairwise, seed, got 'triplet'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"micro_batch": -1}, "micro_batch must be at least 0, got -1"),
+        ({"micro_batch": 2, "crystal_tower": "cgconv"}, "a tower with batch statistics .* one rank, micro_batch 0"),
     ],
 )
 def test_config_that_cannot_train(project, bert, changes, message):
@@ -272,11 +477,13 @@ def test_split_without_validation(project, bert):
         fit(tiny.pretrain(bert), "run")
 
 
-def test_more_gpus_than_there_are(monkeypatch):
+def test_more_gpus_than_there_are(project, bert, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [train.rank_count(g) for g in ("auto", "1", "2")] == [2, 1, 2]
-    for gpus in ("4", "0", "all"):
-        with pytest.raises(ValueError, match=f"1 to the number of GPUs, got '{gpus}' on a machine with 2"):
-            train.rank_count(gpus)
+    assert [launch.rank_count(g) for g in ("auto", "1", "2", "8")] == [2, 1, 2, 8]
+    for gpus in ("0", "all"):
+        with pytest.raises(ValueError, match=f"gpus must be 'auto' or a number of at least 1, got '{gpus}'"):
+            launch.rank_count(gpus)
+    with pytest.raises(ValueError, match="gpus is '4' on a machine with 2; several nodes: see"):
+        launch.pretrain(tiny.pretrain(bert, gpus="4"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert train.rank_count("auto") == 1
+    assert launch.rank_count("auto") == 1

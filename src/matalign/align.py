@@ -55,10 +55,10 @@ class AlignModel(nn.Module):
         return self.log_temperature.exp().item()
 
     def encode(self, modality: str, inputs: Any) -> Float[Tensor, "rows dim"]:
-        """Unit vectors of one modality's inputs, always float32."""
+        """Unit vectors of one modality's inputs, in the precision of the weights (float32) under autocast too."""
         pooled, _ = self.towers[modality](inputs)
         with torch.autocast(pooled.device.type, enabled=False):
-            return F.normalize(self.heads[modality](pooled.float()), dim=1)
+            return F.normalize(self.heads[modality](pooled.to(self.log_temperature.dtype)), dim=1)
 
     def forward(
         self, inputs: Mapping[str, Any], present: Mapping[str, Bool[Tensor, " batch"]]
@@ -73,7 +73,7 @@ class AlignModel(nn.Module):
         out = {}
         for m in self.modalities:
             rows = present[m].nonzero().flatten()
-            z = torch.zeros(len(present[m]), self.embed_dim, device=rows.device)
+            z = self.log_temperature.new_zeros(len(present[m]), self.embed_dim)
             out[m] = z.index_copy(0, rows, self.encode(m, inputs[m])) if len(rows) else z
         return out
 

@@ -6,7 +6,10 @@ Files appear under a temporary name and are renamed when whole. Nothing is pickl
 import dataclasses
 import json
 import math
+import resource
 import shutil
+import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,3 +90,75 @@ def export(examples: Examples, at: Progress, folder: Path) -> None:
     }
     scratch.write_json(temporary / "config.json", about)
     temporary.rename(folder / "model")
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    """What results/<profile>/metrics/pretrain.json holds, from a finished model's folder.
+
+    Returns:
+        Contents of its `config.json`, rearranged, and `steps`: {step, epoch, loss, temperature, rows} of each step.
+    """
+    about = json.loads((folder / "config.json").read_text())
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    cfg = about.pop("pretrain")
+    head = {"stage": "pretrain", "profile": cfg["profile"], "synthetic": about.pop("synthetic"), "seed": cfg["seed"]}
+    made_of = {"modalities": cfg["modalities"], "loss": cfg["loss"], "text_model": cfg["text_model"]}
+    return {**head, **made_of, **about, "steps": [line for line in lines if "step" in line]}
+
+
+class Clock:
+    """What training takes, on the first rank: `times.jsonl` beside the log, which must not differ between two runs.
+
+    A line is {what, epoch, rows, seconds since the line before, waited_s: of these, for the batch, peak_memory_GiB: of
+    the GPU if there is one, else of the process}. Lines of steps that a resume repeats stay: their time was spent.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.last = folder / "times.jsonl", time.monotonic()
+
+    def tick(self, what: str, *, epoch: int, rows: int = 0, waited_s: float = 0.0) -> None:
+        """Write the line of what ends now."""
+        now = time.monotonic()
+        line = {"what": what, "epoch": epoch, "rows": rows, "seconds": round(now - self.last, 4)}
+        line |= {"waited_s": round(waited_s, 4), "peak_memory_GiB": round(peak_memory_GiB(), 3)}
+        self.last = now
+        if rank() == 0:
+            with open(self.file, "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def peak_memory_GiB() -> float:
+    """The most memory that this process has held at once: of its GPU if it uses one, else of the machine."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
+def epochs(folder: Path) -> list[dict[str, float]]:
+    """What each epoch took, from `times.jsonl`.
+
+    Returns:
+        epoch; minutes, all told; materials_per_s, of its steps; waiting, the share of the steps' time that went into
+        graphs and texts of the batch (images are made in the step); peak_memory_GiB so far.
+    """
+    lines = [json.loads(line) for line in (folder / "times.jsonl").read_text().splitlines()]
+    out = []
+    for epoch in sorted({line["epoch"] for line in lines if line["rows"]}):
+        own = [line for line in lines if line["epoch"] == epoch]
+        steps = [line for line in own if line["rows"]]
+        seconds = sum(line["seconds"] for line in steps)
+        out.append(
+            {
+                "epoch": epoch,
+                "minutes": round(sum(line["seconds"] for line in own) / 60, 2),
+                "materials_per_s": round(sum(line["rows"] for line in steps) / seconds, 1),
+                "waiting": round(sum(line["waited_s"] for line in steps) / seconds, 4),
+                "peak_memory_GiB": max(line["peak_memory_GiB"] for line in own),
+            }
+        )
+    return out
+
+
+def seconds(folder: Path) -> float:
+    """What the whole run took."""
+    return sum(json.loads(line)["seconds"] for line in (folder / "times.jsonl").read_text().splitlines())

@@ -59,8 +59,9 @@ class Pretrain(Stage):
     loss: str  # pairwise or seed
     temperature: float  # initial
     learning_rate: float
-    weight_decay: float
+    weight_decay: float  # decoupled from the gradient, as in AdamW; 0: Adam
     batch_size: int  # global, whatever the number of ranks
+    micro_batch: int  # rows of a rank that are embedded with a graph at once (gradient caching); 0: all
     epochs: int
     patience: int  # epochs without a better validation loss before stopping
     gpus: str  # auto (all of them, or one process on the CPU), or how many

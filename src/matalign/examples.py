@@ -8,15 +8,16 @@ of ranks, and after a resume.
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from matalign import encoders, imaging, losses
 from matalign.align import AlignModel
@@ -54,6 +55,18 @@ class Views:
 
 
 @dataclass(frozen=True)
+class Part:
+    """n rows of a global batch, as the towers of one rank take them at once."""
+
+    inputs: dict[str, Any]  # modality -> inputs of the rows that have it; of images, what renders them in the step
+    numbers: Tensor  # (n, 2 + modalities): material, text, whether the row has each modality; a row that fills up: none
+    seed: int  # of what a tower may draw by itself
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+@dataclass(frozen=True)
 class Examples:
     """The curated set as training takes it, on one rank.
 
@@ -72,6 +85,11 @@ class Examples:
         for name in ("epochs", "patience", "batch_size", "protocol_repeats", "val_materials"):
             if getattr(self.cfg, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self.cfg, name)}")
+        if self.cfg.micro_batch < 0:
+            raise ValueError(f"micro_batch must be at least 0, got {self.cfg.micro_batch}")
+        divided = self.cfg.micro_batch or world() > 1
+        if divided and any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in self.model.modules()):
+            raise ValueError("a tower with batch statistics (cgconv) takes its batch whole: one rank, micro_batch 0")
         for split in ("train", "val"):
             if not (self.curated.splits.pretrain == split).any():
                 raise ValueError(f"splits of {self.cfg.profile}: pretrain has no material in {split!r}")
@@ -117,36 +135,54 @@ class Examples:
         views = Views(rows, keys, u[:, 0] < self.cfg.image_fraction, text)[np.argsort(u[:, 2], kind="stable")]
         return views if split == "train" else views[: self.cfg.val_materials]
 
-    def batch(self, views: Views) -> tuple[dict[str, Any], dict[str, Tensor], Tensor, Tensor]:
-        """This rank's share of a global batch.
+    def parts(self, views: Views) -> list[Part]:
+        """This rank's share of a global batch, in micro-batches of `cfg.micro_batch` rows (0: in one piece).
 
-        Returns:
-            inputs of each modality; whether a row has it (B,); material (B,); text (B,). All ranks have the same B:
-            rows that fill up the last shares have no modality.
+        The shares of all ranks have the same number of rows: rows that fill up the last have no modality.
         """
         size = -(-len(views) // world())
         mine = views[rank() * size : (rank() + 1) * size]
-        has = {m: made.has[mine.rows] for m, made in self.inputs.items()}
+        step = self.cfg.micro_batch or size
+        return [self._part(mine[i : i + step], min(step, size - i)) for i in range(0, size, step)]
+
+    def _part(self, views: Views, size: int) -> Part:
+        has = {m: made.has[views.rows] for m, made in self.inputs.items()}
         if "image" in has:  # rendering costs: only a share of the views
-            has["image"] &= mine.image
-        inputs = {m: self.inputs[m](mine.rows[has[m]], mine.keys[has[m]]) for m in has if has[m].any()}
+            has["image"] &= views.image
+        inputs = {m: self._made(m, views.rows[has[m]], views.keys[has[m]]) for m in has if has[m].any()}
+        numbers = np.stack([views.rows, views.text, *has.values()], 1)
+        numbers = torch.from_numpy(np.pad(numbers, ((0, size - len(views)), (0, 0)))).to(self.device)
+        return Part(inputs, numbers, int(views.keys[0]) if len(views) else 0)
 
-        def tensor(a: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.pad(a, (0, size - len(a)))).to(self.device)
+    def _made(self, modality: str, rows: np.ndarray, keys: np.ndarray) -> Any:
+        make = partial(self.inputs[modality], rows, keys)
+        return make if modality == "image" else make()
 
-        return inputs, {m: tensor(a) for m, a in has.items()}, tensor(mine.rows), tensor(mine.text)
+    def embed(self, part: Part) -> Tensor:
+        """Unit vectors (n, modalities, d) of a part's rows, zeros where a row lacks the modality.
 
-    def embed(self, views: Views) -> dict[str, Any]:
-        """The arguments of a loss for the *global* batch, the same on every rank."""
-        model = self.model
-        inputs, present, material, text = self.batch(views)
+        A second call gives the same: what a tower draws by itself is keyed too.
+        """
+        torch.manual_seed(part.seed)
+        inputs = {m: x() if m == "image" else x for m, x in part.inputs.items()}
         with torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext():
-            z = model(inputs, present)
-        z = losses.all_gather(torch.stack([z[m] for m in model.modalities], 1))  # (B, M, d)
-        numbers = losses.all_gather(torch.stack([material, text, *(present[m].long() for m in model.modalities)], 1))
+            z = self.model(inputs, self._present(part.numbers))
+        return torch.stack([z[m] for m in self.model.modalities], 1)
+
+    def gather(self, z: Tensor, parts: Sequence[Part]) -> dict[str, Any]:
+        """The arguments of a loss for the *global* batch, the same on every rank, from this rank's parts.
+
+        Args:
+            z: (rows of the parts, modalities, d) from `embed`.
+            parts: of this rank.
+        """
+        z, numbers = losses.all_gather(z), losses.all_gather(torch.cat([part.numbers for part in parts]))
         return {
-            "embeddings": dict(zip(model.modalities, z.unbind(1), strict=True)),
-            "present": {m: numbers[:, 2 + i].bool() for i, m in enumerate(model.modalities)},
+            "embeddings": dict(zip(self.model.modalities, z.unbind(1), strict=True)),
+            "present": self._present(numbers),
             "material": numbers[:, 0],
             "identical": {"text": numbers[:, 1]},
         }
+
+    def _present(self, numbers: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.model.modalities, numbers[:, 2:].bool().unbind(1), strict=True))

@@ -8,6 +8,10 @@ site; each scatters to the detector with a cross-section proportional to Z^γ, a
 
 with Poisson noise. Sites are dealt bilinearly to the pixels around them and convolved with the probe by FFT.
 
+Views of one crystal differ as frames of one specimen do: by zone axis, rotation, position, thickness, dose, defocus (a
+wider probe) and the scan's distortion (drift shears and stretches the frame, jitter shifts its lines). Brightness and
+contrast are no draws: images are standardised.
+
 Limits: no dynamical scattering, no channelling, no thermal diffuse background, no relaxation around defects. The
 approximation and the probe (Gaussian with Lorentzian tails) are those of jarvis-tools' `STEMConv`, against which the
 tests compare; σ(Z = 79) is of the order of high-angle cross-sections at 200 kV and only sets how noisy a dose is.
