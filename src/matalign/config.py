@@ -64,7 +64,7 @@ class Pretrain(Stage):
     micro_batch: int  # rows of a rank that are embedded with a graph at once (gradient caching); 0: all
     epochs: int
     patience: int  # epochs without a better validation loss before stopping
-    gpus: str  # auto (all of them, or one process on the CPU), or how many
+    gpus: str  # auto (all of this machine, or one process on the CPU), or how many, on all nodes together
     checkpoint_steps: int  # save the training state after so many steps; 0: each epoch only
 
 
