@@ -14,7 +14,7 @@ import tiny
 import torch
 from project import REPOSITORY
 
-from matalign import align, curate, dataset, elements, embed, encoders, paths, scratch, train
+from matalign import align, checkpoints, curate, dataset, elements, embed, encoders, paths, scratch, train
 from matalign.dataset import Structures
 from matalign.encoders import composition, xrd
 from matalign.examples import VALIDATION, Examples
@@ -156,7 +156,7 @@ def trained(tmp_path_factory):
 
 def test_five_modalities_train_and_embed(trained):
     cfg, curated, folder = trained
-    metrics = train.metrics(folder)
+    metrics = checkpoints.metrics(folder)
     assert len(metrics["steps"]) == 2
     assert all(np.isfinite(step["loss"]) for step in metrics["steps"])
     assert set(metrics["parameters"]) == {*ALL.split(), "heads"}
@@ -178,11 +178,12 @@ def test_five_modalities_train_and_embed(trained):
 def test_rows_without_a_pattern_are_absent_from_the_batch(trained):
     cfg, curated, _ = trained
     examples = Examples(cfg, curated, align.build(cfg), torch.device("cpu"))
-    inputs, present, material, _ = examples.batch(examples.views("train", 0))
-    assert 1 in material
-    assert torch.equal(present["xrd"], material != 1)
-    assert len(inputs["xrd"]) == present["xrd"].sum()
-    assert present["composition"].all()
+    (part,) = examples.parts(examples.views("train", 0))
+    batch = examples.gather(examples.embed(part), [part])
+    assert 1 in batch["material"]
+    assert torch.equal(batch["present"]["xrd"], batch["material"] != 1)
+    assert len(part.inputs["xrd"]) == batch["present"]["xrd"].sum()
+    assert batch["present"]["composition"].all()
 
 
 def test_a_set_curated_without_the_patterns_says_so(trained):
@@ -217,7 +218,8 @@ def test_validation_shows_what_embed_shows(trained):
     rows, z = model.embed("xrd", curated, epoch=VALIDATION)
     assert set(views.rows) <= set(rows)
     with torch.no_grad():
-        own = examples.embed(views)["embeddings"]["xrd"].numpy()
+        (part,) = examples.parts(views)
+        own = examples.embed(part)[:, ALL.split().index("xrd")].numpy()
     np.testing.assert_allclose(own, z[rows.searchsorted(views.rows)], atol=1e-6)
 
 

@@ -140,8 +140,8 @@ def test_finished_run_is_published_without_training_again(project, bert, monkeyp
 class Doubled(Examples):
     """In float64, where sums in another order differ by 1e-16."""
 
-    def _inputs(self, modality, views, has):
-        x = super()._inputs(modality, views, has)
+    def _made(self, modality, rows, keys):
+        x = super()._made(modality, rows, keys)
         if modality == "crystal":
             return x.apply(lambda t: t.double() if t.is_floating_point() else t)
         return x.double() if modality == "text" else lambda: x().double()

@@ -155,6 +155,7 @@ class Examples:
         return Part(inputs, numbers, int(views.keys[0]) if len(views) else 0)
 
     def _made(self, modality: str, rows: np.ndarray, keys: np.ndarray) -> Any:
+        """A modality's inputs; of images, what renders them."""
         make = partial(self.inputs[modality], rows, keys)
         return make if modality == "image" else make()
 
