@@ -71,7 +71,16 @@ def skewed() -> Crystal:
 
 
 @pytest.fixture(scope="session")
-def crystals(nacl, si, srtio3, molecule, one_atom, isolated, skewed) -> dict[str, Crystal]:
+def large() -> Crystal:
+    """200 atoms: 5 × 4 × 2 cells of cubic perovskite, each atom moved by 0.05 Å or so."""
+    cells = np.stack(np.meshgrid(*map(np.arange, (5, 4, 2)), indexing="ij"), -1).reshape(-1, 1, 3)
+    sites = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
+    moved = (cells + sites).reshape(-1, 3) + np.random.default_rng(0).normal(scale=0.05 / 3.905, size=(200, 3))
+    return np.tile([38, 22, 8, 8, 8], 40), moved / [5, 4, 2], 3.905 * np.diag([5.0, 4.0, 2.0])
+
+
+@pytest.fixture(scope="session")
+def crystals(nacl, si, srtio3, molecule, one_atom, isolated, skewed, large) -> dict[str, Crystal]:
     """All of them, by name."""
     return {
         "nacl": nacl,
@@ -81,4 +90,5 @@ def crystals(nacl, si, srtio3, molecule, one_atom, isolated, skewed) -> dict[str
         "one_atom": one_atom,
         "isolated": isolated,
         "skewed": skewed,
+        "large": large,
     }

@@ -10,7 +10,7 @@ from matalign.dataset import Structures
 from matalign.encoders.crystal import ILD, CGConvTower, CrystalTower, descriptors, envelope, harmonics, table
 from matalign.graphs import GraphStore
 
-NAMES = ["nacl", "si", "srtio3", "molecule", "one_atom", "isolated", "skewed"]
+NAMES = ["nacl", "si", "srtio3", "molecule", "one_atom", "isolated", "skewed", "large"]
 
 
 def batch_of(*crystals, cutoff_A=6.0, neighbours=16):

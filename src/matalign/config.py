@@ -46,6 +46,7 @@ class Pretrain(Stage):
     width: int  # channels of the crystal tower
     layers: int  # message-passing layers
     order: int  # highest Legendre order of the local descriptors; -1: none
+    channels: int  # of the local descriptors, for each order
     text_model: str  # minilm, a Hugging Face id, or a path
     unfreeze_layers: int  # of the text model, counted from the top
     mask_level: int  # of the protocols' text, 0-3

@@ -190,7 +190,7 @@ def key(t: Task, fit: Fit) -> dict[str, Any]:
     """All that a fit depends on; the pretrained weights only where they are used."""
     out = {"fit": asdict(fit), "targets": t.cfg.targets, "data": t.data, "code": t.code}
     if fit.arm in TOWERS:
-        names = ("cutoff_A", "neighbours", "width", "layers", "order")
+        names = ("cutoff_A", "neighbours", "width", "layers", "order", "channels")
         out |= {name: getattr(t.model.config, name) for name in names}
         out |= {name: getattr(t.cfg, name) for name in ("batch_size", "learning_rate", "weight_decay")}
     if fit.arm in ("pretrained", "ridge"):

@@ -298,7 +298,9 @@ def build(cfg: Pretrain, *, initialise: bool = True) -> nn.Module:
         ValueError: an unknown tower.
     """
     if cfg.crystal_tower == "ild":
-        return CrystalTower(width=cfg.width, layers=cfg.layers, order=cfg.order, cutoff_A=cfg.cutoff_A)
+        return CrystalTower(
+            width=cfg.width, layers=cfg.layers, order=cfg.order, channels=cfg.channels, cutoff_A=cfg.cutoff_A
+        )
     if cfg.crystal_tower == "cgconv":
         return CGConvTower(width=cfg.width, layers=cfg.layers, cutoff_A=cfg.cutoff_A)
     raise ValueError(f"crystal_tower must be ild or cgconv, got {cfg.crystal_tower!r}")
