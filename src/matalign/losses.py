@@ -3,32 +3,44 @@
 Every loss takes the batch as one row per shown material: `embeddings` holds a unit vector per modality and row,
 `present` says which of them exist. Rows of one material are positives of one another, and so are rows whose input in a
 modality is the same thing (`identical`: two materials made by word-for-word the same protocol). Similarities are
-divided by exp(log_temperature).
+divided by exp(log_temperature). The logits between two modalities are made a block of rows at a time, for both
+directions at once, and made again in the backward pass: memory is linear in the batch.
 
 References: InfoNCE, van den Oord et al. 2018 (arXiv:1807.03748); several positives, the log outside the sum over them,
 Khosla et al. 2020, eq. 2 (arXiv:2004.11362); two directions and a learned temperature, Radford et al. 2021
-(arXiv:2103.00020).
+(arXiv:2103.00020); one modality in the centre, Girdhar et al. 2023 (arXiv:2305.05665); binary decisions, Zhai et al.
+2023 (arXiv:2303.15343).
 """
 
-from collections.abc import Callable, Mapping
-from itertools import permutations, product
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations, permutations
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 TEMPERATURES = (0.01, 1.0)  # a learned temperature stays within
+ANCHOR = "crystal"  # the modality in the centre of `anchored`
+BLOCK = 256  # rows of logits made at once
+LOWEST = -3e38  # instead of −inf: its exponential is 0, and what holds nothing else has a gradient (0), not NaN
+
+Embeddings = Mapping[str, Float[Tensor, "batch dim"]]
+Present = Mapping[str, Bool[Tensor, " batch"]]
+Numbers = Int[Tensor, " batch"]
+Identical = Mapping[str, Int[Tensor, " batch"]] | None
+Scalar = Float[Tensor, ""]
 
 
 def pairwise(
-    embeddings: Mapping[str, Float[Tensor, "batch dim"]],
-    present: Mapping[str, Bool[Tensor, " batch"]],
-    material: Int[Tensor, " batch"],
-    log_temperature: Float[Tensor, ""],
-    *,
-    identical: Mapping[str, Int[Tensor, " batch"]] | None = None,
-) -> Float[Tensor, ""]:
+    embeddings: Embeddings, present: Present, material: Numbers, log_temperature: Scalar, *, identical: Identical = None
+) -> Scalar:
     """InfoNCE of each ordered pair of modalities, averaged over the pairs.
 
     For modalities m -> n, a row i that has m, and P(i) the rows that have n and are positives of i::
@@ -43,61 +55,127 @@ def pairwise(
         material: equal numbers are the same material.
         log_temperature: ln τ.
         identical: modality -> number of the input; equal numbers are the same input.
+
+    Raises:
+        ValueError: fewer than two modalities.
     """
-    z = _zero_absent(embeddings, present)
-    total, pairs = 0.0, 0.0
-    for m, n in permutations(z, 2):
-        logits = z[m] @ z[n].T * torch.exp(-log_temperature)  # (batch, batch)
-        log_p = logits - torch.logsumexp(_mask(logits, present[n][None, :]), 1, keepdim=True)
-        positive = _positives(m, n, present, material, identical)
-        count = positive.sum(1)
-        query = count > 0
-        row = -torch.where(positive, log_p, 0.0).sum(1) / count.clamp(min=1)
-        total = total + torch.where(query, row, 0.0).sum() / query.sum().clamp(min=1)
-        pairs = pairs + query.any().to(total.dtype)
-    return total / pairs.clamp(min=1.0)
+    batch = _Batch.of(embeddings, present, material, identical)
+    return _info_nce(batch, combinations(batch.z, 2), log_temperature)
+
+
+def anchored(
+    embeddings: Embeddings, present: Present, material: Numbers, log_temperature: Scalar, *, identical: Identical = None
+) -> Scalar:
+    """`pairwise` over the pairs with the structure on one side; the other modalities meet through it.
+
+    Arguments as there.
+
+    Raises:
+        ValueError: fewer than two modalities, or no structure among them.
+    """
+    batch = _Batch.of(embeddings, present, material, identical)
+    if ANCHOR not in batch.z:
+        raise ValueError(f"the loss 'anchored' needs the modality {ANCHOR!r}, got {', '.join(batch.z)}")
+    return _info_nce(batch, ((ANCHOR, n) for n in batch.z if n != ANCHOR), log_temperature)
+
+
+def _info_nce(batch: "_Batch", pairs: Iterable[tuple[str, str]], log_temperature: Tensor) -> Tensor:
+    total, directions = 0.0, 0.0
+    for m, n in pairs:
+        positive = functools.partial(batch.positive, m, n)
+        log_sums, attractions = batch.reduce(m, n, log_temperature, (LOG_SUM_EXP, None), (SUM, positive))
+        for log_sum, attraction, count in zip(log_sums, attractions, batch.counts(m, n), strict=True):
+            query = count > 0
+            row = log_sum - attraction / count.clamp(min=1)
+            total = total + torch.where(query, row, 0.0).sum() / query.sum().clamp(min=1)
+            directions = directions + query.any()
+    return total / directions.clamp(min=1)
 
 
 def seed(
-    embeddings: Mapping[str, Float[Tensor, "batch dim"]],
-    present: Mapping[str, Bool[Tensor, " batch"]],
-    material: Int[Tensor, " batch"],
-    log_temperature: Float[Tensor, ""],
-    *,
-    identical: Mapping[str, Int[Tensor, " batch"]] | None = None,
-) -> Float[Tensor, ""]:
+    embeddings: Embeddings, present: Present, material: Numbers, log_temperature: Scalar, *, identical: Identical = None
+) -> Scalar:
     """The proposal's formula to the letter::
 
         L = -1/N Σ_i log[ Σ_{m≠n} exp(s_ii^mn) / Σ_j Σ_{m,n} exp(s_ij^mn) ],    s_ij^mn = z_i^m · z_j^n / τ
 
     The denominator holds the pairs of a vector with itself, each exp(1/τ): with M modalities, perfectly aligned and
     apart from all other materials, the loss is log(M/(M−1)), not 0. Sums run over what is present; j in the numerator
-    runs over the positives of i (i alone if the batch repeats nothing); N counts the rows that have one. Arguments as
+    runs over the positives of i (i alone if the batch repeats nothing); N counts the rows that have one. Arguments and
+    errors as `pairwise`.
+    """
+    return _letter(_Batch.of(embeddings, present, material, identical), log_temperature, self_pairs=True)
+
+
+def seed_noself(
+    embeddings: Embeddings, present: Present, material: Numbers, log_temperature: Scalar, *, identical: Identical = None
+) -> Scalar:
+    """`seed` without the pairs of a vector with itself in the denominator.
+
+    Perfectly aligned and apart, it is 0 if the batch repeats nothing. A material on k rows leaves pairs of two rows in
+    one modality in the denominator, so for it the floor is log(1 + (k−1) / (k(M−1))). Arguments and errors as
     `pairwise`.
     """
-    z = _zero_absent(embeddings, present)
+    return _letter(_Batch.of(embeddings, present, material, identical), log_temperature, self_pairs=False)
+
+
+def _letter(batch: "_Batch", log_temperature: Tensor, *, self_pairs: bool) -> Tensor:
     everything, positives = [], []
-    for m, n in product(z, z):
-        logits = z[m] @ z[n].T * torch.exp(-log_temperature)
-        exists = present[m][:, None] & present[n][None, :]
-        everything.append(_mask(logits, exists))
-        if m != n:
-            positives.append(_mask(logits, _positives(m, n, present, material, identical)))
-    query = torch.stack([_positives(m, n, present, material, identical).any(1) for m, n in permutations(z, 2)]).any(0)
-    row = torch.logsumexp(torch.cat(everything, 1), 1) - torch.logsumexp(torch.cat(positives, 1), 1)
-    return torch.where(query, row, 0.0).sum() / query.sum().clamp(min=1)
+    for m, n in combinations(batch.z, 2):
+        positive = functools.partial(batch.positive, m, n)
+        log_sums, log_positives = batch.reduce(m, n, log_temperature, (LOG_SUM_EXP, None), (LOG_SUM_EXP, positive))
+        everything += [batch.spread(k, log_sum) for k, log_sum in zip((m, n), log_sums, strict=True)]
+        positives += [batch.spread(k, log_sum) for k, log_sum in zip((m, n), log_positives, strict=True)]
+    for m in batch.z:
+        mask = None if self_pairs else functools.partial(batch.other, m, m)
+        ((log_sum, _),) = batch.reduce(m, m, log_temperature, (LOG_SUM_EXP, mask))
+        everything.append(batch.spread(m, log_sum))
+    numerator, denominator = (torch.logsumexp(torch.stack(terms), 0) for terms in (positives, everything))
+    query = numerator > LOWEST / 2
+    return torch.where(query, denominator - numerator, 0.0).sum() / query.sum().clamp(min=1)
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {"pairwise": pairwise, "seed": seed}
+def sigmoid(
+    embeddings: Embeddings, present: Present, material: Numbers, log_temperature: Scalar, *, identical: Identical = None
+) -> Scalar:
+    """A binary decision for each row i of m and row j of n, averaged over the unordered pairs of modalities::
+
+        L = -1/P Σ_{i has m, j has n} log σ(±(s_ij + b)),    + if j is a positive of i, − if not;    b = log(P/N)
+
+    P and N count the positives and the negatives (at least 1) of m and n in the batch; pairs without a positive are
+    left out. SigLIP learns b, from −10, to begin near the prior. Here b is the prior log-odds itself, the constant of
+    noise-contrastive estimation (Gutmann & Hyvärinen 2010): at SigLIP's batch of 32,768 it is −10.4, it suits any
+    other, and there is nothing to store. Arguments and errors as `pairwise`.
+    """
+    batch = _Batch.of(embeddings, present, material, identical)
+    total, pairs = 0.0, 0.0
+    for m, n in combinations(batch.z, 2):
+        x, y = batch.z[m] * torch.exp(-log_temperature), batch.z[n]
+        count = batch.counts(m, n)[0].sum()
+        bias = torch.log(count.clamp(min=1) / (len(x) * len(y) - count).clamp(min=1))
+
+        def decisions(block, m=m, n=n, x=x, y=y, bias=bias):
+            logits = x[block] @ y.T + bias
+            return F.softplus(torch.where(batch.positive(m, n, block), -logits, logits)).sum()
+
+        cost = sum(checkpoint(decisions, block, use_reentrant=False) for block in _blocks(len(x)))
+        total = total + torch.where(count > 0, cost, 0.0) / count.clamp(min=1)
+        pairs = pairs + (count > 0)
+    return total / torch.clamp(pairs, min=1)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "pairwise": pairwise,
+    "anchored": anchored,
+    "seed": seed,
+    "seed-noself": seed_noself,
+    "sigmoid": sigmoid,
+}
 
 
 @torch.no_grad()
 def recall_at_1(
-    embeddings: Mapping[str, Float[Tensor, "batch dim"]],
-    present: Mapping[str, Bool[Tensor, " batch"]],
-    material: Int[Tensor, " batch"],
-    *,
-    identical: Mapping[str, Int[Tensor, " batch"]] | None = None,
+    embeddings: Embeddings, present: Present, material: Numbers, *, identical: Identical = None
 ) -> dict[tuple[str, str], tuple[int, int, int]]:
     """How often the nearest vector of another modality in the batch is a positive.
 
@@ -105,35 +183,125 @@ def recall_at_1(
         (query modality, target modality) -> (hits, queries, sum over the queries of the number of vectors to choose
         from); arguments and positives as in `pairwise`.
     """
-    z = _zero_absent(embeddings, present)
+    batch = _Batch.of(embeddings, present, material, identical)
     counts = {}
-    for m, n in permutations(z, 2):
-        positive = _positives(m, n, present, material, identical)
-        query = positive.any(1)
-        nearest = _mask(z[m] @ z[n].T, present[n][None, :]).argmax(1)
-        hit = positive[torch.arange(len(nearest), device=nearest.device), nearest] & query
-        counts[m, n] = int(hit.sum()), int(query.sum()), int(query.sum() * present[n].sum())
+    for m, n in permutations(batch.z, 2):
+        x, y = batch.z[m], batch.z[n]
+        hits = 0
+        for block in _blocks(len(x)) if len(y) else ():
+            nearest = (x[block] @ y.T).argmax(1, keepdim=True)
+            hits += int(batch.positive(m, n, block).gather(1, nearest).sum())
+        queries = int((batch.counts(m, n)[0] > 0).sum())
+        counts[m, n] = hits, queries, queries * len(y)
     return counts
 
 
-def _zero_absent(z: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if len(z) < 2:
-        raise ValueError(f"a contrastive loss needs two modalities, got {', '.join(z) or 'none'}")
-    return {m: torch.where(present[m][:, None], z[m], 0.0) for m in z}
+@dataclass(frozen=True)
+class _Batch:
+    """The arguments of a loss, absent rows left out; what is made of two modalities m and n."""
+
+    size: int
+    rows: dict[str, Tensor]  # modality -> rows that have it, (k,)
+    z: dict[str, Tensor]  # modality -> their vectors, (k, dim)
+    material: Tensor
+    identical: dict[str, Tensor]  # rows without the modality have odd numbers, each its own
+
+    @classmethod
+    def of(cls, z: Mapping, present: Mapping, material: Tensor, identical: Mapping | None) -> "_Batch":
+        if len(z) < 2:
+            raise ValueError(f"a contrastive loss needs two modalities, got {', '.join(z) or 'none'}")
+        rows = {m: present[m].nonzero().flatten() for m in z}
+        odd = 2 * torch.arange(len(material), device=material.device) + 1
+        identical = {m: torch.where(present[m], 2 * same, odd) for m, same in (identical or {}).items() if m in z}
+        return cls(len(material), rows, {m: z[m].index_select(0, rows[m]) for m in z}, material, identical)
+
+    def positive(self, m: str, n: str, block: slice) -> Tensor:
+        """Whether a row's n is a positive of a row's m, for a block of the rows of m; (block, k_n)."""
+        same = [number for k, number in self.identical.items() if k in (m, n)]
+        i, j = self.rows[m][block], self.rows[n]
+        return functools.reduce(torch.logical_or, (number[i, None] == number[j] for number in [self.material, *same]))
+
+    def other(self, m: str, n: str, block: slice) -> Tensor:
+        """Whether a row of n is another than a row of m; (block, k_n)."""
+        return self.rows[m][block, None] != self.rows[n]
+
+    def counts(self, m: str, n: str) -> tuple[Tensor, Tensor]:
+        """Positives of each row of m, (k_m,), and of each row of n, (k_n,)."""
+        masks = (self.positive(m, n, block) for block in _blocks(len(self.rows[m])))
+        across, down = zip(*((mask.sum(1), mask.sum(0)) for mask in masks), strict=True)
+        return torch.cat(across), sum(down)
+
+    def reduce(
+        self, m: str, n: str, log_temperature: Tensor, *reductions: tuple["Reduction", Callable | None]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Each reduction of the logits that its mask keeps (None: all): for the rows of m, and for the rows of n."""
+        out = _Reduce.apply(self.z[m] * torch.exp(-log_temperature), self.z[n], reductions)
+        return list(zip(out[: len(reductions)], out[len(reductions) :], strict=True))
+
+    def spread(self, m: str, numbers: Tensor) -> Tensor:
+        """Numbers of the rows of m among all rows, (size,), `LOWEST` elsewhere."""
+        return numbers.new_full((self.size,), LOWEST).index_copy(0, self.rows[m], numbers)
 
 
-def _mask(logits: Tensor, keep: Tensor) -> Tensor:
-    """Lowest finite number where not kept: exp is 0, and a row without anything kept has a gradient (0), not NaN."""
-    return logits.masked_fill(~keep, torch.finfo(logits.dtype).min)
+def _blocks(n: int) -> Iterator[slice]:
+    """Blocks of n rows, at least one."""
+    return (slice(i, i + BLOCK) for i in range(0, max(n, 1), BLOCK))
 
 
-def _positives(m: str, n: str, present: Mapping, material: Tensor, identical: Mapping | None) -> Tensor:
-    """(batch, batch): row j's n is a positive of row i's m."""
-    same = material[:, None] == material[None, :]
-    for k in (m, n):
-        if identical and k in identical:
-            same = same | (identical[k][:, None] == identical[k][None, :]) & present[k][:, None] & present[k][None, :]
-    return same & present[m][:, None] & present[n][None, :]
+class Reduction(NamedTuple):
+    """How logits become one number for each row or column, a block at a time."""
+
+    of: Callable[[Tensor, int], Tensor]  # (logits, dimension) -> numbers
+    nothing: float  # what a logit counts as that is not kept
+    join: Callable[[Tensor, Tensor], Tensor]  # numbers of two blocks -> of both
+    slope: Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, numbers, their gradient) -> gradient of the logits
+
+
+SUM = Reduction(torch.sum, 0.0, torch.add, lambda logits, numbers, grad: grad)
+LOG_SUM_EXP = Reduction(
+    lambda logits, dim: torch.logsumexp(logits, dim).clamp(min=LOWEST),
+    LOWEST,
+    torch.logaddexp,
+    lambda logits, numbers, grad: (logits - numbers).exp_().mul_(grad),
+)
+
+
+class _Reduce(torch.autograd.Function):
+    """Reductions of the logits x yᵀ, for each row and for each column, without ever holding all logits.
+
+    Takes x (k, dim), y (l, dim) and pairs of a `Reduction` and its mask, a function of the block of rows, or None.
+    Returns the numbers of the rows for each reduction, (k,), then those of the columns for each, (l,).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, reductions: tuple) -> tuple[Tensor, ...]:
+        across, down = [[] for _ in reductions], [None for _ in reductions]
+        for block in _blocks(len(x)):
+            logits = x[block] @ y.T
+            for k, (reduction, mask) in enumerate(reductions):
+                kept = logits.masked_fill(~mask(block), reduction.nothing) if mask else logits
+                across[k].append(reduction.of(kept, 1))
+                part = reduction.of(kept, 0)
+                down[k] = part if down[k] is None else reduction.join(down[k], part)
+        out = [torch.cat(parts) for parts in across] + down
+        ctx.save_for_backward(x, y, *out)
+        ctx.reductions = reductions
+        return tuple(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, y, *out = ctx.saved_tensors
+        n = len(ctx.reductions)
+        dx, dy = torch.empty_like(x), torch.zeros_like(y)
+        for block in _blocks(len(x)):
+            logits, d = x[block] @ y.T, 0.0
+            for (r, mask), a, b, da, db in zip(ctx.reductions, out[:n], out[n:], grads[:n], grads[n:], strict=True):
+                slope = r.slope(logits, a[block, None], da[block, None]) + r.slope(logits, b, db)
+                d = d + (torch.where(mask(block), slope, 0.0) if mask else slope)
+            dx[block] = d @ y
+            dy.addmm_(d.T, x[block])
+        return dx, dy, None
 
 
 @torch.no_grad()
