@@ -16,8 +16,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from matalign import figures, tables
 
-MADE = ("curation", "training", "learning_curve", "parity", "retrieval", "defects", "dose")
-STAGE = {"curation": "curate", "training": "pretrain", "learning_curve": "properties", "parity": "properties"}
+MADE = ("curation", "letter", "training", "learning_curve", "parity", "retrieval", "defects", "dose")
+STAGE = {
+    "curation": "curate",
+    "letter": "pretrain",
+    "training": "pretrain",
+    "learning_curve": "properties",
+    "parity": "properties",
+}
 STAGE |= {"retrieval": "retrieval", "defects": "defects", "dose": "defects"}
 
 

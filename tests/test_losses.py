@@ -1,5 +1,5 @@
 import math
-from itertools import permutations, product
+from itertools import combinations, permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from matalign import losses
 
@@ -34,11 +36,13 @@ def is_positive(b, m, n, i, j):
     return bool(same and b["present"][m][i] and b["present"][n][j])
 
 
-def pairwise_by_loops(b, tau):
+def pairwise_by_loops(b, tau, centre=None):
     """The definition, one row at a time, in plain floats."""
     z, has, rows = b["embeddings"], b["present"], range(len(b["material"]))
     pairs = []
     for m, n in permutations(z, 2):
+        if centre and centre not in (m, n):
+            continue
         e = {(i, j): math.exp(float(z[m][i] @ z[n][j]) / tau) for i in rows for j in rows if has[n][j]}
         p = {i: [j for j in rows if is_positive(b, m, n, i, j)] for i in rows}
         every = [
@@ -48,7 +52,11 @@ def pairwise_by_loops(b, tau):
     return np.mean(pairs) if pairs else 0.0
 
 
-def seed_by_loops(b, tau):
+def anchored_by_loops(b, tau):
+    return pairwise_by_loops(b, tau, centre="crystal")
+
+
+def seed_by_loops(b, tau, self_pairs=True):
     z, has, rows = b["embeddings"], b["present"], range(len(b["material"]))
     e = {
         (i, m, j, n): math.exp(float(z[m][i] @ z[n][j]) / tau) for i, j in product(rows, rows) for m, n in product(z, z)
@@ -56,28 +64,72 @@ def seed_by_loops(b, tau):
     terms = []
     for i in rows:
         top = sum(e[i, m, j, n] for m, n in permutations(z, 2) for j in rows if is_positive(b, m, n, i, j))
-        bottom = sum(e[i, m, j, n] for m, n in product(z, z) for j in rows if has[m][i] and has[n][j])
+        bottom = 0.0
+        for j, m, n in product(rows, z, z):
+            if has[m][i] and has[n][j] and (self_pairs or (i, m) != (j, n)):
+                bottom += e[i, m, j, n]
         terms += [-math.log(top / bottom)] if top else []
     return np.mean(terms) if terms else 0.0
 
 
-REFERENCE = {"pairwise": pairwise_by_loops, "seed": seed_by_loops}
-both = pytest.mark.parametrize("name", list(REFERENCE))
+def seed_noself_by_loops(b, tau):
+    return seed_by_loops(b, tau, self_pairs=False)
 
 
-@both
-@pytest.mark.parametrize("seed", range(8))
+def sigmoid_by_loops(b, tau):
+    z, has, rows = b["embeddings"], b["present"], range(len(b["material"]))
+    pairs = []
+    for m, n in combinations(z, 2):
+        decisions = [(i, j, is_positive(b, m, n, i, j)) for i, j in product(rows, rows) if has[m][i] and has[n][j]]
+        positives = sum(yes for *_, yes in decisions)
+        if positives:
+            bias = math.log(positives / max(1, len(decisions) - positives))
+            logits = [(float(z[m][i] @ z[n][j]) / tau + bias, yes) for i, j, yes in decisions]
+            pairs.append(sum(math.log1p(math.exp(-s if yes else s)) for s, yes in logits) / positives)
+    return np.mean(pairs) if pairs else 0.0
+
+
+REFERENCE = {
+    "pairwise": pairwise_by_loops,
+    "anchored": anchored_by_loops,
+    "seed": seed_by_loops,
+    "seed-noself": seed_noself_by_loops,
+    "sigmoid": sigmoid_by_loops,
+}
+every = pytest.mark.parametrize("name", list(REFERENCE))
+blocks = pytest.mark.parametrize("block", [2, 256])
+
+
+def value_and_gradients(name, b, log_temperature):
+    """Of a loss; gradients by modality and `log_temperature`."""
+    z = {m: v.detach().requires_grad_() for m, v in b["embeddings"].items()}
+    log_temperature = torch.tensor(log_temperature, dtype=next(iter(z.values())).dtype).requires_grad_()
+    loss = losses.LOSSES[name](**{**b, "embeddings": z}, log_temperature=log_temperature)
+    loss.backward()
+    return loss.item(), {m: v.grad for m, v in (z | {"log_temperature": log_temperature}).items()}
+
+
+def test_every_loss_has_a_reference():
+    assert set(losses.LOSSES) == set(REFERENCE)
+
+
+@every
+@blocks
+@pytest.mark.parametrize(("seed", "tau"), [(0, 0.2), (1, 0.2), (2, 0.05), (3, 0.01), (4, 1.0)])
 @pytest.mark.parametrize("repeated_texts", [True, False])
-def test_loss_is_its_definition(name, seed, repeated_texts):
+def test_loss_is_its_definition(name, block, seed, tau, repeated_texts, monkeypatch):
+    monkeypatch.setattr(losses, "BLOCK", block)
     b = batch(seed)
     if not repeated_texts:
         b["identical"] = None
-    loss = losses.LOSSES[name](**b, log_temperature=torch.tensor(math.log(0.2), dtype=torch.float64))
-    assert loss.item() == pytest.approx(REFERENCE[name](b, 0.2), rel=1e-12)
+    loss = losses.LOSSES[name](**b, log_temperature=torch.tensor(math.log(tau), dtype=torch.float64))
+    assert loss.item() == pytest.approx(REFERENCE[name](b, tau), rel=1e-11)
 
 
-@both
-def test_gradients(name):
+@every
+@blocks
+def test_gradients(name, block, monkeypatch):
+    monkeypatch.setattr(losses, "BLOCK", block)
     b = batch(3, n=5)
 
     def loss(log_temperature, *z):
@@ -89,42 +141,85 @@ def test_gradients(name):
     assert torch.autograd.gradcheck(loss, [x.clone().requires_grad_() for x in inputs])
 
 
-@both
+@every
+def test_blocks_make_no_difference(name, monkeypatch):
+    b = batch(7, n=50, materials=30, texts=20)
+    loss, grads = value_and_gradients(name, b, -2.0)
+    recall = losses.recall_at_1(**b)
+    monkeypatch.setattr(losses, "BLOCK", 7)  # the last one is not full
+    blocked, blocked_grads = value_and_gradients(name, b, -2.0)
+    assert blocked == pytest.approx(loss, rel=1e-12)
+    for key, grad in grads.items():
+        assert grad.abs().max() > 1e-4
+        torch.testing.assert_close(blocked_grads[key], grad, rtol=1e-10, atol=1e-13)
+    assert losses.recall_at_1(**b) == recall
+
+
+class Largest(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.elements = max([self.elements, *(t.untyped_storage().nbytes() // t.element_size() for t in tensors)])
+        return out
+
+
+@pytest.mark.parametrize("name", [*REFERENCE, "recall_at_1"])
+def test_no_tensor_holds_all_logits(name, monkeypatch):
+    n, block = 600, 20
+    b = batch(8, n=n, materials=n // 2, texts=n // 2)
+    b["present"] = dict.fromkeys(MODALITIES, torch.ones(n, dtype=torch.bool))
+
+    def largest():
+        with Largest() as seen:
+            losses.recall_at_1(**b) if name == "recall_at_1" else value_and_gradients(name, b, -2.0)
+        return seen.elements
+
+    assert largest() >= 256 * n  # blocks are seen
+    monkeypatch.setattr(losses, "BLOCK", block)
+    assert largest() == block * n
+
+
+@every
 def test_batch_of_one_material_in_three_modalities(name):
     b = batch(0, n=1)
     b["present"] = dict.fromkeys(MODALITIES, torch.tensor([True]))
     loss = losses.LOSSES[name](**b, log_temperature=torch.tensor(0.0))
     assert loss.item() == pytest.approx(REFERENCE[name](b, 1.0), abs=1e-12)
-    if name == "pairwise":
+    if name in ("pairwise", "anchored"):
         assert loss.item() == pytest.approx(0.0, abs=1e-12)  # nothing to be told apart from
 
 
-@both
-@pytest.mark.parametrize("rows", ["one modality each", "none"])
+@every
+@pytest.mark.parametrize("rows", ["one modality each", "none", "no rows"])
 def test_nothing_to_align_costs_nothing_and_has_a_gradient(name, rows):
-    b = batch(0, n=3)
-    some = torch.eye(3, dtype=torch.bool) if rows == "one modality each" else torch.zeros(3, 3, dtype=torch.bool)
-    b |= {"present": dict(zip(MODALITIES, some, strict=True)), "material": torch.arange(3), "identical": None}
-    z = {m: v.float().requires_grad_() for m, v in b["embeddings"].items()}
-    log_temperature = torch.tensor(-2.0, requires_grad=True)
-    loss = losses.LOSSES[name](**{**b, "embeddings": z}, log_temperature=log_temperature)
-    loss.backward()
-    assert loss.item() == 0
-    assert all(v.grad is not None and (v.grad == 0).all() for v in z.values())
-    assert log_temperature.grad == 0
+    n = 0 if rows == "no rows" else 3
+    b = batch(0, n=n)
+    some = torch.eye(3, dtype=torch.bool) if rows == "one modality each" else torch.zeros(3, n, dtype=torch.bool)
+    b |= {"present": dict(zip(MODALITIES, some, strict=True)), "material": torch.arange(n), "identical": None}
+    b["embeddings"] = {m: v.float() for m, v in b["embeddings"].items()}
+    loss, grads = value_and_gradients(name, b, -2.0)
+    assert loss == 0
+    assert all(grad is not None and (grad == 0).all() for grad in grads.values())
+    assert all(counts == (0, 0, 0) for counts in losses.recall_at_1(**b).values())
 
 
-@both
+@every
 def test_modality_absent_from_the_whole_batch_is_as_if_it_were_not_there(name):
     b = batch(1)
     b["present"]["image"] = torch.zeros(7, dtype=torch.bool)
     without = {**b, **{k: {m: b[k][m] for m in ("crystal", "text")} for k in ("embeddings", "present")}}
-    log_temperature = torch.tensor(-1.0)
-    loss, expected = (losses.LOSSES[name](**x, log_temperature=log_temperature) for x in (b, without))
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    (loss, grads), (expected, expected_grads) = (value_and_gradients(name, x, -1.0) for x in (b, without))
+    assert loss == pytest.approx(expected, rel=1e-12)
+    assert (grads.pop("image") == 0).all()
+    for key, grad in grads.items():
+        torch.testing.assert_close(grad, expected_grads[key])
 
 
-@both
+@every
 def test_what_an_absent_row_holds_does_not_matter(name):
     b = batch(2)
     z = {m: torch.where(b["present"][m][:, None], v, torch.nan).requires_grad_() for m, v in b["embeddings"].items()}
@@ -134,39 +229,82 @@ def test_what_an_absent_row_holds_does_not_matter(name):
     assert all(torch.isfinite(v.grad).all() for v in z.values())
 
 
+def aligned(rows, *, modalities=MODALITIES):
+    """Every modality holds the same vector of a material, and the materials are orthogonal."""
+    material = torch.tensor(rows)
+    z = torch.eye(8, dtype=torch.float64)[material]
+    present = dict.fromkeys(modalities, torch.ones(len(rows), dtype=torch.bool))
+    return {"embeddings": dict.fromkeys(modalities, z), "present": present, "material": material, "identical": None}
+
+
 @pytest.mark.parametrize("n", [1, 5])
 def test_all_rows_the_same_material_and_aligned(n):
-    """Nothing to tell apart. `pairwise`: log n for a choice among n equals; `seed`: its floor, whatever n."""
-    z = torch.zeros(n, 4, dtype=torch.float64)
-    z[:, 0] = 1
-    b = {"embeddings": dict.fromkeys(MODALITIES, z), "present": dict.fromkeys(MODALITIES, torch.ones(n, dtype=bool))}
-    b |= {"material": torch.zeros(n, dtype=int), "log_temperature": torch.tensor(-3.0)}
-    assert losses.pairwise(**b).item() == pytest.approx(math.log(n), abs=1e-12)
-    assert losses.seed(**b).item() == pytest.approx(math.log(3 / 2), rel=1e-12)
+    """Nothing to tell apart: log n for a choice among n equals; for the letter its floor; n² sure decisions."""
+    b = aligned([0] * n)
+    log_temperature = torch.tensor(-3.0, dtype=torch.float64)
+    values = {name: loss(**b, log_temperature=log_temperature).item() for name, loss in losses.LOSSES.items()}
+    assert values == pytest.approx(
+        {
+            "pairwise": math.log(n),
+            "anchored": math.log(n),
+            "seed": math.log(3 / 2),
+            "seed-noself": math.log(1 + (n - 1) / (2 * n)),
+            "sigmoid": math.log1p(math.exp(-math.exp(3)) / n**2),
+        },
+        abs=1e-8,  # softplus is x beyond 20
+    )
 
 
-def test_perfect_alignment_brings_pairwise_to_zero_but_seed_to_its_floor():
-    z = torch.eye(6, dtype=torch.float64)
-    b = {"embeddings": dict.fromkeys(MODALITIES, z), "present": dict.fromkeys(MODALITIES, torch.ones(6, dtype=bool))}
-    b |= {"material": torch.arange(6), "log_temperature": torch.tensor(math.log(0.01))}
-    assert losses.pairwise(**b).item() < 1e-12
-    assert losses.seed(**b).item() == pytest.approx(0.4054651, abs=1e-6)
+@pytest.mark.parametrize("modalities", [2, 3])
+def test_floors_under_perfect_alignment(modalities):
+    b = aligned(range(6), modalities=MODALITIES[:modalities])
+    log_temperature = torch.tensor(math.log(0.01), dtype=torch.float64)
+    values = {name: loss(**b, log_temperature=log_temperature).item() for name, loss in losses.LOSSES.items()}
+    assert values.pop("seed") == pytest.approx(math.log(modalities / (modalities - 1)), rel=1e-12)
+    assert values.pop("sigmoid") == pytest.approx(5 * math.log(1 + 1 / 5), rel=1e-12)  # five negatives at the prior
+    assert max(values.values()) < 1e-12
+    twice = aligned([0, 0, 1, 1, 2, 2], modalities=MODALITIES[:modalities])
+    expected = math.log(1 + 1 / (2 * (modalities - 1)))
+    assert losses.seed_noself(**twice, log_temperature=log_temperature).item() == pytest.approx(expected, rel=1e-12)
 
 
-@both
-def test_float32_is_finite_at_the_lowest_temperature(name):
-    b = batch(4, n=64)
-    b["embeddings"] = {m: z.float().requires_grad_() for m, z in b["embeddings"].items()}
-    loss = losses.LOSSES[name](**b, log_temperature=torch.tensor(math.log(losses.TEMPERATURES[0])))
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert all(torch.isfinite(z.grad).all() for z in b["embeddings"].values())
+@pytest.mark.parametrize(("name", "starves"), [("seed", True), ("seed-noself", True), ("pairwise", False)])
+def test_an_easy_pair_starves_a_hard_one(name, starves):
+    """The gradient at the image, far from its crystal, while the text comes near to it; along the sphere."""
+    crystal, other, image = torch.eye(24, dtype=torch.float64).split(8)
+    norms = []
+    for cosine in (0.0, 0.9):
+        z = {"crystal": crystal, "text": cosine * crystal + math.sqrt(1 - cosine**2) * other, "image": image}
+        b = {"embeddings": z, "present": dict.fromkeys(z, torch.ones(8, dtype=torch.bool))}
+        b |= {"material": torch.arange(8), "identical": None}
+        grad = value_and_gradients(name, b, math.log(0.1))[1]["image"]
+        norms.append((grad - (grad * image).sum(1, keepdim=True) * image).norm().item())
+    assert norms[1] < norms[0] / 100 if starves else norms[1] >= norms[0]
+
+
+@every
+@pytest.mark.parametrize("tau", losses.TEMPERATURES)
+def test_float32_at_the_clamps_of_the_temperature(name, tau):
+    b = batch(4, n=64, materials=40, texts=30)
+    exact, exact_grads = value_and_gradients(name, b, math.log(tau))
+    b["embeddings"] = {m: z.float() for m, z in b["embeddings"].items()}
+    loss, grads = value_and_gradients(name, b, math.log(tau))
+    assert loss == pytest.approx(exact, rel=1e-5)
+    for key, grad in grads.items():
+        torch.testing.assert_close(grad.double(), exact_grads[key], rtol=1e-3, atol=1e-4)
 
 
 def test_one_modality_is_refused():
     b = batch(0)
     with pytest.raises(ValueError, match="needs two modalities, got text"):
         losses.pairwise({"text": b["embeddings"]["text"]}, b["present"], b["material"], torch.tensor(0.0))
+
+
+def test_no_structure_to_anchor_to_is_refused():
+    b = batch(0)
+    z = {m: b["embeddings"][m] for m in ("text", "image")}
+    with pytest.raises(ValueError, match="'anchored' needs the modality 'crystal', got text, image"):
+        losses.anchored(z, b["present"], b["material"], torch.tensor(0.0))
 
 
 def test_clamped_temperature_can_come_back():

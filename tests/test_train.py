@@ -458,7 +458,8 @@ def test_view_of_a_material_does_not_depend_on_which_others_there_are(project, b
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "triplet"}, "loss must be one of pairwise, seed, got 'triplet'"),
+        ({"loss": "triplet"}, "loss must be one of pairwise, anchored, seed, seed-noself, sigmoid, got 'triplet'"),
+        ({"loss": "anchored", "modalities": "text image"}, "anchored needs the modality crystal, got 'text image'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"micro_batch": -1}, "micro_batch must be at least 0, got -1"),
         ({"micro_batch": 2, "crystal_tower": "cgconv"}, "a tower with batch statistics .* one rank, micro_batch 0"),

@@ -57,7 +57,7 @@ class Pretrain(Stage):
     protocol_repeats: int  # times a material with a protocol is shown in an epoch; the others once
     val_materials: int  # that the validation loss is taken on, chosen by hash
     embed_dim: int
-    loss: str  # pairwise or seed
+    loss: str  # pairwise, anchored, seed, seed-noself or sigmoid
     temperature: float  # initial
     learning_rate: float
     weight_decay: float  # decoupled from the gradient, as in AdamW; 0: Adam

@@ -82,6 +82,8 @@ class Examples:
     def __post_init__(self) -> None:
         if self.cfg.loss not in losses.LOSSES:
             raise ValueError(f"loss must be one of {', '.join(losses.LOSSES)}, got {self.cfg.loss!r}")
+        if self.cfg.loss == "anchored" and losses.ANCHOR not in self.model.modalities:
+            raise ValueError(f"loss anchored needs the modality {losses.ANCHOR}, got {self.cfg.modalities!r}")
         for name in ("epochs", "patience", "batch_size", "protocol_repeats", "val_materials"):
             if getattr(self.cfg, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self.cfg, name)}")

@@ -5,6 +5,7 @@ trains or evaluates imports this one, so a change of colour re-runs the paper al
 """
 
 import io
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,8 @@ ARMS: dict[str, Arm] = {
     "image_text": Arm("image + text", "#009E73", "p"),
 }
 COLOURS: dict[str, str] = {name: arm.colour for name, arm in ARMS.items()}
+
+LOSS_COLOURS = {"seed": "#D55E00", "seed-noself": "#000000", "pairwise": "#0072B2"}
 
 SYMBOLS = {
     "formation_energy_eV_atom": "$E_f$",
@@ -209,6 +212,29 @@ def training(metrics: Metrics) -> Figure:
     temperature.set(xlabel="epoch", ylabel="temperature")
     for ax in (loss, temperature):
         ax.xaxis.get_major_locator().set_params(integer=True)
+    return fig
+
+
+def letter(metrics: Metrics) -> Figure:
+    """Two defects of the proposal's loss: what perfect alignment costs, and how an easy pair starves a hard one."""
+    floor, starvation = metrics["letter"]["floor"], metrics["letter"]["starvation"]
+    fig, ((cost, gradient),) = _figure(1, 2, width=COLUMN_IN, height=1.9)
+    styles = dict(zip(sorted({r["modalities"] for r in floor}), ["-", "--", ":"], strict=False))
+    for (loss, colour), (modalities, line) in itertools.product(LOSS_COLOURS.items(), styles.items()):
+        rows = [r for r in floor if (r["loss"], r["modalities"]) == (loss, modalities)]
+        cost.plot([r["temperature"] for r in rows], [r["value"] for r in rows], color=colour, ls=line)
+        if loss == "seed":
+            at = (rows[0]["temperature"], rows[0]["value"])
+            cost.annotate(f"$M$ = {modalities}", at, xytext=(0, 1.5), textcoords="offset points", fontsize=6.5)
+    cost.set_xscale("log")
+    cost.set(xlabel="temperature", ylabel="loss (nat)", ylim=(-0.04, 1.2))
+    for loss, colour in LOSS_COLOURS.items():
+        rows = [r for r in starvation if r["loss"] == loss]
+        gradient.plot([r["cosine"] for r in rows], [r["gradient"] for r in rows], color=colour, label=loss)
+    gradient.set_yscale("log")
+    gradient.tick_params(axis="y", which="minor", length=0)
+    gradient.set(xlabel="cosine crystal–text", ylabel="gradient at image")
+    _legend(fig, [gradient], columns=3)
     return fig
 
 

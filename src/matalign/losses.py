@@ -13,6 +13,7 @@ Khosla et al. 2020, eq. 2 (arXiv:2004.11362); two directions and a learned tempe
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, permutations
@@ -24,7 +25,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 TEMPERATURES = (0.01, 1.0)  # a learned temperature stays within
 ANCHOR = "crystal"  # the modality in the centre of `anchored`
@@ -150,18 +150,14 @@ def sigmoid(
     batch = _Batch.of(embeddings, present, material, identical)
     total, pairs = 0.0, 0.0
     for m, n in combinations(batch.z, 2):
-        x, y = batch.z[m] * torch.exp(-log_temperature), batch.z[n]
-        count = batch.counts(m, n)[0].sum()
-        bias = torch.log(count.clamp(min=1) / (len(x) * len(y) - count).clamp(min=1))
-
-        def decisions(block, m=m, n=n, x=x, y=y, bias=bias):
-            logits = x[block] @ y.T + bias
-            return F.softplus(torch.where(batch.positive(m, n, block), -logits, logits)).sum()
-
-        cost = sum(checkpoint(decisions, block, use_reentrant=False) for block in _blocks(len(x)))
-        total = total + torch.where(count > 0, cost, 0.0) / count.clamp(min=1)
+        positive = functools.partial(batch.positive, m, n)
+        count = batch.counts(m, n)[0].sum().to(log_temperature)
+        bias = torch.log(count.clamp(min=1) / (len(batch.z[m]) * len(batch.z[n]) - count).clamp(min=1))
+        # −log σ(−x) = softplus(x) of every pair, and −log σ(x) = softplus(x) − x of the positives
+        (all_no, _), (yes, _) = batch.reduce(m, n, log_temperature, (sum_softplus(bias), None), (SUM, positive))
+        total = total + torch.where(count > 0, all_no.sum() - yes.sum() - count * bias, 0.0) / count.clamp(min=1)
         pairs = pairs + (count > 0)
-    return total / torch.clamp(pairs, min=1)
+    return total / pairs.clamp(min=1)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -227,9 +223,12 @@ class _Batch:
 
     def counts(self, m: str, n: str) -> tuple[Tensor, Tensor]:
         """Positives of each row of m, (k_m,), and of each row of n, (k_n,)."""
-        masks = (self.positive(m, n, block) for block in _blocks(len(self.rows[m])))
-        across, down = zip(*((mask.sum(1), mask.sum(0)) for mask in masks), strict=True)
-        return torch.cat(across), sum(down)
+        across, down = (torch.zeros_like(self.rows[k]) for k in (m, n))
+        for block in _blocks(len(across)):
+            mask = self.positive(m, n, block)
+            across[block] = mask.sum(1)
+            down += mask.sum(0)
+        return across, down
 
     def reduce(
         self, m: str, n: str, log_temperature: Tensor, *reductions: tuple["Reduction", Callable | None]
@@ -249,21 +248,31 @@ def _blocks(n: int) -> Iterator[slice]:
 
 
 class Reduction(NamedTuple):
-    """How logits become one number for each row or column, a block at a time."""
+    """How logits become one number for each row and one for each column, a block at a time."""
 
-    of: Callable[[Tensor, int], Tensor]  # (logits, dimension) -> numbers
+    of: Callable[[Tensor], tuple[Tensor, Tensor]]  # logits -> numbers of rows, numbers of columns
     nothing: float  # what a logit counts as that is not kept
     join: Callable[[Tensor, Tensor], Tensor]  # numbers of two blocks -> of both
-    slope: Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, numbers, their gradient) -> gradient of the logits
+    slope: Callable[..., Tensor]  # (logits, numbers of rows, of columns, gradients of both) -> gradient of the logits
 
 
-SUM = Reduction(torch.sum, 0.0, torch.add, lambda logits, numbers, grad: grad)
+SUM = Reduction(lambda s: (s.sum(1), s.sum(0)), 0.0, torch.add, lambda s, a, b, da, db: da + db)
 LOG_SUM_EXP = Reduction(
-    lambda logits, dim: torch.logsumexp(logits, dim).clamp(min=LOWEST),
+    lambda s: (s.logsumexp(1).clamp(min=LOWEST), s.logsumexp(0).clamp(min=LOWEST)),
     LOWEST,
     torch.logaddexp,
-    lambda logits, numbers, grad: (logits - numbers).exp_().mul_(grad),
+    lambda s, a, b, da, db: (s - a).exp_().mul_(da) + (s - b).exp_().mul_(db),
 )
+
+
+def sum_softplus(bias: Tensor) -> Reduction:
+    """Σ log(1 + exp(s + bias))."""
+    return Reduction(
+        lambda s: SUM.of(F.softplus(s + bias)),
+        -math.inf,
+        torch.add,
+        lambda s, a, b, da, db: torch.sigmoid(s + bias).mul_(da + db),
+    )
 
 
 class _Reduce(torch.autograd.Function):
@@ -275,15 +284,14 @@ class _Reduce(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, reductions: tuple) -> tuple[Tensor, ...]:
-        across, down = [[] for _ in reductions], [None for _ in reductions]
+        across, down = [x.new_empty(len(x)) for _ in reductions], [y.new_empty(len(y)) for _ in reductions]
         for block in _blocks(len(x)):
             logits = x[block] @ y.T
-            for k, (reduction, mask) in enumerate(reductions):
+            for (reduction, mask), a, b in zip(reductions, across, down, strict=True):
                 kept = logits.masked_fill(~mask(block), reduction.nothing) if mask else logits
-                across[k].append(reduction.of(kept, 1))
-                part = reduction.of(kept, 0)
-                down[k] = part if down[k] is None else reduction.join(down[k], part)
-        out = [torch.cat(parts) for parts in across] + down
+                a[block], part = reduction.of(kept)
+                b.copy_(reduction.join(b, part) if block.start else part)
+        out = [*across, *down]
         ctx.save_for_backward(x, y, *out)
         ctx.reductions = reductions
         return tuple(out)
@@ -297,7 +305,7 @@ class _Reduce(torch.autograd.Function):
         for block in _blocks(len(x)):
             logits, d = x[block] @ y.T, 0.0
             for (r, mask), a, b, da, db in zip(ctx.reductions, out[:n], out[n:], grads[:n], grads[n:], strict=True):
-                slope = r.slope(logits, a[block, None], da[block, None]) + r.slope(logits, b, db)
+                slope = r.slope(logits, a[block, None], b, da[block, None], db)
                 d = d + (torch.where(mask(block), slope, 0.0) if mask else slope)
             dx[block] = d @ y
             dy.addmm_(d.T, x[block])

@@ -41,6 +41,7 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
     return {
         "method": figures.method(),
         "curation": figures.curation(metrics["curate"]),
+        "letter": figures.letter(metrics["pretrain"]),
         "training": figures.training(metrics["pretrain"]),
         "learning_curve": figures.learning_curve(metrics["properties"]),
         "parity": figures.parity(metrics["properties"]),
