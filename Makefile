@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 UV_VERSION := 0.13.9
 STAMP := $(VENV)/.installed
+ONLY ?=
+BENCH := .venv-bench
+BENCH_LOCK := tests/benchmarks/requirements.txt
 
 # DVC, the notebooks' kernels and the training ranks all find the same python.
 export PATH := $(BIN):$(PATH)
@@ -40,12 +43,22 @@ check: $(STAMP) ## Rerun and compare byte by byte; PROFILE=laptop rebuilds the p
 lab: $(STAMP) ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-bench: $(STAMP) ## Run every benchmark of tests/benchmarks
-	@set -e; for script in $(sort $(wildcard tests/benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+bench: $(BENCH)/.installed ## Compare with the peers, side by side: results/bench; PROFILE=laptop on real crystals, ONLY=search just that
+	test -d data/curated/$(or $(PROFILE),sample) || $(BIN)/python -m matalign.run curate --profile $(or $(PROFILE),sample)
+	cd tests && $(CURDIR)/$(BENCH)/bin/python -m benchmarks.run --profile $(or $(PROFILE),sample) $(ONLY)
 
-lock: $(STAMP) ## Compile requirements.in into requirements.txt, with hashes
-	$(BIN)/uv pip compile requirements.in -o requirements.txt --quiet --upgrade --generate-hashes --python-version 3.11 \
-		--no-emit-index-url --custom-compile-command "make lock"
+$(BENCH)/.installed: $(STAMP) $(BENCH_LOCK)
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BIN)/uv pip install --quiet --python $(BENCH)/bin/python --require-hashes -r $(BENCH_LOCK)
+	$(BIN)/uv pip install --quiet --python $(BENCH)/bin/python --no-deps -e .
+	@touch $@
+
+COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-index-url --custom-compile-command "make lock"
+
+lock: $(STAMP) ## Compile requirements.in into requirements.txt, with hashes; then the same for the peers of bench
+	$(COMPILE) --upgrade requirements.in -o requirements.txt
+	cp requirements.txt $(BENCH_LOCK) # uv keeps these versions wherever the peers admit them
+	$(COMPILE) pyproject.toml tests/benchmarks/requirements.in -o $(BENCH_LOCK)
 
 format: $(STAMP) ## Format the sources and strip the notebooks, as the pre-commit hooks do
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

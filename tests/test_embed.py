@@ -102,3 +102,24 @@ def test_modality_the_model_lacks(model, monkeypatch):
     monkeypatch.delitem(model.aligned.towers._modules, "image")
     with pytest.raises(ValueError, match="no image tower"):
         model.embed_images(torch.zeros(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize("k", [1, 4, 37])
+def test_nearest_is_a_full_sort(monkeypatch, k):
+    """Small whole numbers: products are exact and many are equal, within a chunk and between chunks."""
+    rng = np.random.default_rng(k)
+    queries, vectors = (rng.integers(-2, 3, (n, 4)).astype(np.float32) for n in (9, 37))
+    product = queries @ vectors.T
+    expected = np.argsort(-product, axis=1, kind="stable")[:, :k]
+    assert (np.diff(np.sort(product, axis=1)) == 0).any(1).all()
+    for chunk in (5, 36, 4096):
+        monkeypatch.setattr(embed, "CHUNK", chunk)
+        index, similarity = embed.nearest(queries, vectors, k)
+        np.testing.assert_array_equal(index, expected)
+        np.testing.assert_array_equal(similarity, np.take_along_axis(product, expected, 1))
+
+
+def test_nearest_of_too_few_and_for_nobody():
+    with pytest.raises(ValueError, match="between 1 and the 3 vectors, got 4"):
+        embed.nearest(np.ones((1, 2), np.float32), np.ones((3, 2), np.float32), 4)
+    assert embed.nearest(np.ones((0, 2), np.float32), np.ones((3, 2), np.float32), 2)[0].shape == (0, 2)

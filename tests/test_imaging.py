@@ -179,7 +179,7 @@ def test_a_frame_without_atoms_stays_zero():
 
 
 def test_twenty_crystals_look_as_stemconv_draws_them():
-    rows, _, _ = stem.compare(px=64, repeats=1)
+    rows = stem.correlations(px=64)
     assert len(rows) == 20
     same_margin = {name: r for name, r, _ in rows}
     assert np.mean(list(same_margin.values())) > 0.99

@@ -23,6 +23,7 @@ from matalign.graphs import GraphStore
 
 ROWS = 128  # in a batch
 LONG = 100  # more items than this show a progress bar
+CHUNK = 4096  # vectors that `nearest` compares with at a time
 
 
 @dataclass(frozen=True)
@@ -133,3 +134,45 @@ def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
         here, then = model.towers["text"].fingerprint, about["text_model_hash"]
         raise ValueError(f"text model {cfg.text_model!r} has hash {here}; {folder} was trained with {then}")
     return Model(cfg, model.to(device).eval())
+
+
+@torch.no_grad()
+def nearest(
+    queries: Float[np.ndarray, "queries dim"], vectors: Float[np.ndarray, "vectors dim"], k: int
+) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
+    """The k vectors of largest inner product with each query: exact, in memory of one chunk beside the arguments.
+
+    Args:
+        queries: (n, dim) float32.
+        vectors: (m, dim) float32.
+        k: how many, from 1 to m.
+
+    Returns:
+        Indices (n, k) of vectors, the most similar first, of equals the one with the smaller index; and the inner
+        products (n, k).
+
+    Raises:
+        ValueError: k is not between 1 and the number of vectors.
+    """
+    if not 1 <= k <= len(vectors):
+        raise ValueError(f"k must be between 1 and the {len(vectors)} vectors, got {k}")
+    queries, vectors = torch.from_numpy(queries), torch.from_numpy(vectors)
+    value, index = torch.full((len(queries), k), -torch.inf), torch.zeros((len(queries), k), dtype=torch.long)
+    for chunk, where in zip(vectors.split(CHUNK), torch.arange(len(vectors)).split(CHUNK)):
+        product = queries @ chunk.T  # (n, chunk)
+        rows = (product.amax(1) > value[:, -1]).nonzero().squeeze(1)  # an equal in a later chunk has a larger index
+        v, i = _top(product[rows], min(k, len(chunk)))
+        v, i = torch.cat([value[rows], v], 1), torch.cat([index[rows], where[i]], 1)
+        v, order = v.sort(dim=1, descending=True, stable=True)
+        value[rows], index[rows] = v[:, :k], i.gather(1, order)[:, :k]
+    return index.numpy(), value.numpy()
+
+
+def _top(product: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """The k largest of each row in falling order, and where; a row with equals is sorted, the first of them first."""
+    value, index = product.topk(min(k + 1, product.shape[1]), 1)
+    tied = (value[:, 1:] == value[:, :-1]).any(1)
+    if tied.any():
+        v, i = product[tied].sort(dim=1, descending=True, stable=True)
+        value[tied], index[tied] = v[:, : value.shape[1]], i[:, : value.shape[1]]
+    return value[:, :k], index[:, :k]

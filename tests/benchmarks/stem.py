@@ -1,18 +1,14 @@
 """Compare the renderer with jarvis-tools' STEMConv, in pictures and in pictures a second.
 
-    python tests/benchmarks/stem.py
-
 Twenty crystals along [001] at STEMConv's own settings (Z^1.7, Gaussian and Lorentzian widths 0.5 Å, ratio 0.5, 0.2 Å
 pixels), without noise. STEMConv leaves out atoms more than 0.6 Å outside the frame, whose tails would still reach into
 it: the columns give the correlation with that rule copied, and with every atom drawn. It also counts atoms of one
 element that project onto the same point once (an indexed assignment), which is all that tells its CaF2 from ours.
 """
 
-import argparse
-import time
-
 import numpy as np
 import torch
+from benchmarks.comparison import Settings, alternate, rates
 from jarvis.analysis.stem.convolution_apprx import STEMConv
 from jarvis.core.atoms import Atoms
 
@@ -22,6 +18,7 @@ from matalign.imaging import ZONE_AXES, Optics, View, expose, project
 SYMBOLS = {3: "Li", 6: "C", 8: "O", 9: "F", 11: "Na", 12: "Mg", 13: "Al", 14: "Si", 16: "S", 17: "Cl", 20: "Ca"}
 SYMBOLS |= {22: "Ti", 26: "Fe", 29: "Cu", 30: "Zn", 31: "Ga", 33: "As", 38: "Sr", 42: "Mo", 50: "Sn", 55: "Cs"}
 SYMBOLS |= {56: "Ba", 74: "W", 79: "Au", 82: "Pb"}
+REPEATS = 5
 FACE = [(0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0)]
 
 
@@ -102,41 +99,29 @@ def pictures(table, origin_A, *, px, pixel_A, margin_A):
     return expose(project(structures, range(len(table)), view, optics=optics), view, optics=optics).numpy()
 
 
-def compare(*, px=64, pixel_A=0.2, repeats=5):
-    """Name, correlation with STEMConv's margin and with every atom; then images a second of both."""
+def correlations(*, px=64, pixel_A=0.2):
+    """Name, correlation with STEMConv under its margin, and with every atom drawn, of each crystal."""
     table = crystals()
-    start = time.perf_counter()
     theirs, centroid = zip(*(stem(crystal, px=px, pixel_A=pixel_A) for _, crystal in table))
-    slow = len(table) / (time.perf_counter() - start)
-    origin = -np.array(centroid)
 
-    def correlation(margin):
-        ours = pictures(table, origin, px=px, pixel_A=pixel_A, margin_A=margin)
+    def correlation(margin_A):
+        ours = pictures(table, -np.array(centroid), px=px, pixel_A=pixel_A, margin_A=margin_A)
         return [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(ours, theirs)]
 
-    rows = list(zip([name for name, _ in table], correlation(0.6), correlation(None)))
-    start = time.perf_counter()
-    for _ in range(repeats):
-        pictures(table, origin, px=px, pixel_A=pixel_A, margin_A=None)
-    return rows, repeats * len(table) / (time.perf_counter() - start), slow
+    return list(zip([name for name, _ in table], correlation(0.6), correlation(None)))
 
 
-def main():
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--px", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows, fast, slow = compare(px=args.px)
-    print(f"{'crystal':8s} {'same margin':>12s} {'every atom':>12s}")
-    for name, same, full in rows:
-        print(f"{name:8s} {same:12.5f} {full:12.5f}")
-    print(f"{'mean':8s} {np.mean([r[1] for r in rows]):12.5f} {np.mean([r[2] for r in rows]):12.5f}")
-    print(
-        f"\n{args.px} px, {args.threads} thread(s): {fast:.0f} images/s, STEMConv {slow:.1f}: {fast / slow:.0f} times"
-    )
-
-
-if __name__ == "__main__":
-    main()
+def measure(settings: Settings, *, px=64, pixel_A=0.2) -> dict:
+    """Pictures a second, one thread (STEMConv has no more), and the correlations."""
+    torch.set_num_threads(1)
+    table = crystals()
+    sides = {
+        "imaging": lambda: pictures(table, np.zeros((len(table), 2)), px=px, pixel_A=pixel_A, margin_A=None),
+        "jarvis STEMConv": lambda: [stem(crystal, px=px, pixel_A=pixel_A) for _, crystal in table],
+    }
+    seconds = alternate(sides, repeats=REPEATS, desc="stem")
+    found = correlations(px=px, pixel_A=pixel_A)
+    return {
+        "correlation": {name: {"same_margin": same, "every_atom": full} for name, same, full in found},
+        "comparisons": rates(f"STEM pictures, {px} px, one thread", "pictures/s", len(table), seconds, "imaging"),
+    }

@@ -1,0 +1,93 @@
+"""Compare ours with its peers, side by side: `make bench`, or `make bench ONLY=search`.
+
+    cd tests && ../.venv-bench/bin/python -m benchmarks.run [--profile laptop] [--seconds 90] [--seeds 2] [name …]
+
+Each benchmark runs in a process of its own. What it finds goes into `results/bench/bench.json` as soon as it ends, and
+table and figure are made anew; a run that was killed goes on after the last one that ended, and within `towers` after
+the last training. Named benchmarks are always measured again.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from benchmarks import comparison
+from benchmarks.comparison import Settings
+
+from matalign import figures, paths, provenance, scratch
+
+NAMES = ("neighbours", "towers", "stem", "clip", "search")
+PEERS = ("faiss-cpu", "jarvis-tools", "matgl", "open_clip_torch", "pymatgen")
+THREADS = 2
+FOLDER = paths.ROOT / "results" / "bench"
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; none: all")
+    parser.add_argument("--profile", default="sample", help="whose curated crystals to take")
+    parser.add_argument("--seconds", type=float, default=90.0, help="that each tower trains")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each tower")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(NAMES):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; of {', '.join(NAMES)}")
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(THREADS))
+    state = paths.SCRATCH / "bench" / "run.json"
+    given = {"profile": args.profile, "seconds": args.seconds, "seeds": args.seeds, "git": provenance.commit()}
+    run = json.loads(state.read_text()) if state.exists() and not args.names else {}
+    if run.get("given") != given:
+        run = {"given": given, "started": datetime.now(UTC).isoformat(timespec="seconds"), "ended": []}
+    for name in [n for n in NAMES if n in (args.names or NAMES) and n not in run["ended"]]:
+        settings = Settings(args.profile, THREADS, args.seconds, args.seeds, run["started"])
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            write({name: process.submit(measure, name, settings).result()})
+        run["ended"].append(name)
+        if not args.names:
+            state.parent.mkdir(parents=True, exist_ok=True)
+            scratch.write_json(state, run)
+    if not args.names:
+        state.unlink()
+    print(comparison.table(read()).to_string(index=False))
+
+
+def measure(name: str, settings: Settings) -> dict:
+    """One benchmark's comparisons, and what they depend on; no host name, user or path."""
+    import torch
+
+    torch.set_num_threads(settings.threads)
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "git": provenance.commit(),
+        "settings": asdict(settings),
+        "machine": provenance.machine(),
+        "versions": provenance.versions() | {peer: importlib.metadata.version(peer) for peer in PEERS},
+        **importlib.import_module(f"benchmarks.{name}").measure(settings),
+    }
+
+
+def read() -> dict:
+    """The benchmarks in `bench.json`, in their order."""
+    file = FOLDER / "bench.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    return {name: found[name] for name in NAMES if name in found}
+
+
+def write(new: dict) -> None:
+    """Put a benchmark into `bench.json`; table and figure from all that are there."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    found = read() | new
+    bench = {name: found[name] for name in NAMES if name in found}
+    scratch.write_json(FOLDER / "bench.json", bench)
+    comparison.table(bench).to_csv(FOLDER / "bench.csv", index=False)
+    figures.save(comparison.figure(bench), FOLDER, "bench")
+
+
+if __name__ == "__main__":
+    main()
