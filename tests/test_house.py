@@ -19,13 +19,20 @@ from matalign import check
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
-LOCK = dict(re.findall(r"^([\w.-]+)==(\S+)", (REPOSITORY / "requirements.txt").read_text(), flags=re.M))
+PEERS = "tests/benchmarks/requirements"
 
 
-def requirements():
-    """Lines of requirements.in."""
-    lines = (REPOSITORY / "requirements.in").read_text().splitlines()
-    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+def lock(name):
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", (REPOSITORY / name).read_text(), flags=re.M))
+
+
+LOCK = lock("requirements.txt")
+
+
+def requirements(name="requirements.in"):
+    """Lines of a file of requirements."""
+    lines = (line.partition("#")[0].strip() for line in (REPOSITORY / name).read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
 
 
 def tracked():
@@ -46,10 +53,11 @@ def test_every_direct_requirement_is_pinned_and_installed():
         assert importlib.metadata.version(requirement.name) == version
 
 
-def test_every_pin_carries_hashes_and_names_no_index():
-    text = (REPOSITORY / "requirements.txt").read_text()
+@pytest.mark.parametrize("name", ["requirements.txt", f"{PEERS}.txt"])
+def test_every_pin_carries_hashes_and_names_no_index(name):
+    text = (REPOSITORY / name).read_text()
     blocks = re.split(r"^(?=[\w.-]+==)", text, flags=re.M)[1:]
-    assert len(blocks) == len(LOCK) > 100
+    assert len(blocks) == len(lock(name)) > 80
     assert all("--hash=sha256:" in block for block in blocks)
     assert "://" not in text
     assert "--index" not in text
@@ -62,6 +70,16 @@ def test_what_the_package_needs_is_in_the_pinned_set():
     for extra in set(optional) - {"pipeline"}:  # what the pipeline does not need
         for line in optional[extra]:
             assert canonicalize_name(Requirement(line).name) not in LOCK, line
+
+
+def test_peers_stand_beside_the_versions_of_the_main_lock():
+    theirs = lock(f"{PEERS}.txt")
+    for line in PYPROJECT["dependencies"]:
+        name = canonicalize_name(Requirement(line).name)
+        assert theirs[name] == LOCK[name]
+    for requirement in requirements(f"{PEERS}.in"):
+        assert requirement.specifier.contains(theirs[canonicalize_name(requirement.name)])
+    assert not {"matgl", "mp-api", "accelerate", "faiss-cpu", "open-clip-torch"} & set(LOCK)
 
 
 def test_conda_environment_is_the_same_set():
@@ -128,8 +146,10 @@ def test_what_git_holds_is_small():
 def test_made_files_stay_out_of_git():
     made = ["results/sample/paper.pdf", "results/laptop/model/config.json", "data/raw/x/y", "data/curated/sample/z"]
     made += [".venv/bin/python", ".scratch/run", "notebooks/.source/01_curate.py", "results/tiny/metrics/a.json"]
+    made += [".venv-bench/bin/python"]
     assert check.git("check-ignore", *made).split() == made
     kept = ["results/laptop/metrics/curate.json", "results/laptop/tables/a.csv", "results/laptop/paper.pdf"]
+    kept += ["results/bench/bench.json", "results/bench/bench.png"]
     found = subprocess.run(["git", "check-ignore", "--no-index", *kept], cwd=REPOSITORY, check=False)
     assert found.returncode == 1  # none of them is ignored
 

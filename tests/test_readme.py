@@ -116,9 +116,14 @@ def test_fill_makes_each_table_between_its_marks(tmp_path):
             made = {**made, "minutes": 0.01, "computed": made}
         (folder / "provenance" / f"{stage}.json").write_text(json.dumps(made))
     text = "a\n<!-- table: claims -->\nformerly\n<!-- end -->\nb\n<!-- table: cost -->\n<!-- end -->\nc\n"
+    text = "<!-- table: bench -->\n<!-- end -->\n" + text
+    assert paper.fill(text, folder).startswith("<!-- table: bench -->\n<!-- end -->\n")
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "bench.csv").write_text('what,ratio\n"a thing, timed","1,234"\n')
     filled = paper.fill(text, folder)
     assert "formerly" not in filled
-    assert filled.startswith("a\n<!-- table: claims -->\n| claim | value | threshold | verdict |\n| --- |")
+    start = "<!-- table: bench -->\n| what | ratio |\n| --- | --- |\n| a thing, timed | 1,234 |\n<!-- end -->\n"
+    assert filled.startswith(start + "a\n<!-- table: claims -->\n| claim | value | threshold | verdict |\n| --- |")
     assert filled.count("| PASS |") + filled.count("| FAIL |") == 6
     assert "| defects | 4.2 | 2 | 0 | a processor |" in filled
     assert "| all | 16.5 |  |  |  |" in filled

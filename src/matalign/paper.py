@@ -139,17 +139,26 @@ def deviations(source: Path = SOURCE) -> tables.Table:
     return tables.Table("deviations", "Deviations from the proposal.", rows, list(rows), rows.to_numpy().tolist())
 
 
+def bench(folder: Path) -> tables.Table:
+    """Ours beside its peers, as `make bench` wrote it; timings, so for the README and not for the PDF."""
+    rows = pd.read_csv(folder / "bench.csv", dtype=str, keep_default_na=False)
+    return tables.Table("bench", "Beside the peers.", rows, list(rows), rows.to_numpy().tolist())
+
+
 def fill(text: str, folder: Path, *, source: Path = SOURCE) -> str:
     """A README with the tables between its marks (``<!-- table: claims -->`` … ``<!-- end -->``) made anew.
 
     Args:
         text: of the README.
-        folder: `results/<profile>`; `claims` and `cost` stay as they are where it is absent.
+        folder: `results/<profile>`; `claims` and `cost` stay as they are where it is absent, as does `bench` without
+            `results/bench`.
         source: as in `typeset`.
     """
     made = {"deviations": deviations(source)}
     if (folder / "metrics").is_dir():
         made |= {"claims": tables.claims(read(folder / "metrics")), "cost": cost(folder)}
+    if (folder.parent / "bench" / "bench.csv").exists():
+        made["bench"] = bench(folder.parent / "bench")
 
     def replace(match: re.Match) -> str:
         table = made.get(match["name"])

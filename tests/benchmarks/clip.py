@@ -67,7 +67,7 @@ def measure(settings: Settings) -> dict:
             raise ValueError(f"batch {batch}: loss or gradients differ by {differences[batch]:.1e} of their size")
         seconds = alternate(both, repeats=REPEATS, desc=f"losses, batch {batch}")
         memory = {name: [] for name in both}
-        for _ in range(REPEATS):
+        for _ in range(3):
             for name, side in both.items():
                 memory[name].append(peak_MiB(side))
         for what, unit, values in (

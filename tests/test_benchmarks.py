@@ -1,0 +1,144 @@
+"""The benchmarks' table follows from the values that were measured; nothing is timed here."""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pandas as pd
+import pytest
+from benchmarks import comparison, run
+from project import REPOSITORY
+from test_house import lock
+
+FOLDER = REPOSITORY / "results" / "bench"
+
+
+def row(better, ours, peer):
+    return comparison.compare("a thing", "1/s", better=better, ours=("mine", ours), peer=("theirs", peer))
+
+
+def test_ratio_says_how_many_times_ours_is_ahead():
+    assert row("more", [6.0, 8.0, 9.0], [2.0, 4.0, 3.0])["ratios"] == [3, 2, 3]
+    assert row("less", [2.0, 4.0, 8.0], [6.0, 4.0, 4.0])["ratios"] == [3, 1, 0.5]
+    assert row("less", [2.0, 4.0, 8.0], [6.0, 4.0, 4.0])["ratio"] == 1
+    with pytest.raises(ValueError, match="zip"):
+        row("more", [1.0], [1.0, 2.0])
+
+
+def test_verdict_needs_all_repeats():
+    assert comparison.verdict(row("more", [6.0, 10.0, 8.0], [2.0, 4.0, 4.0])) == "ahead, 2.5 times"
+    assert comparison.verdict(row("less", [6.0, 10.0, 8.0], [2.0, 4.0, 4.0])) == "behind, 2.5 times"
+    assert comparison.verdict(row("more", [6.0, 3.0], [2.0, 4.0])) == "level"
+
+
+def test_sides_take_turns_and_the_first_turn_is_not_counted():
+    calls = []
+    seconds = comparison.alternate({n: lambda n=n: calls.append(n) for n in "ab"}, repeats=3, desc="")
+    assert "".join(calls) == "abababab"
+    assert [len(values) for values in seconds.values()] == [3, 3]
+
+
+def test_rates_compare_one_side_with_all_others():
+    made = comparison.rates("w", "x/s", 10, {"p": [5.0], "mine": [2.0], "q": [1.0]}, "mine")
+    assert [(r["ours"], r["peer"], r["ratio"]) for r in made] == [("mine", "p", 2.5), ("mine", "q", 0.5)]
+
+
+def test_figure_puts_each_ratio_on_a_logarithmic_axis_in_the_colour_of_its_verdict():
+    table = [row("more", ours, [2.0, 4.0]) for ours in ([6.0, 12.0], [1.0, 2.0], [1.0, 8.0])]
+    ax = comparison.figure({"any": {"comparisons": table}}).axes[0]
+    assert ax.get_xscale() == "log"
+    bars, dots = ([line for line in ax.lines if (line.get_marker() != "None") is dot] for dot in (False, True))
+    assert [(d.get_xdata()[0], d.get_color()) for d in dots] == [(3, "#0072B2"), (0.5, "#D55E00"), (1.25, "#888888")]
+    assert [list(b.get_xdata()) for b in bars[:3]] == [[3, 3], [0.5, 0.5], [0.5, 2]]
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """`run.main` with three made-up benchmarks, in this process; what it has measured, in order; and what breaks."""
+    measured, broken = [], set()
+
+    def measure(name, settings):
+        if name in broken:
+            raise RuntimeError("killed")
+        measured.append((name, settings.profile, settings.started))
+        return {"comparisons": [row("more", [float(len(measured))], [2.0])]}
+
+    monkeypatch.setattr(run, "FOLDER", tmp_path / "bench")
+    monkeypatch.setattr(run.paths, "SCRATCH", tmp_path / "scratch")
+    monkeypatch.setattr(run, "NAMES", ("one", "two", "three"))
+    monkeypatch.setattr(run, "ProcessPoolExecutor", lambda n, context: ThreadPoolExecutor(n))
+    monkeypatch.setattr(run, "measure", measure)
+    monkeypatch.setattr(run.figures, "save", lambda fig, folder, name: (folder / f"{name}.png").touch())
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # the run sets them
+
+    def main(*args):
+        monkeypatch.setattr(sys, "argv", ["run", *args])
+        run.main()
+
+    return main, measured, broken
+
+
+def test_killed_run_goes_on_and_a_finished_one_starts_anew(bench):
+    main, measured, broken = bench
+    broken.add("two")
+    with pytest.raises(RuntimeError, match="killed"):
+        main()
+    assert list(run.read()) == ["one"]
+    broken.clear()
+    main()
+    assert [name for name, _, _ in measured] == ["one", "two", "three"]
+    assert len({started for _, _, started in measured}) == 1
+    main()
+    assert [name for name, _, _ in measured[3:]] == ["one", "two", "three"]
+
+
+def test_killed_run_of_another_profile_is_not_gone_on_with(bench):
+    main, measured, broken = bench
+    broken.add("two")
+    for profile in ("sample", "laptop"):
+        with pytest.raises(RuntimeError, match="killed"):
+            main("--profile", profile)
+    assert [m[:2] for m in measured] == [("one", "sample"), ("one", "laptop")]
+
+
+def test_named_benchmark_is_measured_again_and_the_others_stay(bench):
+    main, measured, _ = bench
+    main()
+    main("two")
+    assert [name for name, _, _ in measured] == ["one", "two", "three", "two"]
+    assert [part["comparisons"][0]["ratio"] for part in run.read().values()] == [0.5, 2, 1.5]
+    assert sorted(f.name for f in run.FOLDER.iterdir()) == ["bench.csv", "bench.json", "bench.png"]
+    with pytest.raises(SystemExit):
+        main("four")
+
+
+def test_committed_table_is_that_of_its_values():
+    if not FOLDER.exists():
+        pytest.skip("results/bench is absent: `make bench PROFILE=laptop` makes it")
+    bench = json.loads((FOLDER / "bench.json").read_text())
+    assert tuple(bench) == run.NAMES
+    for r in comparison.rows(bench):
+        again = comparison.compare(
+            r["what"],
+            r["unit"],
+            better=r["better"],
+            ours=(r["ours"], r["ours_values"]),
+            peer=(r["peer"], r["peer_values"]),
+        )
+        assert again == r
+    table = pd.read_csv(FOLDER / "bench.csv", dtype=str, keep_default_na=False)
+    assert table.to_dict("records") == comparison.table(bench).to_dict("records")
+
+
+def test_committed_table_names_what_it_was_measured_with():
+    if not FOLDER.exists():
+        pytest.skip("results/bench is absent: `make bench PROFILE=laptop` makes it")
+    bench = json.loads((FOLDER / "bench.json").read_text())
+    pinned = lock("tests/benchmarks/requirements.txt")
+    for part in bench.values():
+        assert part["settings"]["profile"] == "laptop"
+        assert part["machine"] == bench["search"]["machine"]
+        assert part["git"]["dirty"] is False
+        assert part["versions"]["matgl"] == pinned["matgl"]
+        assert part["versions"]["torch"] == pinned["torch"]
