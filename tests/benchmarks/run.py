@@ -1,6 +1,6 @@
 """Compare ours with its peers, side by side: `make bench`, or `make bench ONLY=search`.
 
-    cd tests && ../.venv-bench/bin/python -m benchmarks.run [--profile laptop] [--seconds 90] [--seeds 2] [name …]
+    cd tests && ../.venv-bench/bin/python -m benchmarks.run [--profile laptop] [--seconds 60] [--seeds 2] [name …]
 
 Each benchmark runs in a process of its own. What it finds goes into `results/bench/bench.json` as soon as it ends, and
 table and figure are made anew; a run that was killed goes on after the last one that ended, and within `towers` after
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; none: all")
     parser.add_argument("--profile", default="sample", help="whose curated crystals to take")
-    parser.add_argument("--seconds", type=float, default=90.0, help="that each tower trains")
+    parser.add_argument("--seconds", type=float, default=60.0, help="that each tower trains")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each tower")
     args = parser.parse_args()
     if unknown := set(args.names) - set(NAMES):

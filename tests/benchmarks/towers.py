@@ -8,6 +8,7 @@ absolute error, clipped gradients, and one cycle of the learning rate, here over
 Each tower's learning rate is the best of three on validation after runs of a sixth of the time.
 """
 
+import math
 import time
 from dataclasses import replace
 from functools import partial
@@ -102,18 +103,16 @@ class Task:
         model = make()
         return model, torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=self.fit.weight_decay)
 
-    def train(self, make, *, seconds: float, rate: float, seed: int, parts: tuple[str, ...]) -> dict:
-        """Train for a wall time; steps taken and mean absolute error of the parts, eV/atom."""
+    def train(self, make, *, seconds: float, rate: float, seed: int, part: str) -> dict:
+        """Train for a wall time; steps taken, and mean absolute error of a part, eV/atom; None: it diverged."""
         model, optimizer = self.start(make, seed)
         steps, start = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds:
             self.step(model, optimizer, steps, seed=seed, rate=rate * properties.rate(elapsed, seconds))
             steps += 1
-        errors = {}
-        for part in parts:
-            predicted = properties.predict(model, self.store, self.rows[part], torch.device("cpu"))
-            errors[part] = float((predicted - self.labels[self.rows[part]]).abs().mean() * self.std)
-        return {"steps": steps, "errors": errors}
+        predicted = properties.predict(model, self.store, self.rows[part], torch.device("cpu"))
+        error = float((predicted - self.labels[self.rows[part]]).abs().mean() * self.std)
+        return {"steps": steps, "error": error if math.isfinite(error) else None}
 
 
 def speed(task: Task, models: dict) -> list:
@@ -143,32 +142,31 @@ def measure(settings: Settings) -> dict:
     """Steps a second, then error at equal wall time; each training is kept in scratch as it ends."""
     task = Task(settings.profile)
     models = task.models()
+    comparisons = speed(task, models)
     short = settings.seconds / 6
-    bar = tqdm(
-        desc="towers, training", unit="s", total=len(models) * (short * len(RATES) + settings.seconds * settings.seeds)
-    )
+    total = len(models) * (short * len(RATES) + settings.seconds * settings.seeds)
+    bar = tqdm(desc="towers, training", unit="s", total=round(total))
 
     def train(name, **kwargs):
         key = {"run": settings.started, "tower": name, "profile": settings.profile, **kwargs}
         out = scratch.memo("bench", key, lambda: task.train(models[name], **kwargs))
-        bar.update(kwargs["seconds"])
+        bar.update(round(kwargs["seconds"]))
         return out
 
-    comparisons = speed(task, models)
     trials = {}
     for rate in RATES:
         for name in models:
-            errors = train(name, seconds=short, rate=rate, seed=0, parts=("val",))["errors"]
-            trials.setdefault(name, {})[rate] = errors["val"]
-    chosen = {name: min(errors, key=errors.get) for name, errors in trials.items()}
+            run = train(name, seconds=short, rate=rate, seed=0, part="val")
+            trials.setdefault(name, {})[rate] = run["error"]
+    chosen = {name: min((r for r in RATES if tried[r] is not None), key=tried.get) for name, tried in trials.items()}
     runs = {name: [] for name in models}
     for seed in range(settings.seeds):
         for name in models:
-            kwargs = {"seconds": settings.seconds, "rate": chosen[name], "seed": seed, "parts": ("val", "test")}
+            kwargs = {"seconds": settings.seconds, "rate": chosen[name], "seed": seed, "part": "test"}
             runs[name].append(train(name, **kwargs))
     bar.close()
     what = f"test error of E_f after {settings.seconds:g} s of training"
-    tested = {name: [run["errors"]["test"] for run in runs[name]] for name in models}
+    tested = {name: [run["error"] for run in runs[name]] for name in models}
     comparisons += [
         compare(what, "eV/atom", better="less", ours=(ours, tested[ours]), peer=(peer, tested[peer]))
         for ours in OURS
