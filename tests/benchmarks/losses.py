@@ -1,97 +1,94 @@
-"""Measure the contrastive losses on a large batch: memory beyond embeddings and their gradients, and time.
+"""The contrastive loss against open_clip's ClipLoss, forward and backward at equal batch; then on a large batch alone.
 
-    python tests/benchmarks/losses.py
-
-Three modalities, 256 dimensions, all present, no material twice; forward and backward, each loss in a process of its
-own. Memory is the highest resident set less that before the loss and less the gradients. Where `open_clip` can be
-imported, its `ClipLoss` (what two modalities cost on one process) stands beside `pairwise` on two modalities.
+With every row present and no material twice, `pairwise` of two modalities is ClipLoss; that the two and their gradients
+agree is checked first. The large batch has three modalities, and a full matrix of its logits alone would take 4 GiB.
+Memory is what a call takes at most beside embeddings and gradients.
 """
 
-import argparse
-import json
-import resource
-import statistics
-import subprocess
-import sys
+import ctypes
+import gc
+import math
+import re
 import time
+from pathlib import Path
 
 import torch
-from torch.nn import functional as F
+from benchmarks.comparison import Settings, alternate, compare
+from open_clip.loss import ClipLoss
 
-from matalign import losses
+from matalign.losses import LOSSES
 
-MODALITIES = ("crystal", "text", "image")
-
-
-def clip_loss():
-    """open_clip's loss class, or None where it is not installed."""
-    try:
-        from open_clip.loss import ClipLoss
-    except ImportError:
-        return None
-    return ClipLoss
+BATCHES, DIM, REPEATS = (1024, 4096, 8192), 256, 5
+LARGE = 32768
 
 
-def batch(rows, dim, modalities):
-    """Arguments of a loss: random unit vectors, all present, each material once."""
-    g = torch.Generator().manual_seed(0)
-    z = {m: F.normalize(torch.randn(rows, dim, generator=g), dim=1).requires_grad_() for m in MODALITIES[:modalities]}
-    present = dict.fromkeys(z, torch.ones(rows, dtype=torch.bool))
-    return z, present, torch.arange(rows), torch.tensor(0.07).log().requires_grad_()
+def embeddings(batch: int, modalities: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Random unit vectors (batch, DIM) and ln τ, all with gradients."""
+    x = torch.randn(modalities, batch, DIM, generator=torch.Generator().manual_seed(0))
+    z = torch.nn.functional.normalize(x, dim=2).unbind(0)
+    return [m.clone().requires_grad_() for m in z], torch.tensor(math.log(0.07)).requires_grad_()
 
 
-def measure(name, *, rows, dim, modalities, repeats):
-    """Seconds of forward and backward (median), and peak bytes, of a loss or of `ClipLoss` in this process."""
-    if name == "ClipLoss":
-        theirs = clip_loss()()
-        loss = lambda z, present, material, log_temperature: theirs(*z.values(), torch.exp(-log_temperature))  # noqa: E731
-    else:
-        loss = losses.LOSSES[name]
-    loss(*batch(4, dim, modalities)).backward()  # what only the first call costs
-    inputs = batch(rows, dim, modalities)
-    leaves = [*inputs[0].values(), inputs[-1]]
-    seconds, before = [], peak()
-    for _ in range(repeats):
-        for leaf in leaves:
-            leaf.grad = None
-        start = time.perf_counter()
-        loss(*inputs).backward()
-        seconds.append(time.perf_counter() - start)
-    gradients = sum(leaf.grad.nbytes for leaf in leaves)
-    return {"seconds": statistics.median(seconds), "bytes": peak() - before - gradients}
+def gradients(loss: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The loss, and its gradients."""
+    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
 
-def peak():
-    """Highest resident set of this process so far, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def pairwise(z: list[torch.Tensor], log_temperature: torch.Tensor) -> torch.Tensor:
+    """Ours, every row present, no material twice."""
+    named = {str(m): vectors for m, vectors in enumerate(z)}
+    present = {m: torch.ones(len(z[0]), dtype=torch.bool) for m in named}
+    return LOSSES["pairwise"](named, present, torch.arange(len(z[0])), log_temperature)
 
 
-def main():
-    """Print a line for each loss."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=32768)
-    parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument("--losses", nargs="+", default=["pairwise"], choices=list(losses.LOSSES))
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a loss and its number of modalities
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    if args.one:
-        name, modalities = args.one[0], int(args.one[1])
-        print(json.dumps(measure(name, rows=args.rows, dim=args.dim, modalities=modalities, repeats=args.repeats)))
-        return
-    runs = [(name, 3) for name in args.losses]
-    runs += [("pairwise", 2), ("ClipLoss", 2)] if clip_loss() else []
-    print(f"{args.rows} rows, {args.dim} dimensions, {args.threads} thread(s), median of {args.repeats}")
-    for name, modalities in runs:
-        command = [sys.executable, __file__, "--one", name, str(modalities), "--rows", str(args.rows)]
-        command += ["--dim", str(args.dim), "--repeats", str(args.repeats), "--threads", str(args.threads)]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        print(f"{name:12s} {modalities} modalities  {found['seconds']:9.2f} s  {found['bytes'] / 1e9:6.2f} GB")
-    if not clip_loss():
-        print("open_clip is not installed here: no ClipLoss to compare with")
+def sides(batch: int) -> dict:
+    """Loss and gradients of both, as functions without arguments."""
+    z, log_temperature = embeddings(batch, 2)
+    leaves, clip = [*z, log_temperature], ClipLoss()
+    return {
+        "pairwise": lambda: gradients(pairwise(z, log_temperature), leaves),
+        "open_clip ClipLoss": lambda: gradients(clip(*z, torch.exp(-log_temperature)), leaves),
+    }
 
 
-if __name__ == "__main__":
-    main()
+def resident(name: str) -> float:
+    """MiB of this process: `VmRSS` now, `VmHWM` its peak."""
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def peak_MiB(side) -> float:
+    """Memory that a call takes at most beside what it was given and what it returns."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    before = resident("VmRSS")
+    returned = side()
+    return resident("VmHWM") - before - sum(tensor.nbytes for tensor in returned) / 2**20
+
+
+def measure(settings: Settings) -> dict:
+    """Milliseconds and peak memory."""
+    comparisons, differences = [], {}
+    for batch in BATCHES:
+        both = sides(batch)
+        ours, theirs = (side() for side in both.values())
+        scale = [t.abs().max() for t in theirs]
+        differences[batch] = max(float((o - t).abs().max() / s) for o, t, s in zip(ours, theirs, scale, strict=True))
+        if differences[batch] > 1e-4:
+            raise ValueError(f"batch {batch}: loss or gradients differ by {differences[batch]:.1e} of their size")
+        seconds = alternate(both, repeats=REPEATS, desc=f"losses, batch {batch}")
+        memory = {name: [] for name in both}
+        for _ in range(3):
+            for name, side in both.items():
+                memory[name].append(peak_MiB(side))
+        for what, unit, values in (
+            ("loss and gradients", "ms", {name: [1000 * s for s in v] for name, v in seconds.items()}),
+            ("peak memory of the loss", "MiB", memory),
+        ):
+            pair = dict(zip(("ours", "peer"), values.items(), strict=True))
+            comparisons.append(compare(f"{what}, batch {batch:,}", unit, better="less", **pair))
+    z, log_temperature = embeddings(LARGE, 3)
+    start = time.perf_counter()
+    memory = peak_MiB(lambda: gradients(pairwise(z, log_temperature), [*z, log_temperature]))
+    large = {"batch": LARGE, "modalities": 3, "peak_MiB": memory, "seconds": time.perf_counter() - start}
+    return {"largest_relative_difference": differences, "large": large, "comparisons": comparisons}

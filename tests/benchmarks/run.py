@@ -22,7 +22,8 @@ from benchmarks.comparison import Settings
 
 from matalign import figures, paths, provenance, scratch
 
-NAMES = ("neighbours", "towers", "stem", "clip", "search")
+NAMES = ("neighbours", "towers", "stem", "losses", "search", "energy")
+LONG = ("energy",)  # only if named
 PEERS = ("faiss-cpu", "jarvis-tools", "matgl", "open_clip_torch", "pymatgen")
 THREADS = 2
 FOLDER = paths.ROOT / "results" / "bench"
@@ -44,7 +45,8 @@ def main() -> None:
     run = json.loads(state.read_text()) if state.exists() and not args.names else {}
     if run.get("given") != given:
         run = {"given": given, "started": datetime.now(UTC).isoformat(timespec="seconds"), "ended": []}
-    for name in [n for n in NAMES if n in (args.names or NAMES) and n not in run["ended"]]:
+    wanted = args.names or [name for name in NAMES if name not in LONG]
+    for name in [n for n in NAMES if n in wanted and n not in run["ended"]]:
         settings = Settings(args.profile, THREADS, args.seconds, args.seeds, run["started"])
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             write({name: process.submit(measure, name, settings).result()})

@@ -57,11 +57,15 @@ class Peer(nn.Module):
 
 
 class Task:
-    """The profile's crystals with a formation energy, its random split, and the settings of its fits."""
+    """The profile's crystals with a formation energy, its random split, and the settings of its fits, or others."""
 
-    def __init__(self, profile: str):
-        self.tower, self.fit = config.load("pretrain", profile), config.load("properties", profile)
+    def __init__(self, profile: str, **changes):
+        self.tower, self.fit = (
+            replace(cfg, **{name: value for name, value in changes.items() if hasattr(cfg, name)})
+            for cfg in (config.load("pretrain", profile), config.load("properties", profile))
+        )
         curated = dataset.read(paths.curated(profile))
+        self.data, self.clusters = curated.digest, curated.materials.chemsys.to_numpy()
         self.store = GraphStore.build(
             curated.structures, cutoff_A=self.tower.cutoff_A, neighbours=self.tower.neighbours, workers=2
         )
@@ -110,9 +114,13 @@ class Task:
         while (elapsed := time.perf_counter() - start) < seconds:
             self.step(model, optimizer, steps, seed=seed, rate=rate * properties.rate(elapsed, seconds))
             steps += 1
-        predicted = properties.predict(model, self.store, self.rows[part], torch.device("cpu"))
-        error = float((predicted - self.labels[self.rows[part]]).abs().mean() * self.std)
+        error = float(self.errors(model, part).mean())
         return {"steps": steps, "error": error if math.isfinite(error) else None}
+
+    def errors(self, model, part: str) -> np.ndarray:
+        """Absolute errors of a part's crystals, eV/atom."""
+        predicted = properties.predict(model, self.store, self.rows[part], torch.device("cpu"))
+        return ((predicted - self.labels[self.rows[part]]).abs() * self.std).squeeze(1).double().numpy()
 
 
 def speed(task: Task, models: dict) -> list:
