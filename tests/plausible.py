@@ -88,7 +88,6 @@ def pretrain():
     ]
     return {
         "history": history,
-        "letter": letter(),
         "best_epoch": 5,
         "parameters": {"crystal": 321000, "text": 22713216, "image": 23501000, "heads": 721000},
         "n_train": 14012,
@@ -98,23 +97,6 @@ def pretrain():
         "image_init": "random, GroupNorm",
         "text_model": "minilm",
     }
-
-
-def letter():
-    losses, temperatures = ("seed", "seed-noself", "pairwise"), np.geomspace(0.01, 0.3, 9).tolist()
-    floor = [
-        {"loss": loss, "modalities": m, "temperature": t}
-        | {"value": (loss == "seed") * np.log(m / (m - 1)) + 70 * np.exp(-1 / t)}
-        for loss in losses
-        for m in (2, 3, 4)
-        for t in temperatures
-    ]
-    starvation = [
-        {"loss": loss, "cosine": c, "gradient": 0.5 * np.exp(-14 * c * (loss != "pairwise"))}
-        for loss in losses
-        for c in np.linspace(0, 1, 9).tolist()
-    ]
-    return {"floor": floor, "starvation": starvation}
 
 
 def properties(runs, arms):

@@ -307,6 +307,22 @@ def test_no_structure_to_anchor_to_is_refused():
         losses.anchored(z, b["present"], b["material"], torch.tensor(0.0))
 
 
+def test_the_letter_has_a_floor_and_starves_the_images():
+    defects = losses.letter_defects()
+    lowest = {(r["loss"], r["modalities"]): r["value"] for r in defects["floor"] if r["temperature"] < 0.0101}
+    for m in (2, 3, 4):
+        assert lowest["seed", m] == pytest.approx(np.log(m / (m - 1)), abs=1e-9)
+        assert lowest["seed-noself", m] == pytest.approx(0, abs=1e-9)
+        assert lowest["pairwise", m] == pytest.approx(0, abs=1e-9)
+    ends = {}
+    for r in defects["starvation"]:
+        ends.setdefault(r["loss"], []).append(r["gradient"])
+    assert all(len(g) == 21 for g in ends.values())
+    assert ends["seed"][-1] < ends["seed"][0] / 100
+    assert ends["seed-noself"][-1] < ends["seed-noself"][0] / 100
+    assert ends["pairwise"][-1] > ends["pairwise"][0]
+
+
 def test_clamped_temperature_can_come_back():
     log_temperature = torch.nn.Parameter(torch.tensor(-9.0))
     losses.clamp_temperature(log_temperature)

@@ -215,9 +215,13 @@ def training(metrics: Metrics) -> Figure:
     return fig
 
 
-def letter(metrics: Metrics) -> Figure:
-    """Two defects of the proposal's loss: what perfect alignment costs, and how an easy pair starves a hard one."""
-    floor, starvation = metrics["letter"]["floor"], metrics["letter"]["starvation"]
+def letter(defects: Mapping[str, list[dict[str, Any]]]) -> Figure:
+    """Two defects of the proposal's loss: what perfect alignment costs, and how an easy pair starves a hard one.
+
+    Args:
+        defects: as from `losses.letter_defects`.
+    """
+    floor, starvation = defects["floor"], defects["starvation"]
     fig, ((cost, gradient),) = _figure(1, 2, width=COLUMN_IN, height=1.9)
     styles = dict(zip(sorted({r["modalities"] for r in floor}), ["-", "--", ":"], strict=False))
     for (loss, colour), (modalities, line) in itertools.product(LOSS_COLOURS.items(), styles.items()):

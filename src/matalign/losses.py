@@ -16,7 +16,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 from typing import Any, NamedTuple
 
 import torch
@@ -167,6 +167,31 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "seed-noself": seed_noself,
     "sigmoid": sigmoid,
 }
+
+
+def letter_defects() -> dict[str, list[dict[str, Any]]]:
+    """Numbers for the two defects of the proposal's formula, beside `seed-noself` and `pairwise`; 64 materials.
+
+    Returns:
+        `floor`: {loss, modalities, temperature, value} of modalities that are equal within a material and at right
+        angles between materials. `starvation`: {loss, cosine, gradient}, the norm of the gradient at the images, which
+        are at right angles to all else, as text and crystal of a material come near to one another; τ = 0.07.
+    """
+    names, n = ("seed", "seed-noself", "pairwise"), 64
+    crystal, apart, image = torch.eye(3 * n, dtype=torch.double).split(n)
+    image = image.clone().requires_grad_()
+    rows, everywhere, floor, starvation = torch.arange(n), torch.ones(n, dtype=torch.bool), [], []
+    for name, count, tau in product(names, (2, 3, 4), torch.logspace(-2, -0.5, 31)):
+        z = dict.fromkeys("abcd"[:count], crystal)
+        value = LOSSES[name](z, dict.fromkeys(z, everywhere), rows, tau.log()).item()
+        floor.append({"loss": name, "modalities": count, "temperature": tau.item(), "value": value})
+    for name, c in product(names, torch.linspace(0, 1, 21)):
+        z = {"crystal": crystal, "text": c * crystal + (1 - c**2).sqrt() * apart}
+        z["image"] = F.normalize(image, dim=1)  # what would lengthen a vector is lost
+        loss = LOSSES[name](z, dict.fromkeys(z, everywhere), rows, torch.tensor(0.07).log())
+        (gradient,) = torch.autograd.grad(loss, image)
+        starvation.append({"loss": name, "cosine": c.item(), "gradient": gradient.norm().item()})
+    return {"floor": floor, "starvation": starvation}
 
 
 @torch.no_grad()

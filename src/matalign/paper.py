@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import typst
 
-from matalign import figures, paths, tables
+from matalign import figures, losses, paths, tables
 
 STAGES = ("curate", "pretrain", "properties", "retrieval", "defects")
 SOURCE = paths.ROOT / "paper"
@@ -41,7 +41,7 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
     return {
         "method": figures.method(),
         "curation": figures.curation(metrics["curate"]),
-        "letter": figures.letter(metrics["pretrain"]),
+        "letter": figures.letter(losses.letter_defects()),
         "training": figures.training(metrics["pretrain"]),
         "learning_curve": figures.learning_curve(metrics["properties"]),
         "parity": figures.parity(metrics["properties"]),
