@@ -10,6 +10,8 @@ from benchmarks import comparison, run
 from project import REPOSITORY
 from test_house import lock
 
+from matalign import paper
+
 FOLDER = REPOSITORY / "results" / "bench"
 
 
@@ -129,6 +131,30 @@ def test_committed_table_is_that_of_its_values():
         assert again == r
     table = pd.read_csv(FOLDER / "bench.csv", dtype=str, keep_default_na=False)
     assert table.to_dict("records") == comparison.table(bench).to_dict("records")
+
+
+def test_committed_loss_on_a_large_batch_stays_below_two_gigabytes():
+    if not FOLDER.exists():
+        pytest.skip("results/bench is absent: `make bench PROFILE=laptop` makes it")
+    large = json.loads((FOLDER / "bench.json").read_text())["losses"]["large"]
+    assert (large["batch"], large["modalities"]) == (32768, 3)
+    assert 0 < large["peak_MiB"] * 2**20 < 2e9
+
+
+def test_trials_are_told_by_what_they_change():
+    start = {"width": 96, "learning_rate": 3e-3}
+    found = {"chosen": start | {"width": 64}}
+    found["trials"] = [
+        start | {"mae_val_eV_atom": 0.06, "core_minutes": 4.0},
+        start | {"width": 64, "mae_val_eV_atom": 0.05004, "core_minutes": 3.0},
+    ]
+    error = {"value": 0.04, "low": 0.03, "high": 0.05}
+    found["final"] = {"mae_test_eV_atom": error, "seconds": 900.0, "threads": 2, "structures_per_s": 999.6}
+    assert paper.trials(found).cells == [
+        ["start", "validation", "0.0600", "4.0", "1"],
+        ["width 64", "validation", "0.0500", "3.0", "1"],
+        ["width 64, 1000 structures/s", "test", "0.0400 [0.0300, 0.0500]", "15.0", "2"],
+    ]
 
 
 def test_committed_table_names_what_it_was_measured_with():

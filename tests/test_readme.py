@@ -120,6 +120,7 @@ def test_fill_makes_each_table_between_its_marks(tmp_path):
     assert paper.fill(text, folder).startswith("<!-- table: bench -->\n<!-- end -->\n")
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "bench.csv").write_text('what,ratio\n"a thing, timed","1,234"\n')
+    (tmp_path / "bench" / "bench.json").write_text("{}")
     filled = paper.fill(text, folder)
     assert "formerly" not in filled
     start = "<!-- table: bench -->\n| what | ratio |\n| --- | --- |\n| a thing, timed | 1,234 |\n<!-- end -->\n"

@@ -145,13 +145,34 @@ def bench(folder: Path) -> tables.Table:
     return tables.Table("bench", "Beside the peers.", rows, list(rows), rows.to_numpy().tolist())
 
 
+def trials(found: Mapping[str, Any]) -> tables.Table:
+    """How the settings of the crystal tower were chosen, and what they reach; the part `energy` of `bench.json`."""
+    start, final = found["trials"][0], found["final"]
+
+    def changed(settings: Mapping[str, Any]) -> str:
+        return ", ".join(f"{k} {settings[k]:g}" for k in found["chosen"] if settings[k] != start[k]) or "start"
+
+    rows = [
+        {"run": changed(t), "on": "validation", "value": t["mae_val_eV_atom"], "minutes": t["core_minutes"], "cores": 1}
+        for t in found["trials"]
+    ]
+    cells = [[r["run"], r["on"], f"{r['value']:.4f}", f"{r['minutes']:.1f}", "1"] for r in rows]
+    error, threads, minutes = final["mae_test_eV_atom"], final["threads"], final["seconds"] / 60
+    run = f"{changed(found['chosen'])}, {final['structures_per_s']:.0f} structures/s"
+    rows.append({"run": run, "on": "test", **error, "minutes": minutes, "cores": threads})
+    value = f"{error['value']:.4f} [{error['low']:.4f}, {error['high']:.4f}]"
+    cells.append([run, "test", value, f"{minutes:.1f}", str(threads)])
+    header = ["run", "on", "MAE (eV/atom)", "minutes", "cores"]
+    return tables.Table("trials", "Formation energy from scratch, random split.", pd.DataFrame(rows), header, cells)
+
+
 def fill(text: str, folder: Path, *, source: Path = SOURCE) -> str:
     """A README with the tables between its marks (``<!-- table: claims -->`` … ``<!-- end -->``) made anew.
 
     Args:
         text: of the README.
-        folder: `results/<profile>`; `claims` and `cost` stay as they are where it is absent, as does `bench` without
-            `results/bench`.
+        folder: `results/<profile>`; `claims` and `cost` stay as they are where it is absent, as do `bench` and `trials`
+            without `results/bench`.
         source: as in `typeset`.
     """
     made = {"deviations": deviations(source)}
@@ -159,6 +180,9 @@ def fill(text: str, folder: Path, *, source: Path = SOURCE) -> str:
         made |= {"claims": tables.claims(read(folder / "metrics")), "cost": cost(folder)}
     if (folder.parent / "bench" / "bench.csv").exists():
         made["bench"] = bench(folder.parent / "bench")
+        parts = json.loads((folder.parent / "bench" / "bench.json").read_text())
+        if "energy" in parts:
+            made["trials"] = trials(parts["energy"])
 
     def replace(match: re.Match) -> str:
         table = made.get(match["name"])
