@@ -27,8 +27,6 @@ CHANGES = (
     {"layers": 4},
     {"learning_rate": 1.5e-3},
     {"learning_rate": 6e-3},
-    {"weight_decay": 0.2},
-    {"batch_size": 32},
 )
 SHOWN = 192_000  # crystals in a trial
 SECONDS = 900.0  # of the last training
