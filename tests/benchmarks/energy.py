@@ -25,8 +25,8 @@ CHANGES = (
     {"width": 64},
     {"width": 128},
     {"layers": 4},
+    {"order": -1},
     {"learning_rate": 1.5e-3},
-    {"learning_rate": 6e-3},
 )
 SHOWN = 192_000  # crystals in a trial
 SECONDS = 900.0  # of the last training
