@@ -115,12 +115,17 @@ def test_named_benchmark_is_measured_again_and_the_others_stay(bench):
         main("four")
 
 
-def test_committed_table_is_that_of_its_values():
+@pytest.fixture
+def committed():
+    """`results/bench/bench.json`."""
     if not FOLDER.exists():
         pytest.skip("results/bench is absent: `make bench PROFILE=laptop` makes it")
-    bench = json.loads((FOLDER / "bench.json").read_text())
-    assert tuple(bench) == run.NAMES
-    for r in comparison.rows(bench):
+    return json.loads((FOLDER / "bench.json").read_text())
+
+
+def test_committed_table_is_that_of_its_values(committed):
+    assert tuple(committed) == run.NAMES
+    for r in comparison.rows(committed):
         again = comparison.compare(
             r["what"],
             r["unit"],
@@ -130,13 +135,11 @@ def test_committed_table_is_that_of_its_values():
         )
         assert again == r
     table = pd.read_csv(FOLDER / "bench.csv", dtype=str, keep_default_na=False)
-    assert table.to_dict("records") == comparison.table(bench).to_dict("records")
+    assert table.to_dict("records") == comparison.table(committed).to_dict("records")
 
 
-def test_committed_loss_on_a_large_batch_stays_below_two_gigabytes():
-    if not FOLDER.exists():
-        pytest.skip("results/bench is absent: `make bench PROFILE=laptop` makes it")
-    large = json.loads((FOLDER / "bench.json").read_text())["losses"]["large"]
+def test_committed_loss_on_a_large_batch_stays_below_two_gigabytes(committed):
+    large = committed["losses"]["large"]
     assert (large["batch"], large["modalities"]) == (32768, 3)
     assert 0 < large["peak_MiB"] * 2**20 < 2e9
 
@@ -157,14 +160,11 @@ def test_trials_are_told_by_what_they_change():
     ]
 
 
-def test_committed_table_names_what_it_was_measured_with():
-    if not FOLDER.exists():
-        pytest.skip("results/bench is absent: `make bench PROFILE=laptop` makes it")
-    bench = json.loads((FOLDER / "bench.json").read_text())
+def test_committed_table_names_what_it_was_measured_with(committed):
     pinned = lock("tests/benchmarks/requirements.txt")
-    for part in bench.values():
+    for part in committed.values():
         assert part["settings"]["profile"] == "laptop"
-        assert part["machine"] == bench["search"]["machine"]
+        assert part["machine"] == committed["search"]["machine"]
         assert part["git"]["dirty"] is False
         assert part["versions"]["matgl"] == pinned["matgl"]
         assert part["versions"]["torch"] == pinned["torch"]

@@ -108,6 +108,16 @@ def test_crystals_come_back_one_by_one(structures, nacl, srtio3):
     assert [len(numbers) for numbers, _, _ in structures] == [2, 2, 5]
 
 
+def test_fractions_by_hand(structures):
+    fractions = structures.fractions()
+    assert fractions.shape == (3, 119)
+    assert [dict(zip(np.flatnonzero(row).tolist(), row[row > 0].tolist())) for row in fractions] == [
+        {11: 0.5, 17: 0.5},
+        {14: 1.0},
+        {8: 0.6, 22: 0.2, 38: 0.2},
+    ]
+
+
 def test_take_follows_the_rows(structures, srtio3):
     taken = structures.take(np.array([2, 0, 2]))
     assert taken.ptr.tolist() == [0, 5, 7, 12]

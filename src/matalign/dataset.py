@@ -107,6 +107,13 @@ class Structures:
         atoms = slice(self.ptr[row], self.ptr[row + 1])
         return self.numbers[atoms], self.frac_coords[atoms], self.lattice[row]
 
+    def fractions(self) -> np.ndarray:
+        """(M, 119) atomic fractions of the crystals, by atomic number."""
+        atoms = np.diff(self.ptr)
+        counts = np.zeros((len(self), 119))
+        np.add.at(counts, (np.repeat(np.arange(len(self)), atoms), self.numbers), 1)
+        return counts / atoms[:, None]
+
     def take(self, rows: np.ndarray) -> "Structures":
         """The crystals of these rows, in this order; a row may come twice."""
         rows = np.asarray(rows, dtype=np.int64)

@@ -250,15 +250,11 @@ def contexts(hosts: Hosts, embeddings: np.ndarray) -> dict[str, np.ndarray]:
         hosts: n crystals.
         embeddings: (n, d) of their structures in the aligned space.
     """
-    owner = np.repeat(np.arange(len(hosts.mp_id)), np.diff(hosts.structures.ptr))
-    fractions = np.zeros((len(hosts.mp_id), 119))
-    np.add.at(fractions, (owner, hosts.structures.numbers.astype(int)), 1)
-    fractions /= fractions.sum(1, keepdims=True)
     other = np.roll(embeddings, len(embeddings) // 2, axis=0)  # a fixed other host's: nobody keeps its own
     return {
         "context": embeddings,
         "image": np.zeros((len(hosts.mp_id), 0)),
-        "image_composition": fractions,
+        "image_composition": hosts.structures.fractions(),
         "image_structure": embeddings,
         "image_other": other,
     }

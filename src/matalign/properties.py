@@ -231,15 +231,12 @@ def composition_features(structures: Structures) -> Float[np.ndarray, "crystals 
         (M, 119 + 5 · 14).
     """
     crystal = np.repeat(np.arange(len(structures)), np.diff(structures.ptr))
-    fractions = np.zeros((len(structures), len(elements.VALUES)))
-    np.add.at(fractions, (crystal, structures.numbers), 1)
-    fractions /= fractions.sum(1, keepdims=True)
     per_atom, first = elements.VALUES[structures.numbers], structures.ptr[:-1]
     size = np.diff(structures.ptr)[:, None]
     mean = np.add.reduceat(per_atom, first) / size
     deviation = np.add.reduceat(np.abs(per_atom - mean[crystal]), first) / size
     low, high = np.minimum.reduceat(per_atom, first), np.maximum.reduceat(per_atom, first)
-    return np.concatenate([fractions, mean, deviation, low, high, high - low], 1)
+    return np.concatenate([structures.fractions(), mean, deviation, low, high, high - low], 1)
 
 
 def fit_dummy(t: Task, parts: dict[str, np.ndarray]) -> dict[str, Any]:

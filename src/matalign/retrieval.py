@@ -171,12 +171,7 @@ class Gallery:
     @cached_property
     def fractions(self) -> np.ndarray:
         """(N, 119) atomic fraction of each atomic number."""
-        structures = self.curated.structures.take(self.rows)
-        sizes = np.diff(structures.ptr)
-        cell = np.repeat(np.arange(len(sizes)), sizes)
-        return (
-            np.bincount(cell * 119 + structures.numbers, minlength=len(sizes) * 119).reshape(-1, 119) / sizes[:, None]
-        )
+        return self.curated.structures.take(self.rows).fractions()
 
     @cached_property
     def neighbours(self) -> np.ndarray:

@@ -40,11 +40,9 @@ def trial(profile: str, changes: dict) -> dict:
     key = {"settings": START | changes, "shown": SHOWN, "data": task.data, "code": code}
 
     def run() -> dict:
-        model, optimizer = task.start(task.models()[OURS[0]], 0)
         steps, start = SHOWN // task.fit.batch_size, time.process_time()
-        for step in range(steps):
-            rate = task.fit.learning_rate * properties.rate(step, steps)
-            task.step(model, optimizer, step, seed=0, rate=rate)
+        make, rate = task.models()[OURS[0]], task.fit.learning_rate
+        model, _ = task.cycle(make, length=steps, at=lambda step: step, rate=rate, seed=0)
         error = float(task.errors(model, "val").mean())
         return {"mae_val_eV_atom": error, "core_minutes": (time.process_time() - start) / 60}
 
@@ -54,14 +52,15 @@ def trial(profile: str, changes: dict) -> dict:
 
 def final(task: Task) -> dict:
     """Train for `SECONDS`; the test error with its interval, and the speed."""
-    model, optimizer = task.start(task.models()[OURS[0]], 1)
-    steps, start = 0, time.perf_counter()
+    make, rate, start = task.models()[OURS[0]], task.fit.learning_rate, time.perf_counter()
     with tqdm(total=round(SECONDS), desc="energy, training", unit="s") as bar:
-        while (elapsed := time.perf_counter() - start) < SECONDS:
-            rate = task.fit.learning_rate * properties.rate(elapsed, SECONDS)
-            task.step(model, optimizer, steps, seed=1, rate=rate)
-            steps += 1
-            bar.update(int(elapsed) - bar.n)
+
+        def elapsed(step: int) -> float:
+            now = time.perf_counter() - start
+            bar.update(min(int(now), bar.total) - bar.n)
+            return now
+
+        model, steps = task.cycle(make, length=SECONDS, at=elapsed, rate=rate, seed=1)
     clusters = task.clusters[task.rows["test"]]
     interval = stats.bootstrap(task.errors(model, "test"), clusters, resamples=RESAMPLES, seed=0)
     return {

@@ -10,6 +10,7 @@ Each tower's learning rate is the best of three on validation after runs of a si
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -107,13 +108,21 @@ class Task:
         model = make()
         return model, torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=self.fit.weight_decay)
 
+    def cycle(self, make, *, length: float, at: Callable[[int], float], rate: float, seed: int) -> tuple:
+        """The model after one cycle, and the steps taken; `at` of the steps so far says where in its length it is."""
+        model, optimizer = self.start(make, seed)
+        steps = 0
+        while (place := at(steps)) < length:
+            self.step(model, optimizer, steps, seed=seed, rate=rate * properties.rate(place, length))
+            steps += 1
+        return model, steps
+
     def train(self, make, *, seconds: float, rate: float, seed: int, part: str) -> dict:
         """Train for a wall time; steps taken, and mean absolute error of a part, eV/atom; None: it diverged."""
-        model, optimizer = self.start(make, seed)
-        steps, start = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < seconds:
-            self.step(model, optimizer, steps, seed=seed, rate=rate * properties.rate(elapsed, seconds))
-            steps += 1
+        start = time.perf_counter()
+        model, steps = self.cycle(
+            make, length=seconds, at=lambda step: time.perf_counter() - start, rate=rate, seed=seed
+        )
         error = float(self.errors(model, part).mean())
         return {"steps": steps, "error": error if math.isfinite(error) else None}
 

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from matalign import elements
 from matalign.config import Pretrain
 from matalign.dataset import Curated
 from matalign.encoders.crystal import ElementEmbedding
@@ -34,12 +33,8 @@ class Inputs:
     """Every material has its composition, counted in its cell."""
 
     def __init__(self, cfg: Pretrain, curated: Curated, tower: nn.Module, device: torch.device) -> None:
-        structures = curated.structures
-        self.has = np.ones(len(structures), bool)
-        atoms = np.diff(structures.ptr)
-        counts = np.zeros((len(structures), len(elements.VALUES)))
-        np.add.at(counts, (np.repeat(np.arange(len(structures)), atoms), structures.numbers), 1)
-        self.fractions = torch.from_numpy(counts / atoms[:, None]).float().to(device)
+        self.has = np.ones(len(curated.structures), bool)
+        self.fractions = torch.from_numpy(curated.structures.fractions()).float().to(device)
 
     def __call__(self, rows: np.ndarray, keys: np.ndarray) -> Tensor:
         """(n, 119) fractions."""
