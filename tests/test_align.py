@@ -67,7 +67,14 @@ def test_the_seed_makes_the_weights_whatever_was_drawn_before(bert):
 @pytest.mark.parametrize("modalities", ["crystal", "crystal crystal", ""])
 def test_fewer_than_two_modalities(bert, modalities):
     with pytest.raises(ValueError, match="two or more of composition, crystal, image, text, xrd, each once"):
-        align.build(tiny.pretrain(bert, modalities=modalities))
+        align.build(tiny.pretrain(bert, modalities=modalities, auxiliary_weight=0.0))
+
+
+def test_auxiliary_objective_is_the_crystals(bert):
+    assert align.build(tiny.pretrain(bert, modalities="crystal")).denoiser is not None
+    assert align.build(tiny.pretrain(bert, auxiliary_weight=0.0)).denoiser is None
+    with pytest.raises(ValueError, match="auxiliary_weight 1 needs the modality crystal, got \\['text', 'image'\\]"):
+        align.build(tiny.pretrain(bert, modalities="text image"))
 
 
 def test_unknown_modality_and_tower(bert):

@@ -7,7 +7,17 @@ from numpy.polynomial import legendre
 from scipy.spatial.transform import Rotation
 
 from matalign.dataset import Structures
-from matalign.encoders.crystal import ILD, CGConvTower, CrystalTower, descriptors, envelope, harmonics, table
+from matalign.encoders.crystal import (
+    ILD,
+    CGConvTower,
+    CrystalTower,
+    Denoiser,
+    corrupt,
+    descriptors,
+    envelope,
+    harmonics,
+    table,
+)
 from matalign.graphs import GraphStore
 
 NAMES = ["nacl", "si", "srtio3", "molecule", "one_atom", "isolated", "skewed", "large"]
@@ -196,3 +206,61 @@ def test_gradients_repeat_bit_for_bit(crystals, tower):
         tower(batch)[0].square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in tower.parameters()]))
     assert torch.equal(*gradients)
+
+
+def corrupted(names, crystals, keys, **options):
+    options = {"mask_atoms": 0.15, "noise_A": 0.1} | options
+    return corrupt(batch_of(*(crystals[name] for name in names)), np.asarray(keys, np.uint64), **options)
+
+
+def test_corruption_is_the_materials_own_and_moves_every_edge_with_its_atoms(crystals):
+    alone = corrupted(["large"], crystals, [7])
+    clean = batch_of(crystals["large"])
+    after = corrupted(["srtio3", "large"], crystals, [5, 7])  # the draws do not depend on who else is in the batch
+    n = len(clean.z)
+    for name in ("hidden", "z", "displacement"):
+        torch.testing.assert_close(getattr(after, name)[-n:], getattr(alone, name), rtol=0, atol=1e-7)
+    assert not torch.equal(alone.hidden, corrupted(["large"], crystals, [8]).hidden)
+    neighbour, centre = clean.edge_index
+    moved = alone.displacement[neighbour] - alone.displacement[centre]
+    torch.testing.assert_close(alone.batch.edge_vec, clean.edge_vec + moved, rtol=0, atol=1e-6)
+    assert torch.equal(alone.batch.z, torch.where(alone.hidden, 0, clean.z))
+    assert torch.equal(alone.z, clean.z)
+    torch.testing.assert_close(alone.displacement.mean(0), torch.zeros(3), rtol=0, atol=1e-7)
+
+
+def test_corruption_has_the_share_and_the_spread_it_was_asked_for(crystals):
+    made = corrupted(["large"] * 40, crystals, range(40), mask_atoms=0.3, noise_A=0.05)
+    atoms = len(made.z)
+    assert abs(made.hidden.float().mean() - 0.3) < 4 * (0.3 * 0.7 / atoms) ** 0.5
+    assert abs(made.displacement.std() / 0.05 - 1) < 4 / (6 * atoms) ** 0.5 + 1 / len(crystals["large"][0])
+
+
+def test_denoiser_does_not_see_a_rotation_and_learns_what_was_done(tower, crystals):
+    torch.manual_seed(0)
+    denoiser = Denoiser(32, cutoff_A=6.0, noise_A=0.1)
+    made = corrupted(["srtio3", "large"], crystals, [1, 2])
+    turn = torch.from_numpy(Rotation.random(random_state=0).as_matrix()).float()
+    turned = made._replace(batch=made.batch.clone(), displacement=made.displacement @ turn.T)
+    turned.batch.edge_vec = made.batch.edge_vec @ turn.T
+    loss, again = (denoiser(tower(m.batch)[1]["atoms"], m) for m in (made, turned))
+    assert loss.shape == (2,)
+    torch.testing.assert_close(loss, again, rtol=1e-4, atol=1e-5)
+    atoms = tower(made.batch)[1]["atoms"].detach()
+    optimizer = torch.optim.Adam(denoiser.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        denoiser(atoms, made).sum().backward()
+        optimizer.step()
+    assert denoiser(atoms, made).sum() < 0.3 * loss.sum()
+
+
+def test_denoiser_counts_hidden_atoms_alone(tower, crystals):
+    denoiser = Denoiser(32, cutoff_A=6.0, noise_A=0.1)
+    made = corrupted(["srtio3"], crystals, [3], mask_atoms=0.5)
+    atoms = tower(made.batch)[1]["atoms"]
+    with torch.no_grad():
+        by_hand = torch.nn.functional.cross_entropy(denoiser.element(atoms[made.hidden]), made.z[made.hidden])
+        nothing = made._replace(hidden=torch.zeros_like(made.hidden))
+        assert 0 < made.hidden.sum() < len(made.z)
+        torch.testing.assert_close(denoiser(atoms, made)[0] - denoiser(atoms, nothing)[0], by_hand)

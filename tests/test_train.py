@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from matalign import align, checkpoints, dataset, launch, losses, paths, scratch, train
+from matalign import align, checkpoints, dataset, embed, launch, losses, paths, scratch, train
 from matalign.examples import Examples
 
 
@@ -75,14 +75,16 @@ def test_two_runs_have_the_same_bytes_and_learn(project, bert):
     [
         {"modalities": "crystal text image", "image_fraction": 0.5, "epochs": 1},
         {"loss": "seed", "unfreeze_layers": 1, "crystal_tower": "cgconv"},
-        {"modalities": "text image", "epochs": 1},
+        {"modalities": "text image", "auxiliary_weight": 0.0, "epochs": 1},
+        {"modalities": "crystal", "epochs": 1},
     ],
 )
 def test_modalities_towers_losses(project, bert, changes):
     cfg = tiny.pretrain(bert, **changes)
     metrics = checkpoints.metrics(fit(cfg, "run"))
     assert len(metrics["history"]) == cfg.epochs
-    assert set(metrics["parameters"]) == {*cfg.modalities.split(), "heads"}
+    denoiser = {"denoiser"} if cfg.auxiliary_weight else set()
+    assert set(metrics["parameters"]) == {*cfg.modalities.split(), "heads", *denoiser}
     assert all(np.isfinite(h["loss_val"]) for h in metrics["history"])
 
 
@@ -134,6 +136,21 @@ def test_finished_run_is_published_without_training_again(project, bert, monkeyp
     assert [json.loads(line)["state"] for line in fits.read_text().splitlines()] == ["computed", "loaded"]
 
 
+def test_control_is_the_auxiliary_objective_alone_beside_the_model(project, bert, monkeypatch):
+    cfg = tiny.pretrain(bert, control=True, epochs=1)
+    monkeypatch.setattr(launch, "torchrun", lambda cfg, folder, *, ranks, on_cpu: train.fit(cfg, folder))
+    published = launch.pretrain(cfg)
+    model, control = embed.load(published), embed.load(published / launch.CONTROL)
+    assert model.aligned.modalities == ["crystal", "text"]
+    assert control.aligned.modalities == ["crystal"]
+    first, other = (m.towers["crystal"].state_dict() for m in (model, control))
+    assert not torch.equal(first["layers.0.out.weight"], other["layers.0.out.weight"])
+    heads = align.build(launch.alone(cfg)).heads.state_dict()  # untouched: there is nothing to align with
+    assert all(torch.equal(w, heads[name]) for name, w in control.aligned.heads.state_dict().items())
+    start = align.build(launch.alone(cfg)).towers.state_dict()
+    assert not torch.equal(start["crystal.layers.0.out.weight"], other["layers.0.out.weight"])
+
+
 # Several ranks
 
 
@@ -145,6 +162,11 @@ class Doubled(Examples):
         if modality == "crystal":
             return x.apply(lambda t: t.double() if t.is_floating_point() else t)
         return x.double() if modality == "text" else lambda: x().double()
+
+    def _corrupted(self, rows, keys):
+        x = super()._corrupted(rows, keys)
+        batch = x.batch.apply(lambda t: t.double() if t.is_floating_point() else t)
+        return x._replace(batch=batch, displacement=x.displacement.double())
 
 
 def resnet_examples(cfg, curated):

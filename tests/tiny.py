@@ -77,4 +77,5 @@ def pretrain(text_model: Path, **changes: object) -> config.Pretrain:
     values = {**vars(base), "text_model": str(text_model), "modalities": "crystal text", "threads": 1, "gpus": "auto"}
     values |= {"width": 8, "layers": 1, "order": 1, "embed_dim": 8, "batch_size": 6, "epochs": 3, "checkpoint_steps": 2}
     values |= {"protocol_repeats": 2, "val_materials": 100, "loss": "pairwise", "patience": 3, "seed": 0}
+    values["control"] = False
     return config.build(config.Pretrain, {**values, **changes}, where="test")

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from matalign import encoders
 from matalign.config import Pretrain
+from matalign.encoders.crystal import Denoiser
 
+CRYSTAL = "crystal"  # the modality that the auxiliary objective is about
 SHARD_BYTES = 15_000_000  # no weight file is larger
 
 
@@ -35,14 +37,23 @@ class AlignModel(nn.Module):
         towers: modality -> module with `.dim` whose forward returns (pooled (n, dim), named intermediates).
         embed_dim: size of the shared space.
         temperature: its initial value.
+        denoiser: heads of the auxiliary objective, if there is one (`encoders.crystal.Denoiser`).
     """
 
-    def __init__(self, towers: Mapping[str, nn.Module], *, embed_dim: int, temperature: float) -> None:
+    def __init__(
+        self,
+        towers: Mapping[str, nn.Module],
+        *,
+        embed_dim: int,
+        temperature: float,
+        denoiser: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
         self.towers = nn.ModuleDict(towers)
         self.heads = nn.ModuleDict({m: Head(tower.dim, embed_dim) for m, tower in towers.items()})
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.denoiser = denoiser
 
     @property
     def modalities(self) -> list[str]:
@@ -78,9 +89,9 @@ class AlignModel(nn.Module):
         return out
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters of each tower, and of all heads together; frozen ones count."""
-        counts = {m: sum(p.numel() for p in tower.parameters()) for m, tower in self.towers.items()}
-        return {**counts, "heads": sum(p.numel() for p in self.heads.parameters())}
+        """Parameters of each tower, of all heads together, of the denoiser if there is one; frozen ones count."""
+        parts = {**self.towers, "heads": self.heads, **({"denoiser": self.denoiser} if self.denoiser else {})}
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
     def weights(self) -> dict[str, Tensor]:
         """The state that training makes: all but frozen layers, which come from their own files."""
@@ -109,17 +120,24 @@ def build(cfg: Pretrain, *, initialise: bool = True) -> AlignModel:
         initialise: read `cfg.image_weights`; False for a model into which trained weights will be loaded.
 
     Raises:
-        ValueError: an unknown modality, or fewer than two.
+        ValueError: an unknown modality; fewer than two, unless it is the crystal with an auxiliary objective; or such
+            an objective without the crystal.
     """
     names = cfg.modalities.split()
-    if len(names) < 2 or len(set(names)) < len(names):
+    alone = names == [CRYSTAL] and cfg.auxiliary_weight > 0
+    if (len(names) < 2 and not alone) or len(set(names)) < len(names):
         raise ValueError(
             f"modalities must name two or more of {', '.join(encoders.names())}, each once; got {cfg.modalities!r}"
         )
+    if cfg.auxiliary_weight > 0 and CRYSTAL not in names:
+        raise ValueError(f"auxiliary_weight {cfg.auxiliary_weight:g} needs the modality {CRYSTAL}, got {names}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         towers = {name: encoders.build(name, cfg, initialise=initialise) for name in names}
-        return AlignModel(towers, embed_dim=cfg.embed_dim, temperature=cfg.temperature)
+        model = AlignModel(towers, embed_dim=cfg.embed_dim, temperature=cfg.temperature)
+        if cfg.auxiliary_weight > 0:
+            model.denoiser = Denoiser(towers[CRYSTAL].dim, cutoff_A=cfg.cutoff_A, noise_A=cfg.noise_A)
+        return model
 
 
 def save(model: AlignModel, folder: Path) -> None:

@@ -39,7 +39,7 @@ class Curate(Stage):
 class Pretrain(Stage):
     """02_pretrain: towers, loss and contrastive training."""
 
-    modalities: str  # files of encoders/; two or more
+    modalities: str  # files of encoders/; two or more, or crystal alone with an auxiliary weight
     crystal_tower: str  # ild or cgconv
     cutoff_A: float  # no neighbour beyond
     neighbours: int  # the per-atom cutoff is the distance of the next one
@@ -58,6 +58,10 @@ class Pretrain(Stage):
     val_materials: int  # that the validation loss is taken on, chosen by hash
     embed_dim: int
     loss: str  # pairwise, anchored, seed, seed-noself or sigmoid
+    auxiliary_weight: float  # of masked atoms and denoising, beside the contrastive loss; 0: none
+    mask_atoms: float  # share of the atoms whose element is hidden
+    noise_A: float  # standard deviation of the atoms' displacement, in each direction
+    control: bool  # train the crystal tower by the auxiliary objective alone as well, to see what alignment adds
     temperature: float  # initial
     learning_rate: float
     weight_decay: float  # decoupled from the gradient, as in AdamW; 0: Adam

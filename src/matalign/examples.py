@@ -61,6 +61,7 @@ class Part:
     inputs: dict[str, Any]  # modality -> inputs of the rows that have it; of images, what renders them in the step
     numbers: Tensor  # (n, 2 + modalities): material, text, whether the row has each modality; a row that fills up: none
     seed: int  # of what a tower may draw by itself
+    corrupted: Any = None  # crystals of the auxiliary objective, if there is one
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -154,12 +155,17 @@ class Examples:
         inputs = {m: self._made(m, views.rows[has[m]], views.keys[has[m]]) for m in has if has[m].any()}
         numbers = np.stack([views.rows, views.text, *has.values()], 1)
         numbers = torch.from_numpy(np.pad(numbers, ((0, size - len(views)), (0, 0)))).to(self.device)
-        return Part(inputs, numbers, int(views.keys[0]) if len(views) else 0)
+        auxiliary = self.model.denoiser is not None and len(views) > 0
+        corrupted = self._corrupted(views.rows, views.keys) if auxiliary else None
+        return Part(inputs, numbers, int(views.keys[0]) if len(views) else 0, corrupted)
 
     def _made(self, modality: str, rows: np.ndarray, keys: np.ndarray) -> Any:
         """A modality's inputs; of images, what renders them."""
         make = partial(self.inputs[modality], rows, keys)
         return make if modality == "image" else make()
+
+    def _corrupted(self, rows: np.ndarray, keys: np.ndarray) -> Any:
+        return self.inputs["crystal"].corrupted(rows, keys)
 
     def embed(self, part: Part) -> Tensor:
         """Unit vectors (n, modalities, d) of a part's rows, zeros where a row lacks the modality.
@@ -171,6 +177,20 @@ class Examples:
         with torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext():
             z = self.model(inputs, self._present(part.numbers))
         return torch.stack([z[m] for m in self.model.modalities], 1)
+
+    def auxiliary(self, part: Part) -> Tensor:
+        """The auxiliary loss of a part's crystals, their sum: a scalar, 0 without such an objective."""
+        if part.corrupted is None:
+            return torch.zeros((), device=self.device)
+        with torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext():
+            _, made = self.model.towers["crystal"](part.corrupted.batch)
+        return self.model.denoiser(made["atoms"].to(self.model.log_temperature.dtype), part.corrupted).sum()
+
+    def contrastive(self, batch: dict[str, Any]) -> Tensor:
+        """The contrastive loss of a global batch from `gather`: a scalar, 0 for a single modality."""
+        if len(self.model.modalities) < 2:
+            return batch["embeddings"][self.model.modalities[0]].sum() * 0
+        return losses.LOSSES[self.cfg.loss](**batch, log_temperature=self.model.log_temperature)
 
     def gather(self, z: Tensor, parts: Sequence[Part]) -> dict[str, Any]:
         """The arguments of a loss for the *global* batch, the same on every rank, from this rank's parts.

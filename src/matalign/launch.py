@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from matalign import checkpoints, dataset, paths, scratch, train
+from matalign import align, checkpoints, dataset, paths, scratch, train
 from matalign.config import Pretrain
 
 DRY_RUN_STEPS = 2
+CONTROL = "control"  # subfolder of the model
 LAUNCHER = (  # torchrun, ending with the process that started it
     "import sys; from matalign import scratch; scratch.die_with_parent(int(sys.argv.pop(1))); "
     "from torch.distributed.run import main; main()"
@@ -26,8 +27,9 @@ def pretrain(cfg: Pretrain, *, dry_run_ranks: int = 0) -> Path:
     """Train in subprocesses; a run finished earlier, by hand on several nodes too, is not done again.
 
     Args:
-        cfg: parameters; `results/<profile>/model` is where the model goes, and what each epoch took, to
-            `results/<profile>/provenance/pretrain_epochs.json`.
+        cfg: parameters; `results/<profile>/model` is where the model goes, what each epoch took, to
+            `results/<profile>/provenance/pretrain_epochs.json`, and the control, if `cfg.control` asks for it, to
+            `model/control`.
         dry_run_ranks: instead, two steps on so many CPU processes: a run of several ranks where there are no GPUs.
 
     Returns:
@@ -44,6 +46,28 @@ def pretrain(cfg: Pretrain, *, dry_run_ranks: int = 0) -> Path:
         run = folder(cfg, ranks=ranks, stage="dry-run")
         torchrun(cfg, run, ranks=ranks, max_steps=DRY_RUN_STEPS, on_cpu=True)
         return run / "model"
+    target = paths.results(cfg.profile) / "model"
+    temporary = target.with_name(f".model.{os.getpid()}")
+    _train(cfg, run, temporary, ranks=ranks)
+    if cfg.control:
+        control = alone(cfg)
+        _train(control, folder(control, ranks=ranks), temporary / CONTROL, ranks=ranks)
+    (target.parent / "provenance").mkdir(parents=True, exist_ok=True)
+    scratch.write_json(target.parent / "provenance" / "pretrain_epochs.json", checkpoints.epochs(run))
+    shutil.rmtree(target, ignore_errors=True)
+    return temporary.rename(target)
+
+
+def alone(cfg: Pretrain) -> Pretrain:
+    """The control of a config: the crystal tower with the auxiliary objective alone, shown as many crystals.
+
+    It stops when `cfg.epochs` are over, not early: the loss of the other run is another.
+    """
+    return dataclasses.replace(cfg, modalities=align.CRYSTAL, control=False, patience=cfg.epochs)
+
+
+def _train(cfg: Pretrain, run: Path, target: Path, *, ranks: int) -> None:
+    """Train in `run` what is not trained yet, and copy the model to `target`."""
     fresh = not (run / "model").exists()
     if fresh:
         here = torch.cuda.device_count()  # asks the driver, without making a context
@@ -54,21 +78,15 @@ def pretrain(cfg: Pretrain, *, dry_run_ranks: int = 0) -> Path:
             )
         torchrun(cfg, run, ranks=ranks, on_cpu=not here)
     scratch.note("pretrain", "computed" if fresh else "loaded", checkpoints.seconds(run))
-    target = paths.results(cfg.profile) / "model"
-    (target.parent / "provenance").mkdir(parents=True, exist_ok=True)
-    scratch.write_json(target.parent / "provenance" / "pretrain_epochs.json", checkpoints.epochs(run))
-    temporary = target.with_name(f".model.{os.getpid()}")
-    shutil.copytree(run / "model", temporary)
-    about = json.loads((temporary / "config.json").read_text())
+    shutil.copytree(run / "model", target)
+    about = json.loads((target / "config.json").read_text())
     about["pretrain"]["profile"] = cfg.profile  # profiles of one content share a run
-    scratch.write_json(temporary / "config.json", about)
-    shutil.rmtree(target, ignore_errors=True)
-    return temporary.rename(target)
+    scratch.write_json(target / "config.json", about)
 
 
 def folder(cfg: Pretrain, *, ranks: int, stage: str = "pretrain") -> Path:
     """The scratch folder of a run, with its `pretrain.json`: what depends on the parameters, the data, the code."""
-    key = {k: v for k, v in dataclasses.asdict(cfg).items() if k != "profile"}
+    key = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("profile", "control")}
     key |= {"ranks": ranks, "data": dataset.read(paths.curated(cfg.profile)).digest}
     path = scratch.folder(stage, key | {"code": scratch.code_digest("train")})
     scratch.write_json(path / "pretrain.json", dataclasses.asdict(cfg))

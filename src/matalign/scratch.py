@@ -102,8 +102,11 @@ def digest(value: Any) -> str:
 
 
 def code_digest(*modules: str) -> str:
-    """Hash of the code of modules and all they import from this package, without comments, docstrings and layout."""
-    return digest([_without_prose(file.read_text()) for file in import_closure(*modules)])
+    """Hash of the code of modules and all they import from this package, without comments, docstrings and layout.
+
+    Without `config` too: what it reads is part of every key, and a new parameter of one stage is not news to another.
+    """
+    return digest([_without_prose(f.read_text()) for f in import_closure(*modules) if f != SOURCE / "config.py"])
 
 
 @functools.cache

@@ -41,7 +41,8 @@ def train_step(examples: Examples, parts: Sequence[Part], optimizer: torch.optim
 
     The loss is differentiated with respect to the embeddings, and these then with respect to the weights. If there is
     more than one part, the embeddings are computed without a graph at first, and each part's again, with its graph,
-    when its gradient is known: memory is that of one part.
+    when its gradient is known: memory is that of one part. The auxiliary loss, a mean over the batch's crystals, is
+    differentiated part by part.
 
     Args:
         examples: model and loss.
@@ -49,7 +50,7 @@ def train_step(examples: Examples, parts: Sequence[Part], optimizer: torch.optim
         optimizer: of the model's parameters.
 
     Returns:
-        The loss before the step.
+        The loss before the step, the auxiliary one with its weight included.
 
     Raises:
         FloatingPointError: loss or gradient is not finite; the message names the materials, the weights are as before.
@@ -59,13 +60,19 @@ def train_step(examples: Examples, parts: Sequence[Part], optimizer: torch.optim
         embedded = [examples.embed(part) for part in parts]
     z = torch.cat(embedded).detach().requires_grad_()
     batch = examples.gather(z, parts)
-    loss = losses.LOSSES[examples.cfg.loss](**batch, log_temperature=model.log_temperature)
+    contrastive = examples.contrastive(batch)
     optimizer.zero_grad()
-    loss.backward()
+    contrastive.backward()
+    weight, auxiliary = _share(examples, batch), z.new_zeros(())
     for part, out, grad in zip(parts, embedded, z.grad.split([len(part) for part in parts]), strict=True):
         out = examples.embed(part) if caching else out
         if out.requires_grad:  # else no row of the part has a modality
             out.backward(grad)
+        if part.corrupted is not None:
+            share = weight * examples.auxiliary(part)
+            share.backward()
+            auxiliary += share.detach()
+    loss = contrastive.item() + _mean(auxiliary)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     # Zero, not None, for a modality that the batch lacks: else the number of ranks would tell whether Adam skips it.
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -73,15 +80,28 @@ def train_step(examples: Examples, parts: Sequence[Part], optimizer: torch.optim
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
         grads = [g.view_as(p) for g, p in zip((flat / world()).split([p.numel() for p in parameters]), parameters)]
-    if not math.isfinite(loss.item()) or not torch.nn.utils.get_total_norm(grads).isfinite():
+    if not math.isfinite(loss) or not torch.nn.utils.get_total_norm(grads).isfinite():
         shown = batch["material"][torch.stack([*batch["present"].values()]).any(0)].cpu()
         ids = ", ".join(examples.curated.materials.mp_id.to_numpy()[shown])
-        raise FloatingPointError(f"loss {loss.item()} or its gradient is not finite; the batch holds {ids}")
+        raise FloatingPointError(f"loss {loss} or its gradient is not finite; the batch holds {ids}")
     for p, g in zip(parameters, grads, strict=True):
         p.grad = g
     optimizer.step()
     losses.clamp_temperature(model.log_temperature)
-    return loss.item()
+    return loss
+
+
+def _share(examples: Examples, batch: dict[str, Any]) -> float:
+    """What a crystal's auxiliary loss counts on this rank, so that the ranks' mean is weight times the batch's mean."""
+    crystals = int(torch.stack([*batch["present"].values()]).any(0).sum())
+    return examples.cfg.auxiliary_weight * world() / max(crystals, 1)
+
+
+def _mean(x: torch.Tensor) -> float:
+    """Mean over the ranks."""
+    if world() > 1:
+        dist.all_reduce(x)
+    return x.item() / world()
 
 
 @torch.no_grad()
@@ -89,20 +109,23 @@ def validate(examples: Examples, *, batches: int | None = None) -> dict[str, Any
     """Loss, and Recall@1 within the global batch, of the validation materials.
 
     Returns:
-        `loss_val`, mean over the materials; `recall_val`: one row per pair of modalities {query, target, value,
-        n_queries, n_gallery (mean)}.
+        `loss_val`, mean over the materials; `auxiliary_val`, the auxiliary loss in it; `recall_val`: one row per pair
+        of modalities {query, target, value, n_queries, n_gallery (mean)}.
     """
     cfg, model = examples.cfg, examples.model
     model.eval()
     views = examples.views("val", VALIDATION)[: batches and batches * cfg.batch_size]
-    total, counts = 0.0, []
+    total, auxiliary, counts = 0.0, 0.0, []
     for start in range(0, len(views), cfg.batch_size):
         shown = views[start : start + cfg.batch_size]
         parts = examples.parts(shown)
         batch = examples.gather(torch.cat([examples.embed(part) for part in parts]), parts)
-        total += losses.LOSSES[cfg.loss](**batch, log_temperature=model.log_temperature).item() * len(shown)
-        counts.append(losses.recall_at_1(**batch))
+        own = sum((examples.auxiliary(part) for part in parts), torch.zeros((), device=examples.device))
+        auxiliary += _mean(own * _share(examples, batch)) * len(shown)
+        total += examples.contrastive(batch).item() * len(shown)
+        counts.append(losses.recall_at_1(**batch) if len(model.modalities) > 1 else {})
     model.train()
+    total += auxiliary
     if not math.isfinite(total):
         raise FloatingPointError(f"the validation loss is {total}")
     sums = {pair: [sum(c[pair][i] for c in counts) for i in range(3)] for pair in counts[0]}
@@ -111,7 +134,7 @@ def validate(examples: Examples, *, batches: int | None = None) -> dict[str, Any
         for (m, n), (hits, queries, gallery) in sums.items()
         if queries
     ]
-    return {"loss_val": total / len(views), "recall_val": recall}
+    return {"loss_val": total / len(views), "auxiliary_val": auxiliary / len(views), "recall_val": recall}
 
 
 def fit(cfg: Pretrain, folder: Path, *, max_steps: int = 0) -> Path:

@@ -23,19 +23,22 @@ et al., ICLR 2020).
 
 import math
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 from torch_geometric.nn import CGConv
 
-from matalign import elements
+from matalign import elements, imaging
 from matalign.config import Pretrain
 from matalign.dataset import Curated, Structures
 from matalign.graphs import GraphStore
+
+CORRUPTION = np.uint64(0x9E3779B97F4A7C15)  # sets the draws of `corrupt` apart from others of the same key
 
 
 def harmonics(unit: Float[Tensor, "*n 3"], order: int) -> Float[Tensor, "*n m"]:
@@ -291,6 +294,83 @@ class CGConvTower(nn.Module):
         return pool(atoms, batch), {"atoms": atoms}
 
 
+class Corrupted(NamedTuple):
+    """A batch of crystals, some elements hidden and all atoms displaced, and what was done to them."""
+
+    batch: Batch  # as of `GraphStore.batch`; a hidden atom has the number 0
+    hidden: Bool[Tensor, " atoms"]
+    z: Int[Tensor, " atoms"]  # true atomic numbers
+    displacement: Float[Tensor, "atoms 3"]  # angstrom, less its mean over the crystal, which nobody can tell
+
+
+def corrupt(batch: Batch, keys: np.ndarray, *, mask_atoms: float, noise_A: float) -> Corrupted:
+    """Hide elements and displace atoms; the draws are keyed, the same on every device.
+
+    Args:
+        batch: B crystals; left as it is.
+        keys: (B,) of the draws.
+        mask_atoms: probability that an atom's element is hidden.
+        noise_A: standard deviation of the displacement in each direction, angstrom.
+    """
+    most = int(batch.ptr.diff().max())
+    u = imaging.uniforms(keys ^ CORRUPTION, 7 * most).reshape(len(keys), most, 7)
+    crystal = batch.batch.cpu().numpy()
+    u = u[crystal, np.arange(len(crystal)) - batch.ptr.cpu().numpy()[crystal]]  # (N, 7)
+    normal = np.sqrt(-2 * np.log1p(-u[:, :3])) * np.cos(2 * np.pi * u[:, 3:6])  # Box-Muller
+    hidden = torch.from_numpy(u[:, 6] < mask_atoms).to(batch.z.device)
+    displacement = torch.from_numpy(normal * noise_A).to(batch.edge_vec)
+    neighbour, centre = batch.edge_index
+    changed = Batch(
+        z=torch.where(hidden, 0, batch.z),
+        edge_index=batch.edge_index,
+        edge_vec=batch.edge_vec + displacement.index_select(0, neighbour) - displacement.index_select(0, centre),
+        edge_cutoff=batch.edge_cutoff,
+        batch=batch.batch,
+        ptr=batch.ptr,
+    )
+    return Corrupted(changed, hidden, batch.z, displacement - pool(displacement, batch).index_select(0, batch.batch))
+
+
+class Denoiser(nn.Module):
+    """Heads that tell from a tower's atoms what `corrupt` did: learning from crystals without labels.
+
+    Hidden elements are classified (Hu et al., Strategies for pre-training graph neural networks, ICLR 2020), and
+    displacements found as sums of directions to the neighbours, each with an invariant weight (Zaidi et al.,
+    Pre-training via denoising, ICLR 2023).
+
+    Args:
+        width: of the tower.
+        cutoff_A: of its graphs, angstrom.
+        noise_A: unit of the displacements, angstrom.
+        radial: Gaussians on the distance.
+    """
+
+    def __init__(self, width: int, *, cutoff_A: float, noise_A: float, radial: int = 32) -> None:
+        super().__init__()
+        self.cutoff_A, self.noise_A, self.radial = cutoff_A, noise_A, radial
+        self.element = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, elements.VALUES.shape[0]))
+        self.source, self.centre = nn.Linear(width, width, bias=False), nn.Linear(width, width)
+        self.distance = radial_linear(radial, width)
+        self.push = nn.Linear(width, 1, bias=False)
+
+    def forward(self, atoms: Float[Tensor, "atoms width"], made: Corrupted) -> Float[Tensor, " crystals"]:
+        """Loss of each crystal: mean cross-entropy of its hidden atoms, and mean squared error of its displacements.
+
+        The errors of displacement are in units of the noise, a mean over directions. A crystal without hidden atoms has
+        no cross-entropy.
+        """
+        wrong = F.cross_entropy(self.element(atoms), made.z, reduction="none") * made.hidden
+        hidden = pool(torch.stack([wrong, made.hidden.to(wrong)], 1), made.batch)
+        neighbour, vec = table(made.batch)
+        d = vec.norm(dim=-1)
+        weight = envelope(d / made.batch.edge_cutoff[:, None])[..., None]
+        radial = self.distance(gaussians(d, cutoff_A=self.cutoff_A, count=self.radial))
+        push = self.push(F.silu(gather(self.source(atoms), neighbour) + self.centre(atoms)[:, None] + radial))
+        found = (push * weight * vec / d.clamp(min=1e-3)[..., None]).sum(1)
+        error = ((found - made.displacement / self.noise_A) ** 2).mean(1, keepdim=True)
+        return hidden[:, 0] / hidden[:, 1].clamp(min=1e-9) + pool(error, made.batch)[:, 0]
+
+
 def build(cfg: Pretrain, *, initialise: bool = True) -> nn.Module:
     """The tower that `cfg.crystal_tower` names; its weights are random either way.
 
@@ -326,3 +406,7 @@ class Inputs:
     def __call__(self, rows: np.ndarray, keys: np.ndarray) -> Batch:
         """A batch of graphs."""
         return self.store.batch(torch.from_numpy(rows)).to(self.device)
+
+    def corrupted(self, rows: np.ndarray, keys: np.ndarray) -> Corrupted:
+        """The same graphs, corrupted."""
+        return corrupt(self(rows, keys), keys, mask_atoms=self.cfg.mask_atoms, noise_A=self.cfg.noise_A)
