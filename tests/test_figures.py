@@ -16,7 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from matalign import figures, losses, tables
 
-MADE = ("curation", "letter", "training", "learning_curve", "parity", "retrieval", "defects", "dose")
+MADE = ("curation", "letter", "training", "learning_curve", "parity", "retrieval", "gallery_curve")
+MADE += ("defects", "dose", "reliability")
 STAGE = {
     "curation": "curate",
     "letter": "letter",
@@ -25,6 +26,7 @@ STAGE = {
     "parity": "properties",
 }
 STAGE |= {"retrieval": "retrieval", "defects": "defects", "dose": "defects"}
+STAGE |= {"gallery_curve": "retrieval", "reliability": "defects"}
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +143,7 @@ DEUTERANOPIA = np.array(
     [
         ["dummy", "composition", "cgconv", "scratch", "scratch_long", "pretrained", "ridge"],
         ["random", "formula", "jaccard", "stoichiometry", "tfidf", "composition", "aligned", "structure"],
-        ["majority", "context", "image", "image_composition", "image_structure", "image_other", "image_text"],
+        [name for name in figures.ARMS if name.startswith(("majority", "context", "image"))],
     ],
     ids=["properties", "retrieval", "defects"],
 )

@@ -149,7 +149,7 @@ class TestBootstrap:
 
 
 def study(rng, *, luck, clusters=200, seeds=5):
-    """An arm and its baseline, (5, about 600) each, equal in expectation: a cluster's deviation has variance 1 + 1/4."""
+    """An arm and its baseline, (5, about 600) each, equal in expectation; variance between clusters: 1 + 1/4."""
     label = np.repeat(np.arange(clusters), rng.integers(1, 6, size=clusters))
     n = len(label)
 
@@ -164,7 +164,7 @@ def study(rng, *, luck, clusters=200, seeds=5):
 class TestCoverage:
     """2,000 studies of 200 clusters and 5 seeds, 200 resamples each. The truth is 0."""
 
-    # variance between seeds: none; as much in the mean over 5 seeds as the clusters have (1.25 / 200 · 5); the clusters'
+    # variance between seeds: none; 1.25 · 5 / 200, which tells in the mean as much as the clusters'; the clusters' 1.25
     @pytest.mark.parametrize("luck", [0.0, 0.03, 1.25], ids=["none", "small", "equal"])
     def test_interval_holds_the_truth_in_95_percent(self, luck):
         rng, hits = np.random.default_rng(11), 0
