@@ -16,7 +16,7 @@ RETRIEVAL_ARMS = {
     "pretrained": 0.66,
 }
 DEFECT_ARMS = {"majority": 0.07, "context": 0.19, "image": 0.6, "image_composition": 0.66, "image_other": 0.58}
-DEFECT_ARMS |= {"image_structure": 0.71}
+DEFECT_ARMS |= {"image_structure": 0.71, "image_text": 0.72, "image_text_other": 0.7}
 DEFECT_CLASSES = ["pristine", "vacancy", "substitution", "interstitial", "planar_fault"]
 
 
@@ -150,6 +150,7 @@ def retrieval(levels):
                         results.append(
                             {**key, "arm": arm, "metric": metric, **interval(value, 0.03)}
                             | {"value_pessimistic": value * 0.9, **n}
+                            | {"paired": {"image": "structure" in (query, target), "pretrained": True}.get(arm)}
                         )
                 if query == "structure":
                     for baseline in ("composition", "jaccard"):
@@ -157,26 +158,39 @@ def retrieval(levels):
                             {**key, "arm": "structure", "baseline": baseline, "metric": "MRR", "difference": 0.03}
                             | {"low": 0.01, "high": 0.05, "p": 0.002, "p_holm": 0.008}
                         )
+    curve = [
+        {"level": level, "arm": arm, "n_gallery": n, "metric": metric}
+        | interval(min(0.99, mrr * fall[level] * (2654 / n) ** 0.1), 0.03)
+        for level in (1, 2)
+        for arm, mrr in RETRIEVAL_ARMS.items()
+        if arm in ("jaccard", "composition", "structure", "pretrained")
+        for n in (50, 100, 200, 500, 1000, 2654)
+        for metric in ("R@10", "MRR")
+    ]
     claims = [
         {"claim": "Recall@10 above 80 % (structure to protocol, L1)", **interval(0.96, 0.02)}
         | {"threshold": 0.8, "unit": "", "verdict": "PASS", "note": "element Jaccard also passes: 0.88"},
         {"claim": "structure tower beats element Jaccard in MRR at L1", **interval(0.03, 0.7)}
         | {"threshold": 0.0, "unit": "", "verdict": "PASS", "note": ""},
     ]
-    return {"results": results, "comparisons": comparisons, "claims": claims}
+    return {"results": results, "comparisons": comparisons, "gallery_curve": curve, "claims": claims}
 
 
 def defects():
     n = {"n_images": 800, "n_hosts": 80, "seeds": 3}
-    results, recall, dose, comparisons = [], [], [], []
+    results, recall, dose, bins, comparisons = [], [], [], [], []
     for arm, score in DEFECT_ARMS.items():
-        for metric, value in (("ECE", 0.05), ("accuracy", score * 1.02), ("macro_F1", score)):
+        for metric, value in (("ECE", 0.05), ("ECE_scaled", 0.03), ("accuracy", score * 1.02), ("macro_F1", score)):
             results.append({"arm": arm, "metric": metric, **interval(value), **n})
         for i, defect in enumerate(DEFECT_CLASSES):
             recall.append({"arm": arm, "defect": defect, **interval(min(1.0, score * (0.7 + 0.13 * i)))})
         for i, low in enumerate((1e3, 3e3, 1e4, 3e4)):
-            row = {"arm": arm, "dose_low": low, "dose_high": 3 * low, "macro_F1": score * (0.8 + 0.1 * i), "n": 200}
+            f1 = interval(score * (0.8 + 0.1 * i))
+            row = {"arm": arm, "dose_low": low, "dose_high": 3 * low, "macro_F1": f1.pop("value"), **f1, "n": 200}
             dose.append({**row, "held_out": i == 3})
+        for b in range(2, 10):
+            at = {"bin_low": b / 10, "bin_high": (b + 1) / 10, "confidence": b / 10 + 0.06}
+            bins.append({"arm": arm, **at, "accuracy": b / 10 + 0.1 * (1 - score), "n": 30 * b})
         if arm != "image":
             row = {"arm": arm, "baseline": "image", "metric": "macro_F1", "difference": score - 0.6}
             comparisons.append({**row, "low": score - 0.65, "high": score - 0.55, "p": 0.01, "p_holm": 0.03})
@@ -188,6 +202,19 @@ def defects():
         "results": results,
         "recall": recall,
         "dose": dose,
+        "dose_visible": [{"dose_low": d, "dose_high": 3 * d, "visible": 0.6 + 1e-5 * d} for d in (1e3, 3e3, 1e4, 3e4)],
+        "reliability": bins,
+        "temperature": [{"arm": arm, "temperature": 1.3} for arm in DEFECT_ARMS],
+        "with_protocol": {
+            "results": [{"arm": arm, "metric": "macro_F1", **interval(s)} for arm, s in DEFECT_ARMS.items()],
+            "comparisons": [
+                {"arm": "image_text", "baseline": baseline, "metric": "macro_F1", "difference": 0.02}
+                | {"low": -0.03, "high": 0.07, "p": 0.4, "p_holm": 0.8, "seeds": 3, "n_test": 100}
+                for baseline in ("image_structure", "image_text_other")
+            ],
+            "n_hosts": 10,
+            "n_images": 100,
+        },
         "comparisons": comparisons,
         "ceiling": 0.87,
         "visibility": [{"defect": d, "visible": 0.8, "median": 3.1, "n": 160} for d in DEFECT_CLASSES[1:]],

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from sklearn.metrics import f1_score
 
-from matalign import align, config, dataset, defects, imaging, paths, scratch
-from matalign.defects import ARMS, DEFECTS, Hosts, Predictions, Shots
+from matalign import align, config, dataset, defect_scores, defects, embed, imaging, paths, scratch
+from matalign.defects import ARMS, DEFECTS, TEXT_ARMS, Hosts, Shots
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +107,32 @@ def test_contexts(hosts):
         assert {z: fractions[z] for z in np.flatnonzero(fractions)} == dict.fromkeys(hosts.structures[row][0], 0.5)
 
 
+def test_text_arms_are_told_structure_and_protocol():
+    """Four hosts, three with a protocol: each reads its own, in the control that of another of the three."""
+    four = Hosts(tiny.curated().structures.take(np.arange(4)), np.array(["a", "b", "c", "d"]), np.array(["train"] * 4))
+    embeddings = np.arange(8.0).reshape(4, 2)
+    texts = np.array([[1.0, 2.0], [0.0, 0.0], [3.0, 4.0], [5.0, 6.0]])
+    told = defects.contexts(four, embeddings, texts)
+    assert set(told) == {*ARMS, *TEXT_ARMS} - {"majority"}
+    flag = [[1.0], [0.0], [1.0], [1.0]]
+    np.testing.assert_array_equal(told["image_text"], np.hstack([embeddings, texts, flag]))
+    np.testing.assert_array_equal(told["image_text_other"], np.hstack([embeddings, texts[[3, 1, 0, 2]], flag]))
+
+
+def test_text_of_a_host_is_the_mean_of_its_protocols(curated, hosts, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
+    about = tiny.pretrain(tiny.bert(tmp_path / "bert"), modalities="crystal text")
+    model = embed.Model(about, align.build(about).eval())
+    got = defects.host_texts(hosts, curated, model)
+    assert got.shape == (10, about.embed_dim)
+    table = curated.protocols[f"text_L{about.mask_level}"]
+    for row, mp_id in enumerate(hosts.mp_id):
+        own = table[(curated.protocols.mp_id == mp_id).to_numpy()].tolist()
+        expected = model.embed_texts(own).mean(0) if own else np.zeros(about.embed_dim)
+        np.testing.assert_allclose(got[row], expected, atol=1e-6)
+    assert 0 < got.any(1).sum() < 10
+
+
 def test_view_context():
     told = defects.view_context(np.array([3, 0]), pixel_A=0.2)
     assert told.shape == (2, 14)
@@ -133,7 +158,7 @@ def test_head_learns_what_context_tells_of_features(informative):
     data = {s: synthetic(n, seed=i, informative=informative) for i, (s, n) in enumerate([("train", 800), ("val", 100)])}
     data["test"] = synthetic(200, seed=9, informative=informative)
     features, context, kind = ({s: d[j] for s, d in data.items()} for j in range(3))
-    probability = defects.fit_head(features, context, kind, epochs=40, learning_rate=1e-2, seed=0)
+    probability = defects.fit_head(features, context, kind, epochs=40, learning_rate=1e-2, seed=0)["test"]
     assert probability.shape == (200, 5)
     np.testing.assert_allclose(probability.sum(1), 1, rtol=1e-5)
     assert (probability.argmax(1) == kind["test"]).mean() > 0.95
@@ -144,9 +169,9 @@ def test_head_never_reads_the_test_labels():
     features, context, kind = ({s: d[j] for s, d in data.items()} for j in range(3))
     options = {"epochs": 2, "learning_rate": 1e-2, "seed": 0}
     del kind["test"]
-    np.testing.assert_array_equal(
-        defects.fit_head(features, context, kind, **options), defects.fit_head(features, context, kind, **options)
-    )
+    first, again = (defects.fit_head(features, context, kind, **options) for _ in range(2))
+    np.testing.assert_array_equal(first["test"], again["test"])
+    assert first["val"].shape == (60, 5)
 
 
 def test_network_tells_a_bright_image_from_a_dark_one(cfg):
@@ -164,100 +189,6 @@ def test_network_tells_a_bright_image_from_a_dark_one(cfg):
     np.testing.assert_array_equal(defects.features(defects.fit_network(shots, quick, seed=0), images), x)
 
 
-# Measures
-
-
-def test_macro_f1_by_hand():
-    # Class 0: TP 1, FP 1, FN 1 -> 1/2; class 1: TP 1, FP 0, FN 1 -> 2/3; class 2: FP 1 -> 0.
-    true, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 0])
-    assert defects.macro_f1(true, predicted, classes=3) == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
-
-
-def test_macro_f1_is_that_of_scikit_learn():
-    rng = np.random.default_rng(0)
-    true, predicted = rng.integers(5, size=200), rng.integers(5, size=200)
-    assert defects.macro_f1(true, predicted) == pytest.approx(f1_score(true, predicted, average="macro"))
-
-
-def test_one_answer_to_five_equal_classes_scores_a_fifteenth():
-    assert defects.macro_f1(np.repeat(np.arange(5), 7), np.zeros(35, dtype=int)) == pytest.approx(1 / 15)
-
-
-def test_calibration_error_by_hand():
-    # Bins of 1/2: three images at .3, .4, .5 (one right), one at .9 (right); their gaps are |1 - 1.2| and |1 - .9|.
-    confidence, correct = np.array([0.3, 0.4, 0.5, 0.9]), np.array([1, 0, 0, 1])
-    assert defects.calibration_error(confidence, correct, bins=2) == pytest.approx((0.2 + 0.1) / 4)
-
-
-def test_calibration_error_passes_over_empty_bins():
-    assert defects.calibration_error(np.array([0.95, 0.95]), np.array([1, 0]), bins=10) == pytest.approx(0.45)
-    assert defects.calibration_error(np.array([0.0, 1.0]), np.array([0, 1]), bins=10) == 0
-
-
-# Scores
-
-
-def judged(answers, cfg, *, seeds=1, hosts=6):
-    """Predictions of sure arms, right in a share `answers[arm]` of the images and else one class off."""
-    kind = np.tile(np.arange(5), hosts)
-    n = len(kind)
-    right = {arm: np.random.default_rng(1).random((seeds, n)) < answers.get(arm, 0.2) for arm in ARMS}
-    probability = {arm: np.eye(5)[np.where(r, kind, (kind + 1) % 5)] for arm, r in right.items()}
-    host = np.repeat(np.arange(hosts), 5)
-    visibility = np.where(kind == 0, 0.0, np.where(kind == 4, 50.0, 4.9))
-    shots = Shots(torch.zeros(n, 2, 4, 4), kind, host, host, np.geomspace(1.1e3, 9e4, n), visibility)
-    n_hosts = {"train": 7, "val": 1, "test": hosts}
-    return Predictions(shots, host.astype(str), probability, n_hosts, synthetic=True), right
-
-
-def test_scores_by_hand(cfg):
-    predictions, right = judged({"image": 0.7, "image_structure": 1.0}, cfg, seeds=2)
-    metrics = defects.score(predictions, cfg)
-    rows = {(r["arm"], r["metric"]): r for r in metrics["results"]}
-    assert rows["image", "accuracy"]["value"] == pytest.approx(right["image"].mean())
-    assert rows["image_structure", "macro_F1"]["value"] == 1
-    assert rows["image", "ECE"]["value"] == pytest.approx(1 - right["image"].mean())  # always sure
-    assert rows["image", "accuracy"]["low"] <= rows["image", "accuracy"]["value"] <= rows["image", "accuracy"]["high"]
-    assert {r["n_images"] for r in metrics["results"]} == {30}
-    assert {r["n_hosts"] for r in metrics["results"]} == {6}
-    recall = {(r["arm"], r["defect"]): r["value"] for r in metrics["recall"]}
-    for i, defect in enumerate(DEFECTS):
-        assert recall["image", defect] == pytest.approx(right["image"][:, i::5].mean())
-    assert metrics["ceiling"] == pytest.approx(1 / 4)  # planar faults alone are above the noise
-    assert {r["defect"]: r["visible"] for r in metrics["visibility"]} == {
-        "vacancy": 0,
-        "substitution": 0,
-        "interstitial": 0,
-        "planar_fault": 1,
-    }
-    assert sum(r["n"] for r in metrics["dose"] if r["arm"] == "image") == 30
-    assert [r["held_out"] for r in metrics["dose"] if r["arm"] == "image"] == [True, False, False, False, False, True]
-
-
-def test_comparisons_are_paired_and_corrected(cfg):
-    predictions, _ = judged({"image": 0.5, "image_other": 0.5, "image_structure": 1.0}, cfg, hosts=12)
-    rows = {(r["arm"], r["baseline"]): r for r in defects.score(predictions, cfg)["comparisons"]}
-    f1 = {r["arm"]: r["value"] for r in defects.score(predictions, cfg)["results"] if r["metric"] == "macro_F1"}
-    for (arm, baseline), row in rows.items():
-        assert row["difference"] == pytest.approx(f1[arm] - f1[baseline])
-        assert row["p"] <= row["p_holm"] <= 1
-    assert rows["image_other", "image"]["low"] == rows["image_other", "image"]["high"] == 0  # the same answers
-    assert rows["image_structure", "image"]["low"] > 0
-
-
-@pytest.mark.parametrize(
-    ("answers", "verdicts"),
-    [
-        ({"image": 0.5, "image_other": 0.5, "image_structure": 0.9, "context": 0.1}, ["PASS", "PASS", "PASS"]),
-        ({"image": 0.5, "image_other": 0.9, "image_structure": 0.9, "context": 0.1}, ["PASS", "PASS", "FAIL"]),
-        ({"image": 0.2, "image_structure": 0.2, "context": 0.6}, ["FAIL", "FAIL", "FAIL"]),
-    ],
-)
-def test_claims(cfg, answers, verdicts):
-    predictions, _ = judged(answers, cfg, hosts=30)
-    assert [c["verdict"] for c in defects.score(predictions, cfg)["claims"]] == verdicts
-
-
 # The stage
 
 
@@ -267,18 +198,20 @@ def project(curated, tmp_path, monkeypatch):
     for name, folder in {"ROOT": "", "DATA": "data", "SCRATCH": "scratch"}.items():
         monkeypatch.setattr(paths, name, tmp_path / folder)
     dataset.write(paths.curated("tiny"), curated)
-    pretrain = tiny.pretrain(tiny.bert(tmp_path / "bert"), modalities="crystal image")
+    pretrain = tiny.pretrain(tiny.bert(tmp_path / "bert"), modalities="crystal text image")
     model = paths.results("tiny") / "model"
     model.mkdir(parents=True)
-    align.save(align.build(pretrain), model)
-    scratch.write_json(model / "config.json", {"pretrain": dataclasses.asdict(pretrain)})
+    aligned = align.build(pretrain)
+    align.save(aligned, model)
+    about = {"pretrain": dataclasses.asdict(pretrain), "text_model_hash": aligned.towers["text"].fingerprint}
+    scratch.write_json(model / "config.json", about)
     return tmp_path
 
 
 def test_the_stage_from_end_to_end(project, cfg, monkeypatch):
-    metrics = defects.evaluate(cfg)
+    metrics = defect_scores.evaluate(cfg)
     assert {(r["arm"], r["metric"]) for r in metrics["results"]} == {
-        (arm, metric) for arm in ARMS for metric in ("macro_F1", "accuracy", "ECE")
+        (arm, metric) for arm in (*ARMS, *TEXT_ARMS) for metric in ("macro_F1", "accuracy", "ECE", "ECE_scaled")
     }
     assert metrics["hosts"] == {"train": 7, "val": 1, "test": 2}
     assert metrics["synthetic"] is False
@@ -293,13 +226,13 @@ def test_the_stage_from_end_to_end(project, cfg, monkeypatch):
 
     monkeypatch.setattr(defects, "fit_network", unwanted)
     monkeypatch.setattr(defects, "fit_head", unwanted)
-    assert defects.evaluate(cfg) == metrics
+    assert defect_scores.evaluate(cfg) == metrics
     assert (
-        defects.evaluate(dataclasses.replace(cfg, bootstrap=10))["results"][0]["value"]
+        defect_scores.evaluate(dataclasses.replace(cfg, bootstrap=10))["results"][0]["value"]
         == metrics["results"][0]["value"]
     )
     with pytest.raises(AssertionError, match="fitted again"):
-        defects.evaluate(dataclasses.replace(cfg, epochs=2))
+        defect_scores.evaluate(dataclasses.replace(cfg, epochs=2))
 
 
 def test_hosts_without_validation_keep_the_last_epoch(hosts, cfg):
@@ -311,4 +244,5 @@ def test_hosts_without_validation_keep_the_last_epoch(hosts, cfg):
     features = {s: np.random.default_rng(0).normal(size=(k, 3)) for s, k in n.items()}
     context = {s: np.ones((k, 2)) for s, k in n.items()}
     kind = {s: np.arange(k) % 5 for s, k in n.items()}
-    assert defects.fit_head(features, context, kind, epochs=1, learning_rate=1e-2, seed=0).shape == (5, 5)
+    probability = defects.fit_head(features, context, kind, epochs=1, learning_rate=1e-2, seed=0)
+    assert (probability["val"].shape, probability["test"].shape) == ((0, 5), (5, 5))

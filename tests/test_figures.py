@@ -14,9 +14,10 @@ import pytest
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from matalign import figures, losses, tables
+from matalign import figures, losses, paper, tables
 
-MADE = ("curation", "letter", "training", "learning_curve", "parity", "retrieval", "defects", "dose")
+MADE = ("curation", "letter", "training", "learning_curve", "parity", "retrieval", "gallery_curve")
+MADE += ("defects", "dose", "reliability")
 STAGE = {
     "curation": "curate",
     "letter": "letter",
@@ -25,6 +26,7 @@ STAGE = {
     "parity": "properties",
 }
 STAGE |= {"retrieval": "retrieval", "defects": "defects", "dose": "defects"}
+STAGE |= {"gallery_curve": "retrieval", "reliability": "defects"}
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +143,7 @@ DEUTERANOPIA = np.array(
     [
         ["dummy", "composition", "cgconv", "scratch", "scratch_long", "pretrained", "ridge"],
         ["random", "formula", "jaccard", "stoichiometry", "tfidf", "composition", "aligned", "structure"],
-        ["majority", "context", "image", "image_composition", "image_structure", "image_other", "image_text"],
+        [name for name in figures.ARMS if name.startswith(("majority", "context", "image"))],
     ],
     ids=["properties", "retrieval", "defects"],
 )
@@ -260,3 +262,43 @@ def test_synthetic_numbers_say_so_in_every_caption():
         assert tables.SYNTHETIC in table.caption, table.name
     for table in tables.build(plausible.metrics()):
         assert tables.SYNTHETIC not in table.caption, table.name
+
+
+def test_a_pair_that_training_never_compared_is_marked(metrics):
+    """In the fixture image and protocol never met: `anchored`."""
+    table = tables.retrieval_pairs(metrics["retrieval"])
+    assert [row[0] for row in table.cells if row[0].endswith("*")] == ["image → protocol*"]
+    assert "never compared" in table.caption
+    compared = [r for r in metrics["retrieval"]["results"] if r["paired"] is not False]
+    assert "All pairs were compared" in tables.retrieval_pairs({**metrics["retrieval"], "results": compared}).caption
+    old = [{k: v for k, v in r.items() if k != "paired"} for r in metrics["retrieval"]["results"]]
+    caption = tables.retrieval_pairs({**metrics["retrieval"], "results": old}).caption
+    assert "compared" not in caption
+
+
+def test_hosts_with_a_protocol_have_rows_of_their_own(metrics):
+    table = tables.defect_differences(metrics["defects"])
+    own = [row for row in table.cells if row[0].endswith(", hosts with a protocol")]
+    assert [row[1] for row in own] == ["0.020 [−0.030, 0.070]"] * 2
+    assert "10 test hosts have a protocol" in table.caption
+    old = {k: v for k, v in metrics["defects"].items() if k != "with_protocol"}
+    assert len(tables.defect_differences(old).cells) == len(table.cells) - 2
+
+
+def test_gallery_curve_has_a_column_a_size(metrics):
+    table = tables.gallery_curve(metrics["retrieval"])
+    assert table.header == ["level", "arm", "50", "100", "200", "500", "1,000", "2,654"]
+    row = next(r for r in table.cells if r[:2] == ["L2", "element Jaccard"])
+    assert row[-1] == "0.200"
+    assert tables.number(0.8 * 0.25 * (2654 / 50) ** 0.1) == row[2]
+
+
+def test_metrics_without_the_newer_rows_are_drawn(metrics):
+    """As committed results of an earlier version: the figures that need the rows are absent."""
+    old = {**metrics, "retrieval": dict(metrics["retrieval"]), "defects": dict(metrics["defects"])}
+    for stage, key in (("retrieval", "gallery_curve"), ("defects", "reliability"), ("defects", "dose_visible")):
+        del old[stage][key]
+    old["defects"]["dose"] = [{k: v for k, v in r.items() if k not in ("low", "high")} for r in old["defects"]["dose"]]
+    assert not {"gallery_curve", "reliability"} & set(paper.drawings(old))
+    names = {t.name for t in tables.build(metrics)} - {t.name for t in tables.build(old)}
+    assert names == {"gallery_curve"}

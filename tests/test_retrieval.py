@@ -1,337 +1,28 @@
 import dataclasses
 import json
-from math import comb
 
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import torch
-from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
+from recipes import FIVE, curated
 
-from matalign import align, config, dataset, elements, embed, paths, protocols, retrieval
-from matalign.dataset import Curated, Structures
-from matalign.retrieval import Arm, Gallery, Ranks
-
-Z = {symbol: z for z, symbol in enumerate(elements.SYMBOLS)}
-CUBE = np.eye(3) * 4.0
+from matalign import align, config, embed, paths, retrieval
+from matalign.galleries import Gallery
+from matalign.ranks import Ranks
 
 
-def material(formula):
-    numbers = [Z[s] for s, n in protocols.composition(formula).items() for _ in range(int(n))]
-    return np.array(numbers), np.zeros((len(numbers), 3)), CUBE
-
-
-def curated(recipes, *, test=(), excluded=()):
-    """A curated set: formula -> the lists of precursors that it is made from; mp-000, mp-001, … in order."""
-    formulas = list(recipes)
-    ids = [f"mp-{i:03d}" for i in range(len(formulas))]
-    elements_of = ["-".join(sorted(protocols.composition(f))) for f in formulas]
-    materials = pd.DataFrame({"mp_id": ids, "formula": formulas, "chemsys": elements_of})
-    for column in dataset.MATERIALS:
-        if column not in materials:
-            materials[column] = np.nan
-    rows = []
-    for mp_id, (formula, made) in zip(ids, recipes.items()):
-        for i, precursors in enumerate(made):
-            heating = protocols.Operation("heated", temperature_C=900.0 + i)
-            p = protocols.Protocol("10.1/x", "solid-state", formula, (), tuple(sorted(precursors)), (heating,))
-            texts = {f"text_L{level}": protocols.render(p, level=level) for level in protocols.LEVELS}
-            rows.append({"protocol_id": f"{mp_id}-{i}", "mp_id": mp_id, "train_ok": formula not in test, **texts})
-    blank = {"doi": "10.1/x", "method": "solid-state", "target_formula": "", "max_temperature_C": 900.0}
-    table = pd.DataFrame(rows).assign(**blank, precursors=[[]] * len(rows))
-    held = [f in (*test, *excluded) for f in formulas]
-    splits = pd.DataFrame({"mp_id": ids, "random": "train"})
-    splits["chemsys"] = ["test" if f in test else "train" for f in formulas]
-    splits["pretrain"] = ["excluded" if h else "train" for h in held]
-    structures = Structures.pack([material(f) for f in formulas])
-    return Curated(materials, structures, table, splits, {})
-
-
-FIVE = {
-    "BaTiO3": [("BaCO3", "TiO2"), ("BaO", "TiO2")],
-    "SrTiO3": [("SrCO3", "TiO2")],
-    "Ba2TiO4": [("BaCO3", "TiO2")],
-    "NaCl": [("Na2CO3", "HCl")],
-    "Si": [],
-}
-
-
-class TestRanks:
-    scores = np.array(
-        [
-            [0.9, 0.5, 0.5, 0.1],  # correct: 1; one above, one tied: rank 2 or 3
-            [0.2, 0.2, 0.2, 0.2],  # all tied, two correct
-            [0.1, 0.8, 0.3, 0.9],  # correct: 0 and 1; the better one is second
-        ]
+def test_per_material_mean_where_protocols_ask():
+    gallery = Gallery(curated(FIVE, test=("BaTiO3", "SrTiO3")), 1, 3)
+    ranks = Ranks(np.array([0, 1, 3]), np.array([0, 0, 0]), np.array([1, 1, 1]))
+    found = retrieval.outcome(gallery, {"full": ranks}, query="text", target="structure", arm="structure")
+    np.testing.assert_allclose(found[0].scores["MRR"], [0.75, 0.25])
+    found = retrieval.outcome(
+        gallery, {"full": Ranks(*(f[:2] for f in vars(ranks).values()))}, query="structure", target="text", arm="x"
     )
-    correct = np.array([[0, 1, 0, 0], [1, 0, 0, 1], [1, 1, 0, 0]], dtype=bool)
-
-    def test_by_hand(self):
-        ranks = Ranks.of(self.scores, self.correct)
-        np.testing.assert_array_equal(ranks.above, [1, 0, 1])
-        np.testing.assert_array_equal(ranks.wrong, [1, 2, 0])
-        np.testing.assert_array_equal(ranks.right, [1, 2, 1])
-        # Query 1, four tied, two correct: the first correct one is 1st, 2nd, 3rd with 1/2, 1/3, 1/6.
-        np.testing.assert_allclose(ranks.metric("R@1"), [0, 1 / 2, 0])
-        np.testing.assert_allclose(ranks.metric("R@2"), [1 / 2, 5 / 6, 1])
-        np.testing.assert_allclose(ranks.metric("R@5"), [1, 1, 1])
-        np.testing.assert_allclose(ranks.metric("MRR"), [(1 / 2 + 1 / 3) / 2, 1 / 2 + 1 / 6 + 1 / 18, 1 / 2])
-
-    def test_pessimistic_by_hand(self):
-        ranks = Ranks.of(self.scores, self.correct)
-        np.testing.assert_allclose(ranks.metric("R@2", pessimistic=True), [0, 0, 1])
-        np.testing.assert_allclose(ranks.metric("MRR", pessimistic=True), [1 / 3, 1 / 3, 1 / 2])
-
-    def test_expectation_over_ties_is_the_mean_over_shuffles(self):
-        rng = np.random.default_rng(0)
-        scores = rng.integers(3, size=(1, 9)).astype(float)
-        correct = np.zeros((1, 9), bool)
-        correct[0, [1, 4]] = True
-        expected = Ranks.of(scores, correct)
-        shuffled = [Ranks.of(scores + rng.random((1, 9)) * 1e-3, correct) for _ in range(4000)]
-        for metric in ("R@1", "R@5", "MRR"):
-            assert np.mean([r.metric(metric) for r in shuffled]) == pytest.approx(expected.metric(metric)[0], abs=0.02)
-
-    def test_hypergeometric(self):
-        """Ten tied, three correct: all of the first k wrong with probability C(7, k) / C(10, k)."""
-        correct = np.zeros((1, 10), bool)
-        correct[0, :3] = True
-        ranks = Ranks.of(np.zeros((1, 10)), correct)
-        for k in (1, 4, 7, 8):
-            assert ranks.metric(f"R@{k}")[0] == pytest.approx(1 - comb(7, k) / comb(10, k))
-
-    def test_one_answer_as_scikit_learn(self):
-        """Without ties, and one correct answer: Recall@k is top-k accuracy, MRR label ranking average precision."""
-        rng = np.random.default_rng(0)
-        scores, answer = rng.random((200, 30)), rng.integers(30, size=200)
-        ranks = Ranks.of(scores, np.arange(30) == answer[:, None])
-        for k in (1, 5, 10):
-            expected = top_k_accuracy_score(answer, scores, k=k, labels=range(30))
-            assert ranks.metric(f"R@{k}").mean() == pytest.approx(expected)
-        expected = label_ranking_average_precision_score(np.arange(30) == answer[:, None], scores)
-        assert ranks.metric("MRR").mean() == pytest.approx(expected)
-
-    def test_pessimistic_is_scikit_learns_average_precision_with_ties(self):
-        rng = np.random.default_rng(1)
-        scores, answer = rng.integers(5, size=(200, 30)).astype(float), rng.integers(30, size=200)
-        correct = np.arange(30) == answer[:, None]
-        expected = label_ranking_average_precision_score(correct, scores)
-        assert Ranks.of(scores, correct).metric("MRR", pessimistic=True).mean() == pytest.approx(expected)
-
-    def test_perfect_worst_and_random(self):
-        answer = np.eye(20, dtype=bool)
-        assert Ranks.of(answer.astype(float), answer).metric("R@1").mean() == 1.0
-        assert Ranks.of(-answer.astype(float), answer).metric("MRR").mean() == pytest.approx(1 / 20)
-        chance = Ranks.of(np.zeros((20, 20)), answer)
-        assert chance.metric("R@5").mean() == pytest.approx(5 / 20)
-        assert chance.metric("MRR").mean() == pytest.approx((1 / np.arange(1, 21)).mean())
-
-    def test_no_query(self):
-        ranks = Ranks.of(np.zeros((0, 4)), np.zeros((0, 4), bool))
-        assert ranks.metric("MRR").shape == (0,)
-
-    def test_bad_scores(self):
-        with pytest.raises(ValueError, match="1 of 2 queries"):
-            Ranks.of(np.array([[0.0, np.nan], [0.0, 1.0]]), np.eye(2, dtype=bool))
-        with pytest.raises(ValueError, match="query 1 has no correct answer"):
-            Ranks.of(np.zeros((2, 2)), np.array([[True, False], [False, False]]))
-
-
-class TestGallery:
-    def test_members_and_queries(self):
-        gallery = Gallery(curated(FIVE, test=("SrTiO3",)), 1, 3)
-        assert list(gallery.mp_ids) == ["mp-000", "mp-001", "mp-002", "mp-003"]  # silicon has no protocol
-        np.testing.assert_array_equal(gallery.owner, [0, 0, 1, 2, 3])
-        np.testing.assert_array_equal(gallery.queries, [1])
-        np.testing.assert_array_equal(gallery.asked, [2])
-        assert list(gallery.chemsys) == ["O-Sr-Ti"]
-        np.testing.assert_allclose(gallery.fractions[0, [Z["Ba"], Z["Ti"], Z["O"]]], [0.2, 0.2, 0.6])
-
-    def test_equal_texts_are_one(self):
-        distinct, number = Gallery(curated(FIVE), 1, 3).texts
-        assert len(distinct) == 4
-        gallery = Gallery(curated(FIVE), 1, 3)
-        of = {m: set(number[gallery.owner == i]) for i, m in enumerate(["BaTiO3", "SrTiO3", "Ba2TiO4", "NaCl"])}
-        assert of["Ba2TiO4"] < of["BaTiO3"]
-
-    def test_hard_gallery_by_hand(self):
-        """Of BaTiO3: itself, Ba2TiO4 (same elements), SrTiO3 (one of three). Of NaCl: none shares anything."""
-        gallery = Gallery(curated(FIVE, test=("BaTiO3", "NaCl")), 1, 3)
-        np.testing.assert_array_equal(gallery.neighbours, [[0, 2, 1], [3, 0, 1]])
-
-    def test_hard_gallery_of_a_small_set_is_the_set(self):
-        gallery = Gallery(curated(FIVE, test=("BaTiO3",)), 1, 50)
-        assert sorted(gallery.neighbours[0]) == [0, 1, 2, 3]
-
-    def test_trains_on_nothing_held_out(self):
-        gallery = Gallery(curated(FIVE, test=("SrTiO3",), excluded=("NaCl",)), 1, 3)
-        trained, allowed = gallery.training
-        np.testing.assert_array_equal(trained, [0, 2])
-        np.testing.assert_array_equal(allowed, [True, True, False, True, False])
-
-    def test_cap_on_protocols_is_nested_and_keeps_every_material(self):
-        many = {**FIVE, "SrTiO3": [("SrCO3", "TiO2")] * 20}
-        sizes, kept = [], None
-        for cap in (1, 3, 7, 0):
-            gallery = Gallery(curated(many), 1, 3, cap)
-            assert list(gallery.mp_ids) == ["mp-000", "mp-001", "mp-002", "mp-003"]
-            ids = set(gallery.protocols.protocol_id)
-            assert kept is None or kept <= ids
-            kept = ids
-            sizes.append(int((gallery.owner == 1).sum()))
-        assert sizes == [1, 3, 7, 20]
-
-
-class TestBaselines:
-    def arms(self, level):
-        gallery = Gallery(curated(FIVE, test=("BaTiO3", "SrTiO3")), level, 3)
-        return gallery, retrieval.baselines(gallery)
-
-    def test_jaccard_by_hand(self):
-        """SrTiO3 {Sr, Ti} with texts naming {Ba, Ti}, {Ba, Ti}, {Cl, Na}, {Sr, Ti}; C, H, O, N do not count."""
-        gallery, arms = self.arms(1)
-        distinct, _ = gallery.texts
-        got = dict(zip(distinct, arms["jaccard"].score(arms["jaccard"].materials, arms["jaccard"].texts)[1]))
-        expected = {"Ba": 1 / 3, "Na": 0.0, "Sr": 1.0}
-        assert all(got[text] == pytest.approx(next(v for k, v in expected.items() if k in text)) for text in distinct)
-
-    def test_ranking_by_counting_elements(self):
-        """SrTiO3 is found at once; BaTiO3 ties with Ba2TiO4, whose protocol names the same elements."""
-        gallery, arms = self.arms(1)
-        ranks = retrieval.rank_protocols(gallery, arms["jaccard"])["full"]
-        np.testing.assert_allclose(ranks.metric("R@1"), [0.5, 1.0])
-        np.testing.assert_allclose(ranks.metric("MRR"), [0.75, 1.0])
-        np.testing.assert_allclose(ranks.metric("R@1", pessimistic=True), [0.0, 1.0])
-        asked = retrieval.rank_materials(gallery, arms["jaccard"])["full"]  # two protocols of BaTiO3, one of SrTiO3
-        np.testing.assert_allclose(asked.metric("MRR"), [0.75, 0.75, 1.0])
-
-    def test_formula_match_solves_L0_and_nothing_else(self):
-        gallery, arms = self.arms(0)
-        for way in (retrieval.rank_protocols, retrieval.rank_materials):
-            assert way(gallery, arms["formula"])["full"].metric("MRR").min() == 1.0
-        gallery, arms = self.arms(1)
-        chance = retrieval.rank_protocols(gallery, arms["random"])["full"].metric("MRR")
-        np.testing.assert_allclose(retrieval.rank_protocols(gallery, arms["formula"])["full"].metric("MRR"), chance)
-
-    def test_stoichiometry_by_hand(self):
-        """Without O: BaTiO3 is Ba ½ Ti ½, as its precursors are; Ba2TiO4 is Ba ⅔ Ti ⅓, at a distance of ⅓ from them."""
-        gallery, arms = self.arms(1)
-        arm = arms["stoichiometry"]
-        scores = arm.score(arm.materials, arm.texts)
-        barium = [i for i, text in enumerate(gallery.texts[0]) if "Ba" in text]
-        np.testing.assert_allclose(scores[0, barium], 0.0, atol=1e-12)
-        np.testing.assert_allclose(scores[2, barium], -1 / 3)
-
-    def test_tfidf_finds_shared_words(self):
-        gallery, arms = self.arms(1)
-        assert retrieval.rank_protocols(gallery, arms["tfidf"])["full"].metric("R@1")[1] == 1.0
-
-    @pytest.mark.parametrize("level", [2, 3])
-    def test_without_formulas_all_are_chance(self, level):
-        gallery, arms = self.arms(level)
-        chance = retrieval.rank_protocols(gallery, arms["random"])["full"].metric("MRR")
-        for name in ("formula", "jaccard", "stoichiometry"):
-            got = retrieval.rank_protocols(gallery, arms[name])["full"].metric("MRR")
-            np.testing.assert_allclose(got, chance, err_msg=name)
-
-    def test_C_H_O_N_alone_share_nothing(self):
-        assert retrieval.telling(np.eye(119))[[1, 6, 7, 8]].sum() == 0
-        assert retrieval.jaccard(np.zeros((1, 119)), np.zeros((1, 119))) == 0.0
-
-
-class TestRanking:
-    def random_arm(self, gallery):
-        rng = np.random.default_rng(0)
-        draw = lambda n: rng.integers(-2, 3, size=(n, 4)).astype(float)  # noqa: E731, whole numbers: exact, with ties
-        return Arm(draw(len(gallery.rows)), draw(len(gallery.texts[0])))
-
-    def gallery(self):
-        metals = ["Li", "Na", "K", "Mg", "Ca", "Sr", "Ba", "Mn", "Fe", "Co", "Ni", "Cu", "Zn"]
-        recipes = {f"{m}{x}{n}": [(m, x)] * (n + 1) for m in metals for x in ("S", "Cl", "F") for n in (2, 3)}
-        return Gallery(curated(recipes, test=tuple(recipes)[::3]), 1, 10)
-
-    def test_parts_equal_the_whole(self, monkeypatch):
-        gallery = self.gallery()
-        arm = self.random_arm(gallery)
-        for way in (retrieval.rank_protocols, retrieval.rank_materials):
-            monkeypatch.setattr(retrieval, "QUERIES", 10**6)
-            whole = way(gallery, arm)
-            monkeypatch.setattr(retrieval, "QUERIES", 7)
-            parts = way(gallery, arm)
-            for name in ("full", "hard"):
-                for field in ("above", "wrong", "right"):
-                    np.testing.assert_array_equal(getattr(whole[name], field), getattr(parts[name], field))
-
-    def test_best_over_protocols_by_plain_loops(self):
-        gallery = self.gallery()
-        arm = self.random_arm(gallery)
-        got = retrieval.rank_protocols(gallery, arm)
-        number = gallery.texts[1]
-        for i, q in enumerate(gallery.queries):
-            best = [
-                max(arm.materials[q] @ arm.texts[number[p]] for p in np.flatnonzero(gallery.owner == m))
-                for m in range(len(gallery.rows))
-            ]
-            assert got["full"].above[i] == sum(b > best[q] for b in best)
-            assert got["full"].wrong[i] == sum(b == best[q] for b in best) - 1
-            hard = gallery.neighbours[i]
-            assert got["hard"].above[i] == sum(best[m] > best[q] for m in hard)
-
-    def test_per_material_mean_where_protocols_ask(self):
-        gallery = Gallery(curated(FIVE, test=("BaTiO3", "SrTiO3")), 1, 3)
-        ranks = Ranks(np.array([0, 1, 3]), np.array([0, 0, 0]), np.array([1, 1, 1]))
-        found = retrieval.outcome(gallery, {"full": ranks}, query="text", target="structure", arm="structure")
-        np.testing.assert_allclose(found[0].scores["MRR"], [0.75, 0.25])
-        found = retrieval.outcome(
-            gallery, {"full": Ranks(*(f[:2] for f in vars(ranks).values()))}, query="structure", target="text", arm="x"
-        )
-        np.testing.assert_allclose(found[0].scores["MRR"], [1.0, 0.5])
-        assert found[0].n_gallery == 4
-
-
-OPTIONS = {"epochs": 40, "batch_size": 16, "learning_rate": 3e-3, "seed": 0}
-
-
-class TestFit:
-    def task(self):
-        gallery = TestRanking().gallery()
-        texts = torch.from_numpy(retrieval.text_fractions(gallery.texts[0])).float()  # stands for a language model
-        return torch.from_numpy(gallery.fractions).float(), texts, gallery
-
-    def test_learns_and_beats_chance_on_held_out_chemistry(self):
-        material, texts, gallery = self.task()
-        got = retrieval.fit(material, texts, gallery, **OPTIONS)
-        assert got["loss"][-1] < 0.5 * got["loss"][0]
-        np.testing.assert_allclose(np.linalg.norm(got["materials"], axis=1), 1.0, atol=1e-5)
-        arm = Arm(got["materials"], got["texts"])
-        mrr = retrieval.rank_protocols(gallery, arm)["full"].metric("MRR").mean()
-        chance = retrieval.rank_protocols(gallery, retrieval.baselines(gallery)["random"])["full"].metric("MRR").mean()
-        assert mrr > 3 * chance
-
-    def test_repeats_itself_and_depends_on_the_seed(self):
-        task, options = self.task(), {**OPTIONS, "epochs": 2}
-        first, again = (retrieval.fit(*task, **options) for _ in range(2))
-        np.testing.assert_array_equal(first["materials"], again["materials"])
-        other = retrieval.fit(*task, **{**options, "seed": 1})
-        assert not np.array_equal(first["materials"], other["materials"])
-
-    def test_test_pairs_do_not_matter(self):
-        """Whatever the texts of the test materials are, the fit is the same."""
-        material, texts, gallery = self.task()
-        held = np.setdiff1d(np.arange(len(texts)), gallery.texts[1][gallery.training[1]])
-        assert len(held)
-        changed = texts.clone()
-        changed[torch.from_numpy(held)] = 7.0
-        options = {**OPTIONS, "epochs": 2}
-        a, b = (retrieval.fit(material, t, gallery, **options) for t in (texts, changed))
-        np.testing.assert_array_equal(a["materials"], b["materials"])
-        assert a["loss"] == b["loss"]
-
-    def test_too_little_to_train_on(self):
-        gallery = Gallery(curated(FIVE, test=("BaTiO3", "SrTiO3", "Ba2TiO4")), 1, 3)
-        with pytest.raises(ValueError, match="1 materials"):
-            retrieval.fit(torch.zeros(4, 3), torch.zeros(5, 3), gallery, **OPTIONS)
+    np.testing.assert_allclose(found[0].scores["MRR"], [1.0, 0.5])
+    assert found[0].n_gallery == 4
 
 
 class TestClaims:
@@ -422,9 +113,38 @@ class TestStudy:
         assert {c["baseline"] for c in got["comparisons"]} == {"jaccard", "composition"}
         assert len(got["claims"]) == 3  # level 2 was not learned
 
+        paired = table.groupby("arm").paired.unique().map(list)
+        assert paired[["pretrained", "image"]].map(set).tolist() == [{True}, {True}]
+        assert all(label is None for arm in paired.index.difference(["pretrained", "image"]) for label in paired[arm])
+        curve = pd.DataFrame(got["gallery_curve"])  # all 12 materials, the smaller sizes being larger
+        assert set(curve.arm) == {"jaccard", "composition", "structure", "pretrained"}
+        asked = table[(table["query"] == "structure") & (table.target == "text") & (table.gallery == "full")]
+        both = curve.merge(asked, on=["arm", "level", "metric", "n_gallery"], suffixes=("", "_full"))
+        assert len(both) == len(curve) == 4 * 2
+        np.testing.assert_allclose(both[["value", "low", "high"]], both[["value_full", "low_full", "high_full"]])
+
+    def test_gallery_curve(self, study, monkeypatch):
+        """Smaller galleries are easier, at the rate of their own expectation."""
+        monkeypatch.setattr(retrieval, "CURVE_SIZES", (3, 7, 50))
+        found = [o for o in retrieval.outcomes(study, level=1) if o.arm == "jaccard"]
+        curve = [r for r in retrieval.gallery_curve(study, found) if r["metric"] == "MRR"]
+        assert [r["n_gallery"] for r in curve] == [3, 7, 12]
+        ranks = next(o.ranks for o in found if (o.query, o.gallery) == ("structure", "full"))
+        assert curve[0]["value"] == pytest.approx(ranks.metric_among("MRR", 3, gallery=12).mean())
+        assert curve[0]["value"] > curve[1]["value"] > curve[2]["value"]
+
+    def test_what_the_anchored_loss_never_paired(self, study):
+        model = dataclasses.replace(study.model, config=dataclasses.replace(study.model.config, loss="anchored"))
+        anchored = dataclasses.replace(study, model=model)
+        assert study.paired("image", "text", "image") is True
+        assert anchored.paired("image", "text", "image") is anchored.paired("text", "image", "image") is False
+        assert anchored.paired("image", "structure", "image") is True
+        assert anchored.paired("structure", "text", "pretrained") is True
+        assert anchored.paired("structure", "text", "composition") is None
+
     def test_second_run_trains_nothing_and_says_the_same(self, study, monkeypatch):
         first = retrieval.metrics(study, self.found(study))
-        monkeypatch.setattr(retrieval, "fit", None)
+        monkeypatch.setattr(retrieval.matchers, "fit", None)
         monkeypatch.setattr(retrieval.imaging, "render", None)
         assert retrieval.metrics(study, self.found(study)) == first
 

@@ -2,6 +2,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.stats import t
 from sklearn.metrics import f1_score
 
 from matalign import stats
@@ -27,19 +28,38 @@ class TestBootstrap:
     def test_all_resamples_of_two_clusters_by_hand(self):
         """Clusters {0, 0} and {3}: a resample is aa (mean 0), ab twice (mean 1) or bb (mean 3)."""
         sampler = stats._Resampler(["a", "a", "b"], resamples=20000, seed=1)
-        estimates = sampler.estimates(np.array([[0.0, 0.0, 3.0]]), "mean")
+        estimates = sampler(np.array([[0.0, 0.0, 3.0]]), "mean")[:, 0]
         assert estimates[0] == pytest.approx(1.0)
         values, counts = np.unique(estimates[1:], return_counts=True)
         np.testing.assert_allclose(values, [0, 1, 3])
         np.testing.assert_allclose(counts / 20000, [0.25, 0.5, 0.25], atol=0.01)
 
-    def test_seeds_are_resampled_too(self):
-        """No spread between items: what is left is that between seeds."""
-        values = np.repeat([[0.0], [1.0], [2.0], [3.0]], 50, axis=1)
+    @pytest.mark.parametrize("luck", [[0.0, 1.0, 2.0, 3.0], [0.4, 0.6]])
+    def test_seeds_alone_give_the_interval_of_student(self, luck):
+        """No spread between items: what is left is the textbook interval of a mean of few values."""
+        values = np.repeat(np.array(luck)[:, None], 50, axis=1)
         got = bootstrap(values, np.arange(50), resamples=4000, seed=0)
-        assert got.value == pytest.approx(1.5)
-        draws = np.random.default_rng(9).choice([0.0, 1.0, 2.0, 3.0], size=(20000, 4)).mean(1)
-        np.testing.assert_allclose([got.low, got.high], np.quantile(draws, [0.025, 0.975]), atol=0.26)
+        assert got.value == pytest.approx(np.mean(luck))
+        expected = t.interval(0.95, len(luck) - 1, np.mean(luck), np.std(luck, ddof=1) / len(luck) ** 0.5)
+        np.testing.assert_allclose([got.low, got.high], expected, rtol=0.02)
+
+    def test_variances_add_as_in_two_way_clustering(self):
+        """The width is that of normal theory, from sums of squares of the balanced table of seeds and clusters."""
+        rng = np.random.default_rng(0)
+        seeds, n = 8, 150
+        table = rng.normal(size=n) + rng.normal(scale=0.2, size=(seeds, 1)) + rng.normal(size=(seeds, n))
+        clusters, both = table.mean(0).var(ddof=1) / n, table - table.mean(0) - table.mean(1)[:, None]
+        both = (both**2).sum() / (seeds - 1) / (n - 1) / seeds / n
+        luck = table.mean(1).var(ddof=1) / seeds - both
+        draws = rng.normal(scale=clusters**0.5, size=10**5) + luck**0.5 * rng.standard_t(seeds - 1, size=10**5)
+        got = bootstrap(table, np.arange(n), resamples=4000, seed=0)
+        low, high = np.quantile(draws, [0.025, 0.975])
+        assert got.high - got.low == pytest.approx(high - low, rel=0.05)
+
+    def test_seeds_that_agree_add_nothing(self):
+        values, label = clustered(np.random.default_rng(0))
+        one, five = (bootstrap(np.tile(values, (n, 1)), label, **OPTIONS) for n in (1, 5))
+        np.testing.assert_allclose([five.value, five.low, five.high], [one.value, one.low, one.high], rtol=1e-12)
 
     def test_callable_equals_the_fast_path(self):
         rng = np.random.default_rng(0)
@@ -86,6 +106,19 @@ class TestBootstrap:
         got = bootstrap(np.array([1.0, 2.0]), ["a", "a"], **OPTIONS)
         assert (got.low, got.value, got.high) == (1.5, 1.5, 1.5)
 
+    def test_absent_class_and_empty_bins(self):
+        """A class that a resample (here even the sample) lacks counts as `zero_division` says; no resample is NaN."""
+        true = np.repeat([0, 1, 2], [18, 1, 1])
+        values = np.stack([true, np.where(true == 2, 0, true)], axis=1)[None]
+
+        def macro_f1(items):
+            return f1_score(items[:, 0], items[:, 1], average="macro", labels=range(4), zero_division=0)
+
+        got = bootstrap(values, np.arange(20), statistic=macro_f1, resamples=200, seed=0)
+        assert got.value == pytest.approx((36 / 37 + 1 + 0 + 0) / 4)
+        assert 0.2 < got.low <= 0.25  # resamples without the second class
+        assert got.high <= 0.5
+
     def test_ties_have_no_width(self):
         got = bootstrap(np.full((3, 20), 0.5), np.arange(20) // 2, **OPTIONS)
         assert (got.low, got.value, got.high) == (0.5, 0.5, 0.5)
@@ -115,28 +148,58 @@ class TestBootstrap:
         assert time.perf_counter() - start < 10  # about 0.2 s on a free core
 
 
-class TestCoverage:
-    def test_clusters_cover_and_items_would_not(self):
-        """The truth is 0: the interval holds it in about 95 % of the studies, one over single items in far fewer."""
-        rng = np.random.default_rng(11)
-        hits = {"clusters": 0, "items": 0}
-        for _ in range(200):
-            values, label = clustered(rng)
-            for name, labels in (("clusters", label), ("items", np.arange(len(values)))):
-                got = bootstrap(values, labels, resamples=300, seed=int(rng.integers(2**31)))
-                hits[name] += got.low <= 0 <= got.high
-        assert 0.90 <= hits["clusters"] / 200 <= 0.985
-        assert hits["items"] / 200 < 0.75
+def study(rng, *, luck, clusters=200, seeds=5):
+    """An arm and its baseline, (5, about 600) each, equal in expectation; variance between clusters: 1 + 1/4."""
+    label = np.repeat(np.arange(clusters), rng.integers(1, 6, size=clusters))
+    n = len(label)
 
-    def test_paired_p_value_is_uniform_under_the_null(self):
-        """With no difference, about 5 % of the p-values fall below 0.05."""
-        rng = np.random.default_rng(5)
-        p = []
-        for _ in range(200):
-            (a, label), (b, _) = clustered(rng), clustered(rng)
-            p.append(paired(a, b, label, resamples=300, seed=int(rng.integers(2**31))).p)
-        assert 0.015 <= np.mean(np.array(p) < 0.05) <= 0.10
-        assert 0.38 <= np.median(p) <= 0.62
+    def arm():
+        own = 0.5 * rng.normal(size=clusters)[label] + 0.5 * rng.normal(size=(seeds, n))
+        return own + luck**0.5 * rng.normal(size=(seeds, 1))
+
+    shared = rng.normal(size=clusters)[label] + 0.5 * rng.normal(size=n)
+    return shared + arm(), shared + arm(), label
+
+
+class TestCoverage:
+    """2,000 studies of 200 clusters and 5 seeds, 200 resamples each. The truth is 0."""
+
+    # variance between seeds: none; 1.25 · 5 / 200, which tells in the mean as much as the clusters'; the clusters' 1.25
+    @pytest.mark.parametrize("luck", [0.0, 0.03, 1.25], ids=["none", "small", "equal"])
+    def test_interval_holds_the_truth_in_95_percent(self, luck):
+        rng, hits = np.random.default_rng(11), 0
+        for i in range(2000):
+            a, _, label = study(rng, luck=luck)
+            got = bootstrap(a, label, resamples=200, seed=i)
+            hits += got.low <= 0 <= got.high
+        assert 0.93 <= hits / 2000 <= 0.97
+
+    @pytest.mark.parametrize("luck", [0.0, 1.25], ids=["none", "equal"])
+    def test_paired_difference_and_its_p_value(self, luck):
+        """1,000 studies: the test at 5 % rejects in about 5 %, and when its interval excludes zero."""
+        rng, hits, p = np.random.default_rng(5), 0, []
+        for i in range(1000):
+            a, b, label = study(rng, luck=luck)
+            got = paired(a, b, label, resamples=200, seed=i)
+            hits += got.low <= 0 <= got.high
+            p.append(got.p)
+            assert (got.p < 0.04) <= (got.low > 0 or got.high < 0) <= (got.p < 0.06)
+        assert 0.93 <= hits / 1000 <= 0.97
+        assert 0.03 <= np.mean(np.array(p) < 0.05) <= 0.07
+        assert 0.45 <= np.median(p) <= 0.55
+
+    def test_single_items_and_seeds_alike_would_not(self):
+        """The same studies, had items or seeds been taken for clusters' worth of evidence: the tests above can fail."""
+        rng, items, seeds = np.random.default_rng(11), 0, 0
+        for i in range(200):
+            a, _, label = study(rng, luck=0.0)
+            got = bootstrap(a, np.arange(len(label)), resamples=200, seed=i)
+            items += got.low <= 0 <= got.high
+            a, _, label = study(rng, luck=1.25)
+            got = bootstrap(a.mean(0), label, resamples=200, seed=i)
+            seeds += got.low <= 0 <= got.high
+        assert items / 200 < 0.85
+        assert seeds / 200 < 0.4
 
 
 class TestPaired:

@@ -9,7 +9,6 @@ What the network sees is the micrograph and, beside it, what of it does not repe
 """
 
 import copy
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,19 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from matalign import dataset, embed, imaging, paths, scratch, stats
+from matalign import dataset, embed, imaging, paths, scratch
 from matalign.config import Defects
 from matalign.dataset import Curated, Structures
 from matalign.encoders.image import ImageTower
 from matalign.imaging import DEFECTS, ZONE_AXES, Optics
 
 ARMS = ("majority", "context", "image", "image_composition", "image_structure", "image_other")
+TEXT_ARMS = ("image_text", "image_text_other")  # of a model with a text tower
 SPLITS = {"train": 0.7, "val": 0.1, "test": 0.2}  # of the hosts
 FULL_DOSE_E_A2 = (1e3, 1e5)  # of test images; the others leave out the lowest and highest decile (of the logarithm)
 DOSE_DECILES_E_A2 = (10**3.2, 10**4.8)
-DOSE_BINS_E_A2 = tuple(10**x for x in (3.0, 3.2, 3.6, 4.0, 4.4, 4.8, 5.0))
-ROSE = 5.0  # signal to noise from which a feature is reliably seen (Rose, 1948)
-CHANCE_F1 = 0.22  # an arm without the image above this has found a leak
 CHUNK = 125  # images rendered at once
 
 
@@ -61,7 +58,9 @@ class Predictions:
 
     shots: Shots
     mp_id: np.ndarray  # (N,) of each image's host
+    has_text: np.ndarray  # (N,) whether the host has a protocol
     probability: dict[str, np.ndarray]  # arm -> (seeds, N, 5)
+    validation: dict[str, list[tuple[np.ndarray, np.ndarray]]]  # arm -> per seed (N_val, 5), and (N_val,) the truth
     n_hosts: dict[str, int]  # split -> number
     synthetic: bool  # the hosts are of the embedded sample
 
@@ -194,7 +193,7 @@ def fit_head(
     epochs: int,
     learning_rate: float,
     seed: int,
-) -> np.ndarray:
+) -> dict[str, np.ndarray]:
     """Fit one arm's head; the epoch of lowest validation loss counts (the last, without validation images).
 
     Args:
@@ -206,7 +205,7 @@ def fit_head(
         seed: of initialisation, order and dropout.
 
     Returns:
-        (N_test, 5) class probabilities.
+        Class probabilities of the "val" (N_val, 5) and of the "test" images (N_test, 5).
     """
     torch.manual_seed(seed)
 
@@ -240,24 +239,45 @@ def fit_head(
         head.load_state_dict(state)
     head.eval()
     with torch.no_grad():
-        return head(x["test"], c["test"]).softmax(1).numpy()
+        return {s: head(x[s], c[s]).softmax(1).numpy() for s in ("val", "test")}
 
 
-def contexts(hosts: Hosts, embeddings: np.ndarray) -> dict[str, np.ndarray]:
+def host_texts(hosts: Hosts, curated: Curated, model: embed.Model) -> np.ndarray:
+    """(n, d) mean of the aligned embeddings of a host's protocols; zeros for a host without one."""
+    own = curated.protocols[curated.protocols.mp_id.isin(set(hosts.mp_id))]
+    out = np.zeros((len(hosts.mp_id), model.config.embed_dim), np.float32)
+    row = np.searchsorted(hosts.mp_id, own.mp_id.to_numpy(str))
+    np.add.at(out, row, model.embed_texts(own[f"text_L{model.config.mask_level}"].tolist()))
+    return out / np.maximum(np.bincount(row, minlength=len(out)), 1)[:, None]
+
+
+def contexts(hosts: Hosts, embeddings: np.ndarray, texts: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """What each arm is told of the hosts, (n, c), besides zone axis and pixel size.
 
     Args:
         hosts: n crystals.
         embeddings: (n, d) of their structures in the aligned space.
+        texts: (n, d) of their protocols, zeros without one; None leaves out the arms that read them.
     """
-    other = np.roll(embeddings, len(embeddings) // 2, axis=0)  # a fixed other host's: nobody keeps its own
-    return {
+    told = {
         "context": embeddings,
         "image": np.zeros((len(hosts.mp_id), 0)),
         "image_composition": hosts.structures.fractions(),
         "image_structure": embeddings,
-        "image_other": other,
+        "image_other": _others(embeddings),
     }
+    if texts is not None:
+        has = texts.any(1)
+        swapped = texts.copy()
+        swapped[has] = _others(texts[has])
+        for arm, read in zip(TEXT_ARMS, (texts, swapped), strict=True):
+            told[arm] = np.concatenate([embeddings, read, has[:, None]], axis=1)
+    return told
+
+
+def _others(rows: np.ndarray) -> np.ndarray:
+    """Each row a fixed other host's: of two or more, nobody keeps its own."""
+    return np.roll(rows, len(rows) // 2, axis=0)
 
 
 def view_context(axis: np.ndarray, *, pixel_A: float) -> np.ndarray:
@@ -275,15 +295,16 @@ def run(cfg: Defects) -> Predictions:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     curated = dataset.read(paths.curated(cfg.profile))
     hosts = choose_hosts(curated, hosts=cfg.hosts, seed=cfg.seed)
-    embeddings = embed.load(cfg.profile, device=device).embed_structures(hosts.structures)
-    told = contexts(hosts, embeddings)
+    model = embed.load(cfg.profile, device=device)
+    texts = host_texts(hosts, curated, model) if "text" in model.towers else None
+    told = contexts(hosts, model.embed_structures(hosts.structures), texts)
     key = {name: value for name, value in vars(cfg).items() if name not in ("profile", "bootstrap", "head_epochs")}
     key |= {"data": curated.digest, "code": scratch.code_digest("defects"), "device": device}
 
     test = shoot(hosts, "test", cfg, epoch=0, seed=cfg.seed, device=device)
     labels = ("kind", "host", "axis")
-    embedded = scratch.digest(np.round(embeddings.astype(np.float64), 5).tolist())
-    probability: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
+    probability: dict[str, list[np.ndarray]] = {arm: [] for arm in ("majority", *told)}
+    validation: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {arm: [] for arm in probability}
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
 
         def network(seed: int = seed) -> scratch.Result:
@@ -300,167 +321,24 @@ def run(cfg: Defects) -> Predictions:
         images = {s: fitted[f"features_{s}"] for s in SPLITS}
         kind = {s: fitted[f"kind_{s}"] for s in SPLITS}
         view = {s: view_context(fitted[f"axis_{s}"], pixel_A=cfg.pixel_A) for s in SPLITS}
-        for arm in ARMS[1:]:
+        for arm in told:
             context = {s: np.concatenate([view[s], told[arm][fitted[f"host_{s}"]]], axis=1) for s in SPLITS}
             seen = {s: np.zeros_like(x) for s, x in images.items()} if arm == "context" else images
-            head_key = {**key, "fit_seed": seed, "arm": arm, "epochs": cfg.head_epochs, "embeddings": embedded}
+            head_key = {**key, "fit_seed": seed, "arm": arm, "epochs": cfg.head_epochs}
+            head_key["told"] = scratch.digest(np.round(told[arm].astype(np.float64), 5).tolist())
 
             def head(seen: dict = seen, context: dict = context, kind: dict = kind, seed: int = seed) -> scratch.Result:
-                p = fit_head(seen, context, kind, epochs=cfg.head_epochs, learning_rate=cfg.learning_rate, seed=seed)
-                return {"probability": p}
+                options = {"epochs": cfg.head_epochs, "learning_rate": cfg.learning_rate, "seed": seed}
+                return fit_head(seen, context, kind, **options)
 
             made = scratch.memo("defects-head", head_key, head)
-            probability[arm].append(made["probability"])
+            probability[arm].append(made["test"])
+            validation[arm].append((made["val"], kind["val"]))
         share = np.bincount(kind["train"], minlength=len(DEFECTS)) / len(kind["train"])
         probability["majority"].append(np.tile(share, (len(test.kind), 1)))
+        validation["majority"].append((np.tile(share, (len(kind["val"]), 1)), kind["val"]))
     n_hosts = {s: int((hosts.split == s).sum()) for s in SPLITS}
     stacked = {arm: np.stack(p) for arm, p in probability.items()}
     synthetic = bool((curated.materials.source == paths.SAMPLE.name).all())
-    return Predictions(test, hosts.mp_id[test.host], stacked, n_hosts, synthetic)
-
-
-def macro_f1(true: np.ndarray, predicted: np.ndarray, *, classes: int = len(DEFECTS)) -> float:
-    """Mean over classes of 2 TP / (2 TP + FP + FN); a class neither there nor predicted counts zero.
-
-    Args:
-        true: (N,) class numbers.
-        predicted: (N,) class numbers.
-        classes: how many there are.
-    """
-    table = np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
-    marked = table.sum(0) + table.sum(1)
-    return float((2 * table.diagonal() / np.maximum(marked, 1)).mean())
-
-
-def calibration_error(confidence: np.ndarray, correct: np.ndarray, *, bins: int = 10) -> float:
-    """Expected calibration error: Σ_b n_b / N · |accuracy_b − mean confidence_b| (Guo et al., ICML 2017).
-
-    Args:
-        confidence: (N,) probability of the predicted class; bin b holds (b / bins, (b + 1) / bins], zero the first.
-        correct: (N,) whether the prediction is right.
-        bins: equally wide bins; an empty one counts nothing.
-    """
-    at = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(at, weights=np.asarray(correct, dtype=float) - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
-
-
-def score(predictions: Predictions, cfg: Defects) -> dict:
-    """Metrics of all arms, as `results/<profile>/metrics/defects.json` holds them.
-
-    Intervals are over hosts, nested with seeds; comparisons are paired by image, p-values Holm-corrected over them all.
-    """
-    shots, hosts = predictions.shots, predictions.mp_id
-    options = {"resamples": cfg.bootstrap, "seed": cfg.seed}
-    label: dict[str, np.ndarray] = {}  # arm -> (seeds, N, 2): true and predicted class
-    sure: dict[str, np.ndarray] = {}  # arm -> (seeds, N, 2): confidence, correctness
-    for arm, p in predictions.probability.items():
-        predicted = p.argmax(2)
-        true = np.broadcast_to(shots.kind, predicted.shape)
-        label[arm] = np.stack([true, predicted], axis=2)
-        sure[arm] = np.stack([p.max(2), predicted == true], axis=2)
-
-    def f1(items: np.ndarray) -> float:
-        return macro_f1(items[:, 0], items[:, 1])
-
-    def interval(estimate: stats.Interval) -> dict[str, float]:
-        return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-
-    about = {"n_images": len(shots.kind), "n_hosts": predictions.n_hosts["test"], "seeds": cfg.seeds}
-    results, recall, dose = [], [], []
-    for arm in ARMS:
-        scores = {
-            "macro_F1": stats.bootstrap(label[arm], hosts, statistic=f1, **options),
-            "accuracy": stats.bootstrap(sure[arm][:, :, 1], hosts, **options),
-            "ECE": stats.bootstrap(
-                sure[arm], hosts, statistic=lambda items: calibration_error(items[:, 0], items[:, 1]), **options
-            ),
-        }
-        results += [{"arm": arm, "metric": metric, **interval(s), **about} for metric, s in scores.items()]
-        for number, defect in enumerate(DEFECTS):
-            of = shots.kind == number
-            right = stats.bootstrap(sure[arm][:, of, 1], hosts[of], **options)
-            recall.append({"arm": arm, "defect": defect, **interval(right)})
-        for low, high in itertools.pairwise(DOSE_BINS_E_A2):
-            of = (shots.dose_e_A2 >= low) & (shots.dose_e_A2 < high)
-            if of.any():
-                value = float(np.mean([f1(seed[of]) for seed in label[arm]]))
-                held_out = high <= DOSE_DECILES_E_A2[0] or low >= DOSE_DECILES_E_A2[1]
-                row = {"arm": arm, "dose_low": low, "dose_high": high, "macro_F1": value, "n": int(of.sum())}
-                dose.append({**row, "held_out": held_out})
-
-    pairs = [(arm, "image") for arm in ARMS if arm not in ("image",)]
-    pairs += [("image_structure", "image_other"), ("image_structure", "image_composition")]
-    gains = {pair: stats.paired(label[pair[0]], label[pair[1]], hosts, statistic=f1, **options) for pair in pairs}
-    adjusted = stats.holm([gain.p for gain in gains.values()])
-    comparisons = [
-        {"arm": arm, "baseline": baseline, "metric": "macro_F1", "difference": g.value, "low": g.low, "high": g.high}
-        | {"p": g.p, "p_holm": float(p), "seeds": cfg.seeds, "n_test": len(shots.kind)}
-        for ((arm, baseline), g), p in zip(gains.items(), adjusted, strict=True)
-    ]
-
-    flawed = shots.kind > 0
-    visible = [
-        {"defect": defect, "visible": float((v >= ROSE).mean()), "median": float(np.median(v)), "n": len(v)}
-        for defect, v in ((d, shots.visibility[shots.kind == i]) for i, d in enumerate(DEFECTS) if i)
-    ]
-    return {
-        "stage": "defects",
-        "profile": cfg.profile,
-        "synthetic": predictions.synthetic,
-        "seed": cfg.seed,
-        "results": results,
-        "recall": recall,
-        "dose": dose,
-        "comparisons": comparisons,
-        "ceiling": float((shots.visibility[flawed] >= ROSE).mean()),
-        "visibility": visible,
-        "hosts": predictions.n_hosts,
-        "claims": _claims(results, gains),
-    }
-
-
-def _claims(results: list[dict], gains: dict[tuple[str, str], stats.Interval]) -> list[dict]:
-    def row(claim: str, low: float, value: float, high: float, threshold: float, passed: bool, note: str) -> dict:
-        bounds = {"value": value, "low": low, "high": high, "threshold": threshold, "unit": "macro-F1"}
-        return {"claim": claim, **bounds, "verdict": "PASS" if passed else "FAIL", "note": note}
-
-    context = next(r for r in results if (r["arm"], r["metric"]) == ("context", "macro_F1"))
-    image = gains["majority", "image"]
-    own, other = gains["image_structure", "image"], gains["image_other", "image"]
-    over_other = gains["image_structure", "image_other"]
-    return [
-        row(
-            "without the image, defects cannot be told apart",
-            context["low"],
-            context["value"],
-            context["high"],
-            CHANCE_F1,
-            context["value"] <= CHANCE_F1,
-            "macro-F1 of the context-only arm, at most the threshold; more would mean that the set leaks",
-        ),
-        row(
-            "the micrograph alone tells defects apart",
-            -image.high,
-            -image.value,
-            -image.low,
-            0.0,
-            image.high < 0,
-            "image only less majority class",
-        ),
-        row(
-            "knowing the host's structure helps",
-            own.low,
-            own.value,
-            own.high,
-            0.0,
-            own.low > 0 and over_other.low > 0,
-            "image + aligned structure less image only; with another host's embedding instead of its own: "
-            f"{other.value:+.3f} [{other.low:+.3f}, {other.high:+.3f}]",
-        ),
-    ]
-
-
-def evaluate(cfg: Defects) -> dict:
-    """The whole stage: `score(run(cfg), cfg)`."""
-    return score(run(cfg), cfg)
+    has_text = np.isin(hosts.mp_id, curated.protocols.mp_id.to_numpy(str))[test.host]
+    return Predictions(test, hosts.mp_id[test.host], has_text, stacked, validation, n_hosts, synthetic)

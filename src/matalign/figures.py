@@ -56,7 +56,8 @@ ARMS: dict[str, Arm] = {
     "image_composition": Arm("image + composition", "#882255", "D"),
     "image_structure": Arm("image + structure", "#0072B2", "o"),
     "image_other": Arm("image + other host", "#D55E00", "X"),
-    "image_text": Arm("image + text", "#009E73", "p"),
+    "image_text": Arm("image + structure + text", "#009E73", "p"),
+    "image_text_other": Arm("image + structure + other text", "#6118F2", "*"),
 }
 COLOURS: dict[str, str] = {name: arm.colour for name, arm in ARMS.items()}
 
@@ -335,23 +336,59 @@ def retrieval(metrics: Metrics, *, query: str = "structure", target: str = "text
     return fig
 
 
+def gallery_curve(metrics: Metrics, *, metric: str = "MRR") -> Figure:
+    """MRR from structure to protocol against the size of the gallery, a panel a mask level."""
+    rows = [r for r in retrieval_rows(metrics.get("gallery_curve", [])) if r["metric"] == metric]
+    levels = sorted({r["level"] for r in rows})
+    fig, axes = _figure(1, max(len(levels), 1), width=COLUMN_IN, height=2.1, sharey=True)
+    for ax, level in zip(axes[0], levels, strict=False):
+        _curves(ax, [r for r in rows if r["level"] == level], x="n_gallery")
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set(title=f"L{level}", xlabel="materials in the gallery", ylim=(-0.03, 1.03))
+    axes[0, 0].set_ylabel(f"{metric}, structure → text")
+    _legend(fig, axes[0], columns=2)
+    return fig
+
+
+def reliability(
+    metrics: Metrics, *, arms: tuple[str, ...] = ("image", "image_composition", "image_structure")
+) -> Figure:
+    """Share of right answers against stated confidence; the diagonal is perfect calibration."""
+    rows = metrics.get("reliability", [])
+    fig, ((ax,),) = _figure(1, 1, width=COLUMN_IN, height=2.3)
+    ax.plot([0, 1], [0, 1], color="#888888", lw=0.8, zorder=1)
+    for name in ordered(r["arm"] for r in rows if r["arm"] in arms):
+        points = sorted((r for r in rows if r["arm"] == name), key=lambda r: r["bin_low"])
+        look, n = arm(name), sum(r["n"] for r in points)
+        at = [r["confidence"] for r in points], [r["accuracy"] for r in points]
+        ax.plot(*at, color=look.colour, lw=0.8, zorder=2)
+        size = [4 + 120 * r["n"] / n for r in points]
+        ax.scatter(*at, s=size, color=look.colour, marker=look.marker, lw=0, alpha=0.8, label=look.label, zorder=3)
+    ax.set(xlabel="confidence", ylabel="share of right answers", xlim=(0.15, 1.03), ylim=(-0.03, 1.03))
+    _legend(fig, [ax], columns=2)
+    return fig
+
+
 def defects(metrics: Metrics) -> Figure:
-    """Macro-F1 of every arm, and recall of every defect class."""
+    """Macro-F1 of every arm, and recall of every defect class, above it the share that the noise leaves visible."""
     rows = {r["arm"]: r for r in metrics["results"] if r["metric"] == "macro_F1"}
     names = ordered(rows)
-    fig, ((score, recall),) = _figure(1, 2, width=PAGE_IN, height=0.75 + 0.2 * len(names), width_ratios=[1, 1.2])
+    fig, ((score, recall),) = _figure(1, 2, width=PAGE_IN, height=0.95 + 0.2 * len(names), width_ratios=[1, 1.2])
     for i, name in enumerate(names):
         r, look = rows[name], arm(name)
         error = _bars([r["value"]], [r["low"]], [r["high"]])
         score.errorbar(r["value"], i, xerr=error, color=look.colour, marker=look.marker, capsize=2, lw=0)
         score.errorbar(r["value"], i, xerr=error, color=look.colour, elinewidth=0.9, capsize=2)
     score.axvline(1 / len(DEFECTS), color="#888888", lw=0.8, ls=":", zorder=0)
-    score.set_yticks(range(len(names)), [arm(name).label for name in names])
-    score.set(xlabel="macro-F1 (dotted: 1/5)", xlim=(0, 1), ylim=(len(names) - 0.5, -0.5))
-    table = np.full((len(names), len(DEFECTS)), np.nan)
+    score.set_yticks(range(len(names) + 1), [*(arm(name).label for name in names), "visible above the noise"])
+    score.set(xlabel="macro-F1 (dotted: 1/5)", xlim=(0, 1), ylim=(len(names) + 0.5, -0.5))
+    table = np.full((len(names) + 1, len(DEFECTS)), np.nan)
     for r in metrics["recall"]:
         if r["arm"] in names:
             table[names.index(r["arm"]), DEFECTS.index(r["defect"])] = r["value"]
+    for r in metrics["visibility"]:
+        table[-1, DEFECTS.index(r["defect"])] = r["visible"]
     sns.heatmap(
         table,
         ax=recall,
@@ -369,15 +406,30 @@ def defects(metrics: Metrics) -> Figure:
     return fig
 
 
-def dose(metrics: Metrics) -> Figure:
-    """Macro-F1 against the electron dose of the test images; doses held out from training are shaded."""
+def dose(
+    metrics: Metrics,
+    *,
+    arms: tuple[str, ...] = ("context", "image", "image_composition", "image_structure", "image_other"),
+) -> Figure:
+    """Macro-F1 against the electron dose of the test images; doses held out from training are shaded.
+
+    The dashed line is the share of images with a defect whose difference to pristine exceeds the noise: in the others
+    there is nothing to see, and an answer is a guess.
+    """
     rows = metrics["dose"]
-    fig, ((ax,),) = _figure(1, 1, width=COLUMN_IN, height=2.1)
-    for name in ordered(r["arm"] for r in rows):
-        points = sorted((r for r in rows if r["arm"] == name), key=lambda r: r["dose_low"])
-        look = arm(name)
-        middle = [np.sqrt(r["dose_low"] * r["dose_high"]) for r in points]
-        ax.plot(middle, [r["macro_F1"] for r in points], color=look.colour, marker=look.marker, label=look.label)
+    fig, ((ax,),) = _figure(1, 1, width=COLUMN_IN, height=2.3)
+    names = [name for name in ordered(r["arm"] for r in rows) if name in arms]
+    for name in names:
+        points = [r for r in rows if r["arm"] == name]
+        shift = 1 + 0.02 * (names.index(name) - len(names) / 2)  # beside one another, so that intervals can be told
+        at = [{**r, "x": shift * np.sqrt(r["dose_low"] * r["dose_high"]), "value": r["macro_F1"]} for r in points]
+        _curves(ax, [{"low": r["value"], "high": r["value"], **r} for r in at], x="x")
+    visible = sorted(metrics.get("dose_visible", []), key=lambda r: r["dose_low"])
+    if visible:
+        middle = [np.sqrt(r["dose_low"] * r["dose_high"]) for r in visible]
+        ax.plot(
+            middle, [r["visible"] for r in visible], color="#444444", ls="--", lw=0.9, label="visible above the noise"
+        )
     ax.set_xscale("log")
     for low, high in sorted({(r["dose_low"], r["dose_high"]) for r in rows if r.get("held_out")}):
         ax.axvspan(low, high, color="#EEEEEE", lw=0, zorder=0)

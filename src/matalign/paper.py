@@ -37,8 +37,11 @@ def read(folder: Path) -> dict[str, Metrics]:
 
 
 def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
-    """Every figure of the paper by name; one whose rows a profile leaves out is an empty panel."""
-    return {
+    """Every figure of the paper by name; one whose rows a profile leaves out is an empty panel.
+
+    `gallery_curve` and `reliability` are drawn only from metrics that have their rows.
+    """
+    drawn = {
         "method": figures.method(),
         "curation": figures.curation(metrics["curate"]),
         "letter": figures.letter(losses.letter_defects()),
@@ -49,6 +52,11 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
         "defects": figures.defects(metrics["defects"]),
         "dose": figures.dose(metrics["defects"]),
     }
+    if "gallery_curve" in metrics["retrieval"]:
+        drawn["gallery_curve"] = figures.gallery_curve(metrics["retrieval"])
+    if "reliability" in metrics["defects"]:
+        drawn["reliability"] = figures.reliability(metrics["defects"])
+    return drawn
 
 
 def typeset(folder: Path, *, title: str, source: Path = SOURCE) -> Path:

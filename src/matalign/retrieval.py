@@ -13,371 +13,32 @@ material's score is the mean over its protocols. Every arm maps both sides to fe
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy import sparse
-from scipy.spatial.distance import cdist
-from sklearn.feature_extraction.text import TfidfVectorizer
-from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from matalign import dataset, elements, embed, imaging, losses, paths, protocols, scratch, splits, stats
-from matalign.align import Head
+from matalign import dataset, embed, imaging, losses, matchers, paths, scratch, stats
 from matalign.config import Retrieval
 from matalign.dataset import Curated
+from matalign.galleries import Gallery
+from matalign.matchers import Arm
+from matalign.ranks import Ranks, rank
 
 METRICS = ("R@1", "R@5", "R@10", "R@50", "MRR")
 FITTED = ("composition", "structure")
 BASELINES = ("jaccard", "composition")  # that the structure tower is compared with
-TEMPERATURE = 0.07  # initial, of the arms trained here
 EVALUATION = -2  # the epoch whose key the views of evaluation have: never trained or validated on
-QUERIES = 256  # ranked at once
-COMMON = [elements.SYMBOLS.index(s) for s in sorted(protocols.COMMON)]
-FLOOR = 0.02  # of a feature's standard deviation: an element absent from training is not blown up
+BATCH = 256  # images rendered at once
+CURVE = ("jaccard", "composition", "structure", "pretrained")  # arms shown by size of the gallery, and where:
+CURVE_LEVELS, CURVE_METRICS, CURVE_SIZES = (1, 2), ("R@10", "MRR"), (50, 100, 200, 500, 1000)
+MODALITY = {"structure": "crystal", "text": "text", "image": "image"}  # as pretraining calls them
 THRESHOLD = 0.80  # of the proposal's claim
-
-
-# Ranks
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Where the best correct answer of each query stands.
-
-    Args:
-        above: (Q,) wrong answers scored higher than it.
-        wrong: (Q,) wrong answers that tie with it.
-        right: (Q,) correct answers that tie with it, itself included.
-    """
-
-    above: np.ndarray
-    wrong: np.ndarray
-    right: np.ndarray
-
-    @classmethod
-    def of(cls, scores: np.ndarray, correct: np.ndarray) -> "Ranks":
-        """Rank (Q, N) scores, higher is better; `correct` (Q, N) marks one or more answers of each query.
-
-        Raises:
-            ValueError: a query without a correct answer, or a score that is not a number.
-        """
-        if np.isnan(scores).any():
-            raise ValueError(f"{np.isnan(scores).any(1).sum()} of {len(scores)} queries have a score that is NaN")
-        if not correct.any(1).all():
-            raise ValueError(f"query {int(np.argmin(correct.any(1)))} has no correct answer")
-        best = np.where(correct, scores, -np.inf).max(1, keepdims=True)
-        tied = scores == best
-        return cls((~correct & (scores > best)).sum(1), (~correct & tied).sum(1), (correct & tied).sum(1))
-
-    @classmethod
-    def join(cls, parts: Iterable["Ranks"]) -> "Ranks":
-        """The queries of several parts, one after the other."""
-        fields = zip(*((p.above, p.wrong, p.right) for p in parts), strict=True)
-        return cls(*(np.concatenate(f) for f in fields))
-
-    def metric(self, name: str, *, pessimistic: bool = False) -> np.ndarray:
-        """(Q,) score of each query: "R@k", a correct answer is among the first k; or "MRR", 1 / rank of the first.
-
-        Ties are broken at random, in expectation: with t wrong and r right answers tied, the first j are all wrong with
-        probability C(t, j) / C(t + r, j). Or, pessimistic, always with the wrong one first.
-        """
-        if pessimistic:
-            rank = self.above + self.wrong + 1
-            return 1 / rank if name == "MRR" else (rank <= int(name[2:])).astype(float)
-        if not len(self.above):
-            return np.zeros(0)
-        score, all_wrong = np.zeros(len(self.above)), np.ones(len(self.above))
-        for j in range(int(self.wrong.max()) + 1):  # the first correct answer is the (j + 1)-th of those tied
-            left = np.maximum(self.wrong - j, 0)
-            here = all_wrong * self.right / np.maximum(left + self.right, 1)
-            rank = self.above + j + 1
-            score += here * (1 / rank if name == "MRR" else rank <= int(name[2:]))
-            all_wrong = all_wrong * left / np.maximum(left + self.right, 1)
-        return score
-
-
-# Galleries
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """The materials with a protocol, and their protocols' texts at a mask level.
-
-    Args:
-        curated: the curated set.
-        level: mask level.
-        hard: size of the hard gallery.
-        protocols_per_material: keep so many of a material's protocols; 0: all.
-    """
-
-    curated: Curated
-    level: int
-    hard: int
-    protocols_per_material: int = 0
-
-    @cached_property
-    def protocols(self) -> pd.DataFrame:
-        """The protocols, one material after the other; of each at most `protocols_per_material`, chosen by hash."""
-        table = self.curated.protocols
-        drawn = [splits.unit_hash(0, protocol_id) for protocol_id in table.protocol_id]
-        table = table.assign(drawn=drawn).sort_values(["mp_id", "drawn", "protocol_id"])
-        if self.protocols_per_material:
-            table = table.groupby("mp_id", sort=False).head(self.protocols_per_material)
-        return table.drop(columns="drawn").reset_index(drop=True)
-
-    @cached_property
-    def rows(self) -> np.ndarray:
-        """(N,) rows of the curated set."""
-        return np.flatnonzero(self.curated.materials.mp_id.isin(set(self.protocols.mp_id)).to_numpy())
-
-    @cached_property
-    def mp_ids(self) -> np.ndarray:
-        """(N,)."""
-        return self.curated.materials.mp_id.to_numpy()[self.rows]
-
-    @cached_property
-    def owner(self) -> np.ndarray:
-        """(P,) which material of the gallery a protocol makes; rises."""
-        return np.searchsorted(self.mp_ids, self.protocols.mp_id.to_numpy())
-
-    @cached_property
-    def texts(self) -> tuple[list[str], np.ndarray]:
-        """Distinct texts, and (P,) the number of each protocol's: equal texts get one score, and so tie exactly."""
-        distinct, number = np.unique(self.protocols[f"text_L{self.level}"].to_numpy(str), return_inverse=True)
-        return distinct.tolist(), number
-
-    @cached_property
-    def queries(self) -> np.ndarray:
-        """(Q,) materials of the gallery in the chemsys test set."""
-        return np.flatnonzero(self.curated.splits.chemsys.to_numpy()[self.rows] == "test")
-
-    @cached_property
-    def asked(self) -> np.ndarray:
-        """Protocols of the queries: each is a query of its own where protocols ask."""
-        return np.flatnonzero(np.isin(self.owner, self.queries))
-
-    @cached_property
-    def chemsys(self) -> np.ndarray:
-        """(Q,) chemical system of each query."""
-        return self.curated.materials.chemsys.to_numpy()[self.rows[self.queries]]
-
-    @cached_property
-    def fractions(self) -> np.ndarray:
-        """(N, 119) atomic fraction of each atomic number."""
-        return self.curated.structures.take(self.rows).fractions()
-
-    @cached_property
-    def neighbours(self) -> np.ndarray:
-        """(Q, H) the hard gallery: each query itself, then the others of highest element Jaccard, ties by mp-id."""
-        sets = telling(self.fractions)
-        near = jaccard(sets[self.queries], sets)
-        near[np.arange(len(self.queries)), self.queries] = np.inf
-        return np.argsort(-near, axis=1, kind="stable")[:, : self.hard]
-
-    @cached_property
-    def training(self) -> tuple[np.ndarray, np.ndarray]:
-        """Materials to train on, outside the test sets, with a protocol that may be; (P,) bool of those."""
-        allowed = (self.curated.splits.pretrain.to_numpy()[self.rows] == "train")[self.owner]
-        allowed &= self.protocols.train_ok.to_numpy(bool)
-        return np.unique(self.owner[allowed]), allowed
-
-
-# Scores: (n, d), (m, d) -> (n, m), higher is closer
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Dot products of unit vectors."""
-    return np.asarray((a @ b.T).todense()) if sparse.issparse(a) else a @ b.T
-
-
-def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|A ∩ B| / |A ∪ B| of sets given as 0/1 rows; 0 for two empty sets."""
-    both = a @ b.T
-    union = a.sum(1)[:, None] + b.sum(1)[None, :] - both
-    return both / np.maximum(union, 1)
-
-
-def stoichiometry(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Minus the sum of absolute differences of atomic fractions."""
-    return -cdist(a, b, "cityblock")
-
-
-def telling(fractions: np.ndarray) -> np.ndarray:
-    """(n, 119) 0/1: which elements there are, without C, H, O, N."""
-    sets = (fractions > 0).astype(float)
-    sets[:, COMMON] = 0
-    return sets
-
-
-def text_fractions(texts: Sequence[str]) -> np.ndarray:
-    """(n, 119) atomic fractions of the formulas in a text, each formula counted once; zeros without any."""
-    out = np.zeros((len(texts), 119))
-    for row, text in zip(out, texts, strict=True):
-        for formula in protocols.formulas(text):
-            for symbol, amount in protocols.composition(formula).items():
-                row[protocols.NUMBER[symbol]] += float(amount)
-    return out / np.maximum(out.sum(1, keepdims=True), 1e-12)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Features of both sides and how to compare them."""
-
-    materials: np.ndarray  # (N, d)
-    texts: np.ndarray  # (distinct texts, d)
-    score: Callable[[np.ndarray, np.ndarray], np.ndarray] = cosine
-
-
-def baselines(gallery: Gallery) -> dict[str, Arm]:
-    """The arms without parameters: they read the elements' numbers and the text, nothing else."""
-    texts, _ = gallery.texts
-    formula = gallery.curated.materials.formula.to_numpy()[gallery.rows]
-    of_text = text_fractions(texts)
-    named = [next(map(protocols.reduced, protocols.formulas(text)), "") for text in texts]  # the title's comes first
-    _, code = np.unique([*map(protocols.reduced, formula), *named], return_inverse=True)
-    code = code[:, None].astype(float)
-    without_common = [f.copy() for f in (gallery.fractions, of_text)]
-    for f in without_common:
-        f[:, COMMON] = 0
-        f /= np.maximum(f.sum(1, keepdims=True), 1e-12)
-    words = TfidfVectorizer(token_pattern=r"[^\s,()]*[^\s,().:]", lowercase=False).fit(texts)
-    described = [protocols.with_names(f) for f in formula]
-    nothing = np.zeros((1, 1))
-    return {
-        "random": Arm(nothing.repeat(len(formula), 0), nothing.repeat(len(texts), 0)),
-        "formula": Arm(code[: len(formula)], code[len(formula) :], lambda a, b: (a == b.T).astype(float)),
-        "jaccard": Arm(telling(gallery.fractions), telling(of_text), jaccard),
-        "stoichiometry": Arm(*without_common, stoichiometry),
-        "tfidf": Arm(words.transform(described), words.transform(texts)),
-    }
-
-
-# Arms that are trained
-
-
-class Matcher(nn.Module):
-    """Two heads into one space, over fixed features of a material and of a text."""
-
-    def __init__(self, material_dim: int, text_dim: int, *, embed_dim: int = 256) -> None:
-        super().__init__()
-        self.material = nn.Sequential(nn.Linear(material_dim, embed_dim), Head(embed_dim, embed_dim))
-        self.text = Head(text_dim, embed_dim)
-        self.log_temperature = nn.Parameter(torch.tensor(TEMPERATURE).log())
-
-    def forward(self, material: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors (n, embed_dim) of both."""
-        return F.normalize(self.material(material), dim=1), F.normalize(self.text(text), dim=1)
-
-
-def fit(
-    material: Tensor, text: Tensor, gallery: Gallery, *, epochs: int, batch_size: int, learning_rate: float, seed: int
-) -> scratch.Result:
-    """Train a `Matcher` with the pairwise contrastive loss; an epoch shows each training material with one protocol.
-
-    Args:
-        material: (N, d) features of the gallery's materials.
-        text: (distinct texts, e) features of its texts.
-        gallery: which pairs there are, and which may be trained on.
-        epochs: passes over the training materials.
-        batch_size: materials in a batch.
-        learning_rate: at the start; falls to zero as a cosine.
-        seed: of weights, order and choice of protocols.
-
-    Returns:
-        `materials` (N, 256) and `texts` (distinct texts, 256) unit vectors, `loss` of each epoch.
-
-    Raises:
-        ValueError: fewer than two materials to train on.
-    """
-    trained, allowed = gallery.training
-    if len(trained) < 2:
-        raise ValueError(f"{len(trained)} materials with a protocol that may be trained on; expected two at least")
-    number = gallery.texts[1][allowed]
-    first = np.searchsorted(gallery.owner[allowed], trained)
-    count = np.append(first[1:], allowed.sum()) - first
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Matcher(material.shape[1], text.shape[1])
-    # Each feature with zero mean and unit variance over the materials trained on.
-    mean, std = material[trained].mean(0), material[trained].std(0)
-    material = (material - mean) / std.clamp(min=FLOOR)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
-    steps = epochs * -(-len(trained) // batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    rng, history = np.random.default_rng(seed), []
-    for _ in range(epochs):
-        order, total = rng.permutation(len(trained)), 0.0
-        for batch in np.array_split(order, -(-len(order) // batch_size)):
-            chosen = number[first[batch] + (rng.random(len(batch)) * count[batch]).astype(int)]
-            rows = torch.from_numpy(trained[batch])
-            z = dict(zip(("structure", "text"), model(material[rows], text[torch.from_numpy(chosen)])))
-            present = {m: torch.ones(len(batch), dtype=torch.bool) for m in z}
-            same = {"text": torch.from_numpy(chosen)}
-            loss = losses.pairwise(z, present, rows, model.log_temperature, identical=same)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.clamp_temperature(model.log_temperature)
-            total += loss.item() * len(batch)
-        history.append(total / len(order))
-    with torch.no_grad():
-        a, b = model(material, text)
-    return {"materials": a.numpy(), "texts": b.numpy(), "loss": history}
-
-
-# Ranking
-
-
-def rank(
-    score: Callable[[np.ndarray], np.ndarray], asked: np.ndarray, own: np.ndarray, hard: np.ndarray
-) -> dict[str, Ranks]:
-    """Rank the materials for some queries, part by part, so that the whole matrix is never held.
-
-    Args:
-        score: queries -> (queries, N) scores of all materials.
-        asked: (Q, ...) queries, as `score` takes them.
-        own: (Q,) the right material of each.
-        hard: (Q, H) the hard gallery of each, the right one included.
-
-    Returns:
-        The ranks in the "full" and in the "hard" gallery.
-    """
-    parts: dict[str, list[Ranks]] = {"full": [], "hard": []}
-    for start in range(0, len(asked), QUERIES):
-        part = slice(start, start + QUERIES)
-        scores = score(asked[part])
-        right = np.arange(scores.shape[1]) == own[part, None]
-        parts["full"].append(Ranks.of(scores, right))
-        parts["hard"].append(Ranks.of(*(np.take_along_axis(a, hard[part], axis=1) for a in (scores, right))))
-    return {name: Ranks.join(ranks) for name, ranks in parts.items()}
-
-
-def rank_protocols(gallery: Gallery, arm: Arm) -> dict[str, Ranks]:
-    """For each query's structure, rank the materials by the best of their protocols."""
-    first = np.searchsorted(gallery.owner, np.arange(len(gallery.rows)))
-
-    def score(queries: np.ndarray) -> np.ndarray:
-        return np.maximum.reduceat(arm.score(arm.materials[queries], arm.texts)[:, gallery.texts[1]], first, axis=1)
-
-    return rank(score, gallery.queries, gallery.queries, gallery.neighbours)
-
-
-def rank_materials(gallery: Gallery, arm: Arm) -> dict[str, Ranks]:
-    """For each protocol of `gallery.asked`, rank the materials."""
-    own = gallery.owner[gallery.asked]
-    hard = gallery.neighbours[np.searchsorted(gallery.queries, own)]
-    return rank(lambda texts: arm.score(arm.texts[texts], arm.materials), gallery.texts[1][gallery.asked], own, hard)
-
-
-# The study
 
 
 @dataclass(frozen=True)
@@ -432,7 +93,7 @@ class Study:
 
         def compute() -> scratch.Result:
             z = []
-            for rows in tqdm(np.array_split(self.rows, -(-len(self.rows) // QUERIES)), desc="images", mininterval=1):
+            for rows in tqdm(np.array_split(self.rows, -(-len(self.rows) // BATCH)), desc="images", mininterval=1):
                 ids = self.curated.materials.mp_id.to_numpy()[rows]
                 keys = [imaging.view_seed(self.cfg.seed, EVALUATION, mp_id, 0) for mp_id in ids]
                 z.append(self.model.embed_images(imaging.render(self.curated.structures, rows, keys, optics=optics)))
@@ -451,13 +112,22 @@ class Study:
         found = self.memo(
             "retrieval",
             {"arm": name, "level": gallery.level, **options},
-            lambda: fit(torch.from_numpy(material).float(), texts, gallery, **options),
+            lambda: matchers.fit(torch.from_numpy(material).float(), texts, gallery, **options),
         )
         return Arm(found["materials"], found["texts"])
 
+    def paired(self, query: str, target: str, arm: str) -> bool | None:
+        """Whether pretraining pulled the two modalities together itself; None for an arm that is not as it left them.
+
+        `anchored` pairs each modality with the structure alone: what it aligns beyond is emergent.
+        """
+        if arm not in ("pretrained", "image"):
+            return None
+        return self.model.config.loss != "anchored" or losses.ANCHOR in (MODALITY[query], MODALITY[target])
+
     def arms(self, gallery: Gallery) -> dict[str, Arm]:
         """All arms between structures and protocols at the gallery's level."""
-        arms = baselines(gallery)
+        arms = matchers.baselines(gallery)
         if str(gallery.level) in self.cfg.learned_levels.split():
             arms |= {name: self.fitted(name, gallery) for name in FITTED}
             arms["pretrained"] = Arm(self.crystals()[1], self.model.embed_texts(gallery.texts[0]))
@@ -484,7 +154,7 @@ def prepare(cfg: Retrieval) -> Study:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What each query of one arm scored."""
+    """What each query of one arm scored: a structure, an image, or each of a material's protocols on its own."""
 
     query: str  # structure, text or image
     target: str
@@ -492,6 +162,7 @@ class Outcome:
     gallery: str  # full or hard
     arm: str
     n_gallery: int
+    ranks: Ranks
     scores: dict[str, np.ndarray]  # metric -> (Q,) ties in expectation
     pessimistic: dict[str, np.ndarray]  # metric -> (Q,) ties against the arm
 
@@ -502,12 +173,12 @@ def outcomes(study: Study, *, level: int) -> list[Outcome]:
     arms = study.arms(gallery)
     found: list[Outcome] = []
     for name, arm in tqdm(arms.items(), desc=f"ranking at L{level}", mininterval=1):
-        found += outcome(gallery, rank_protocols(gallery, arm), query="structure", target="text", arm=name)
-        found += outcome(gallery, rank_materials(gallery, arm), query="text", target="structure", arm=name)
+        found += outcome(gallery, matchers.rank_protocols(gallery, arm), query="structure", target="text", arm=name)
+        found += outcome(gallery, matchers.rank_materials(gallery, arm), query="text", target="structure", arm=name)
     if "image" in study.model.towers and "pretrained" in arms:
         for name, arm in {"random": arms["random"], "image": Arm(study.images(), arms["pretrained"].texts)}.items():
-            found += outcome(gallery, rank_protocols(gallery, arm), query="image", target="text", arm=name)
-            found += outcome(gallery, rank_materials(gallery, arm), query="text", target="image", arm=name)
+            found += outcome(gallery, matchers.rank_protocols(gallery, arm), query="image", target="text", arm=name)
+            found += outcome(gallery, matchers.rank_materials(gallery, arm), query="text", target="image", arm=name)
     return found
 
 
@@ -521,7 +192,7 @@ def image_outcomes(study: Study) -> list[Outcome]:
     for name, a, b in (("random", same, same), ("image", structures, images)):
         for query, target, left, right in (("structure", "image", a, b), ("image", "structure", b, a)):
             ranks = rank(
-                lambda queries, left=left, right=right: cosine(left[queries], right),
+                lambda queries, left=left, right=right: matchers.cosine(left[queries], right),
                 gallery.queries,
                 gallery.queries,
                 gallery.neighbours,
@@ -541,7 +212,7 @@ def outcome(gallery: Gallery, ranks: dict[str, Ranks], *, query: str, target: st
     sizes = {"full": len(gallery.rows), "hard": gallery.neighbours.shape[1]}
     return [
         Outcome(
-            *(query, target, level, name, arm, sizes[name]),
+            *(query, target, level, name, arm, sizes[name], r),
             *({m: per_material(r.metric(m, pessimistic=p)) for m in METRICS} for p in (False, True)),
         )
         for name, r in ranks.items()
@@ -549,21 +220,42 @@ def outcome(gallery: Gallery, ranks: dict[str, Ranks], *, query: str, target: st
 
 
 def results(study: Study, found: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Rows {query, target, level, gallery, arm, metric, value, low, high, value_pessimistic, n_…}, sorted."""
+    """Rows {query, target, level, gallery, arm, paired, metric, value, low, high, value_pessimistic, n_…}, sorted."""
     chemsys = study.gallery(0).chemsys
     options = {"resamples": study.cfg.bootstrap, "seed": study.cfg.seed}
     n = {"n_queries": len(chemsys), "n_chemsys": len(set(chemsys))}
     rows = []
     for o in found:
         key = {k: getattr(o, k) for k in ("query", "target", "level", "gallery", "arm")}
+        key["paired"] = study.paired(o.query, o.target, o.arm)
         for metric in METRICS:
             at = stats.bootstrap(o.scores[metric], chemsys, **options)
             rows.append(
-                {**key, "metric": metric, "value": at.value, "low": at.low, "high": at.high}
+                {**key, "metric": metric, **_interval(vars(at))}
                 | {"value_pessimistic": float(o.pessimistic[metric].mean()), "n_gallery": o.n_gallery, **n}
             )
     order = ("query", "target", "level", "gallery", "arm")
     return sorted(rows, key=lambda r: (*(r[k] for k in order), METRICS.index(r["metric"])))
+
+
+def gallery_curve(study: Study, found: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Rows {level, arm, n_gallery, metric, value, low, high}: structure to protocol in random galleries by their size.
+
+    Each is the expectation over all galleries of that size that hold the right answer; the last is the full gallery.
+    """
+    chemsys = study.gallery(0).chemsys
+    rows = []
+    for o in found:
+        if (o.query, o.target, o.gallery) != ("structure", "text", "full"):
+            continue
+        if o.arm not in CURVE or o.level not in CURVE_LEVELS:
+            continue
+        for n in (*(n for n in CURVE_SIZES if n < o.n_gallery), o.n_gallery):
+            for metric in CURVE_METRICS:
+                scores = o.ranks.metric_among(metric, n, gallery=o.n_gallery)
+                at = stats.bootstrap(scores, chemsys, resamples=study.cfg.bootstrap, seed=study.cfg.seed)
+                rows.append({"level": o.level, "arm": o.arm, "n_gallery": n, "metric": metric, **_interval(vars(at))})
+    return sorted(rows, key=lambda r: (r["level"], r["arm"], r["n_gallery"], r["metric"]))
 
 
 def comparisons(study: Study, found: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -657,7 +349,13 @@ def metrics(study: Study, found: Sequence[Outcome]) -> dict[str, Any]:
     rows, differences = results(study, found), comparisons(study, found)
     synthetic = bool((study.curated.materials.source == paths.SAMPLE.name).all())
     head = {"stage": "retrieval", "profile": cfg.profile, "synthetic": synthetic, "seed": cfg.seed}
-    return {**head, "results": rows, "comparisons": differences, "claims": claims(rows, differences)}
+    return {
+        **head,
+        "results": rows,
+        "comparisons": differences,
+        "gallery_curve": gallery_curve(study, found),
+        "claims": claims(rows, differences),
+    }
 
 
 def evaluate(cfg: Retrieval) -> dict[str, Any]:

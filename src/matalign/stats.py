@@ -1,15 +1,23 @@
-"""Intervals and paired tests: bootstrap over clusters nested with seeds, Holm's correction.
+"""Intervals and paired tests: bootstrap over clusters, joined with seeds; Holm's correction.
 
 Materials of one chemical system are alike, and runs of one seed share their luck; resampling single items would claim
-too narrow an interval. So a resample draws whole clusters (chemical systems, hosts) and whole seeds, both with
-replacement (Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Intervals are percentile
-intervals at 95 %.
+too narrow an interval. So a resample draws whole clusters (chemical systems, hosts) with replacement (Davison &
+Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Intervals are percentile intervals at 95 %.
+
+Seeds are crossed with clusters and few, and drawing them with replacement in the same way fails twice. S seeds drawn
+from S have a variance too small by (S − 1)/S and no longer tail than their own extremes: five seeds whose luck
+outweighs the materials' give intervals that hold the truth in 84 % of simulated studies. And what varies by seed *and*
+cluster is counted up to three times (Owen, Ann. Appl. Stat. 1, 386, 2007): where nothing else varies, intervals are 1.6
+times too wide, and a test at 5 % is one at 0.2 %. So all seeds are evaluated on each resample, and their luck
+is added as a draw from Student's t of S − 1 degrees, its variance that between seeds less what the resampled clusters
+have counted already, as in two-way clustering (Cameron, Gelbach & Miller, J. Bus. Econ. Stat. 29, 238, 2011).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 LEVEL = 0.95
 CHUNK = 2**24  # resampled labels held at once
@@ -34,7 +42,8 @@ def bootstrap(
     Args:
         values: (S, N, ...) per seed and item: a score; or whatever the statistic takes (true and predicted class, say).
             (N,) is one seed.
-        clusters: (N,) label of each item's cluster. With a single cluster the interval collapses to the value.
+        clusters: (N,) label of each item's cluster. With a single cluster and one seed the interval collapses to the
+            value.
         statistic: "mean"; "rmse" of errors; or a callable from the items (n, ...) of one seed to a float.
         resamples: bootstrap resamples.
         seed: of the resampling.
@@ -42,8 +51,8 @@ def bootstrap(
     Raises:
         ValueError: no items, a NaN, or labels that do not match the items.
     """
-    estimates = _Resampler(clusters, resamples=resamples, seed=seed).estimates(_checked(values, clusters), statistic)
-    return _interval(estimates)
+    per_seed = _Resampler(clusters, resamples=resamples, seed=seed)(_checked(values, clusters), statistic)
+    return _interval(_joined(per_seed, seed=seed))
 
 
 def paired(
@@ -79,10 +88,15 @@ def paired(
     a, b = _checked(a, clusters), _checked(b, clusters)
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         raise ValueError(f"{len(a)} seeds cannot be paired with {len(b)}; expected the same number, or one")
-    seeds = max(len(a), len(b))
     sampler = _Resampler(clusters, resamples=resamples, seed=seed)
-    left, right = (sampler.estimates(x, statistic, seeds=seeds) for x in (a, b))
-    difference = (left - right) / right if relative else left - right
+    left, right = (sampler(x, statistic) for x in (a, b))
+    if relative:  # of means over seeds, to first order in each seed's deviation from them
+        below = right.mean(1, keepdims=True)
+        ratio = left.mean(1, keepdims=True) / below
+        per_seed = ratio - 1 + (left - ratio * right) / below
+    else:
+        per_seed = left - right
+    difference = _joined(per_seed, seed=seed)
     beyond = min((difference[1:] <= 0).sum(), (difference[1:] >= 0).sum())
     result = _interval(difference)
     return Interval(result.value, result.low, result.high, p=float(min(1.0, 2 * (beyond + 1) / (resamples + 1))))
@@ -120,31 +134,18 @@ def _checked(values: np.ndarray, clusters: Sequence) -> np.ndarray:
 
 
 class _Resampler:
-    """Draws of clusters and seeds, the same for every array it is asked about."""
+    """Draws of clusters, the same for every array it is asked about."""
 
     def __init__(self, clusters: Sequence, *, resamples: int, seed: int) -> None:
         _, self.label = np.unique(np.asarray(clusters), return_inverse=True)
         self.n_clusters = int(self.label.max()) + 1 if self.label.size else 0
         self.resamples, self.seed = resamples, seed
 
-    def estimates(self, values: np.ndarray, statistic: Statistic, *, seeds: int | None = None) -> np.ndarray:
-        """(1 + resamples,) the statistic's mean over seeds: of the sample itself, then of each resample.
-
-        Args:
-            values: (S, N, ...).
-            statistic: see `bootstrap`.
-            seeds: how many seeds to draw; where `values` has one, it stands for all.
-        """
+    def __call__(self, values: np.ndarray, statistic: Statistic) -> np.ndarray:
+        """(1 + resamples, S) the statistic of each seed: of the sample itself, then of each resample of clusters."""
         rng = np.random.default_rng(self.seed)  # anew for each array: paired arrays see the same draws
-        seeds = seeds or len(values)
-        draws = rng.multinomial(seeds, [1 / seeds] * seeds, size=self.resamples)  # (R, S) how often each seed is drawn
-        weights = np.concatenate([np.ones((1, seeds)), draws]) / seeds
-        if len(values) == 1:
-            weights = weights.sum(1, keepdims=True)
-        per_seed = self._moments(values, statistic, rng) if isinstance(statistic, str) else None
-        if per_seed is None:
-            per_seed = self._called(values, statistic, weights, rng)
-        return (per_seed * weights).sum(1)
+        found = self._moments if isinstance(statistic, str) else self._called
+        return found(values, statistic, rng)
 
     def _counts(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """(n, C) how often each cluster is drawn."""
@@ -167,19 +168,29 @@ class _Resampler:
         mean = np.concatenate(rows)
         return np.sqrt(mean) if statistic == "rmse" else mean
 
-    def _called(
-        self, values: np.ndarray, statistic: Callable, weights: np.ndarray, rng: np.random.Generator
-    ) -> np.ndarray:
-        """(1 + R, S) by calling the statistic on the resampled items of each seed that was drawn."""
+    def _called(self, values: np.ndarray, statistic: Callable, rng: np.random.Generator) -> np.ndarray:
+        """(1 + R, S) by calling the statistic on the resampled items of each seed."""
         order = np.argsort(self.label, kind="stable")
-        per_seed = np.zeros((len(weights), len(values)))
-        per_seed[0] = [statistic(row) for row in values]
-        for r in range(self.resamples):
-            counts = self._counts(rng, 1)[0]
-            items = np.repeat(order, counts[self.label[order]])
-            for s in np.flatnonzero(weights[r + 1]):
-                per_seed[r + 1, s] = statistic(values[s, items])
-        return per_seed
+        rows = [[statistic(row) for row in values]]
+        for _ in range(self.resamples):
+            items = np.repeat(order, self._counts(rng, 1)[0][self.label[order]])
+            rows.append([statistic(row[items]) for row in values])
+        return np.array(rows)
+
+
+def _joined(per_seed: np.ndarray, *, seed: int) -> np.ndarray:
+    """(1 + R,) means over seeds of (1 + R, S) estimates, the seeds' luck added to all but the first.
+
+    Var(mean) = V_clusters + V_seeds − V_both: V_clusters is that of the resampled means; V_seeds = s²/S of the S values
+    of the sample; V_both, which either holds, the spread between seeds of what a resample changes, over S.
+    """
+    estimates, seeds = per_seed.mean(1), per_seed.shape[1]
+    if seeds > 1 and len(estimates) > 1:
+        both = (per_seed[1:] - per_seed[0]).var(1, ddof=1).mean() / seeds
+        luck = np.sqrt(max(0.0, per_seed[0].var(ddof=1) / seeds - both))
+        t = stdtrit(seeds - 1, (np.arange(len(estimates) - 1) + 0.5) / (len(estimates) - 1))  # evenly, then shuffled
+        estimates[1:] += luck * np.random.default_rng((seed, 1)).permutation(t)
+    return estimates
 
 
 def _interval(estimates: np.ndarray) -> Interval:

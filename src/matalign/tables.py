@@ -85,11 +85,10 @@ def caption(text: str, metrics: Metrics, *, unit: str = "chemical systems") -> s
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Rows sorted by what is not a number (and by label share, mask level and dose), columns in their own order."""
+    """Rows sorted by what is not a number (and by label share, mask level, dose and gallery); columns as they come."""
     table = pd.DataFrame(list(rows))
-    keys = [
-        c for c in table if not pd.api.types.is_numeric_dtype(table[c]) or c in ("label_percent", "level", "dose_low")
-    ]
+    steps = ("label_percent", "level", "dose_low", "n_gallery")
+    keys = [c for c in table if not pd.api.types.is_numeric_dtype(table[c]) or c in steps]
     return table.sort_values(keys, kind="stable", ignore_index=True) if keys else table
 
 
@@ -230,7 +229,7 @@ def retrieval_pairs(metrics: Metrics, *, arms: tuple[str, ...] = ("pretrained", 
         by = {r["metric"]: r for r in here}
         cells.append(
             [
-                f"{query} → {target.replace('text', 'protocol')}".replace("text →", "protocol →"),
+                f"{query} → {target}".replace("text", "protocol") + ("*" if emergent(here) else ""),
                 *(number(by[m]["value"]) if m in by else MISSING for m in ("R@1", "R@10")),
                 interval(by["MRR"]) if "MRR" in by else MISSING,
                 span(r["n_queries"] for r in here),
@@ -238,8 +237,34 @@ def retrieval_pairs(metrics: Metrics, *, arms: tuple[str, ...] = ("pretrained", 
             ]
         )
     text = f"The towers as pretraining left them, all directions, full gallery (protocols at L{level})."
+    if emergent(rows):
+        text += " *: a pair that training never compared, aligned through the structure alone."
+    elif any(r.get("paired") for r in rows):
+        text += " All pairs were compared in training."
     header = ["query → target", "R@1", "R@10", "MRR", "queries", "gallery"]
     return Table("retrieval_pairs", caption(text, metrics), frame(rows), header, cells)
+
+
+def gallery_curve(metrics: Metrics) -> Table:
+    """Structure to protocol by the size of the gallery: sizes across, arms down."""
+    rows = figures.retrieval_rows(metrics["gallery_curve"])
+    sizes = sorted({r["n_gallery"] for r in rows})
+    by = {(r["level"], r["arm"], r["n_gallery"]): r["value"] for r in rows if r["metric"] == "MRR"}
+    cells = [
+        [f"L{level}", figures.arm(arm).label, *(number(by.get((level, arm, n))) for n in sizes)]
+        for level in sorted({r["level"] for r in rows})
+        for arm in figures.ordered(r["arm"] for r in rows if r["level"] == level)
+    ]
+    text = "MRR from structure to protocol by the number of materials in the gallery: the expectation over all "
+    text += "galleries drawn from the full one, the last, that hold the right answer. R@10 and intervals: "
+    text += "gallery_curve.csv."
+    header = ["level", "arm", *(f"{n:,}" for n in sizes)]
+    return Table("gallery_curve", caption(text, metrics), frame(rows), header, cells)
+
+
+def emergent(rows: Iterable[Row]) -> bool:
+    """Whether some rows are of a pair of modalities that training never compared."""
+    return any(r.get("paired") is False for r in rows)
 
 
 def retrieval_differences(metrics: Metrics) -> Table:
@@ -267,28 +292,35 @@ def retrieval_differences(metrics: Metrics) -> Table:
 def defects(metrics: Metrics) -> Table:
     """Defect classes: macro-F1, accuracy, calibration."""
     rows = metrics["results"]
+    shown = {m: label for m, label in DEFECT_METRICS.items() if any(r["metric"] == m for r in rows)}
     cells = []
     for arm in figures.ordered(r["arm"] for r in rows):
         by = {r["metric"]: r for r in rows if r["arm"] == arm}
-        cells.append([figures.arm(arm).label, *(interval(by[m]) if m in by else MISSING for m in DEFECT_METRICS)])
+        cells.append([figures.arm(arm).label, *(interval(by[m]) if m in by else MISSING for m in shown)])
     text = f"Five defect classes: {counted((r['n_images'] for r in rows), 'test image')} of "
     text += f"{counted((r['n_hosts'] for r in rows), 'host')}, {counted((r['seeds'] for r in rows), 'seed')}; "
     text += "hosts split by chemical system, "
-    text += "all classes equally from every host. ECE: expected calibration error."
-    header = ["arm", "macro-F1", "accuracy", "ECE"]
+    text += "all classes equally from every host. ECE: expected calibration error"
+    text += ", scaled: with one temperature fitted on validation." if "ECE_scaled" in shown else "."
+    header = ["arm", *shown.values()]
     return Table("defects", caption(text, metrics, unit="hosts"), frame(rows), header, cells)
 
 
-DEFECT_METRICS = ("macro_F1", "accuracy", "ECE")
+DEFECT_METRICS = {"macro_F1": "macro-F1", "accuracy": "accuracy", "ECE": "ECE", "ECE_scaled": "ECE, scaled"}
 
 
 def defect_differences(metrics: Metrics) -> Table:
-    """Paired differences in macro-F1."""
+    """Paired differences in macro-F1, on all test hosts and on those with a protocol."""
     order = list(figures.ARMS)
-    rows = sorted(metrics["comparisons"], key=lambda r: (order.index(r["baseline"]), order.index(r["arm"])))
+    rows, part = metrics["comparisons"], metrics.get("with_protocol", {"comparisons": []})
+    if part["comparisons"]:
+        rows = [{"hosts": "all", **r} for r in rows]
+        rows += [{"hosts": "with protocol", **r} for r in part["comparisons"]]
+    rows = sorted(rows, key=lambda r: (r.get("hosts", ""), order.index(r["baseline"]), order.index(r["arm"])))
     cells = [
         [
-            f"{figures.arm(r['arm']).label} − {figures.arm(r['baseline']).label}",
+            f"{figures.arm(r['arm']).label} − {figures.arm(r['baseline']).label}"
+            + (", hosts with a protocol" if r.get("hosts") == "with protocol" else ""),
             interval(r, value="difference"),
             number(r["p_holm"]),
         ]
@@ -296,6 +328,8 @@ def defect_differences(metrics: Metrics) -> Table:
         if r["arm"] not in ("majority", "context")
     ]
     text = "Paired differences in macro-F1 on the same images. p: Holm-corrected over the family."
+    if part["comparisons"]:
+        text += f" {counted([part['n_hosts']], 'test host')} have a protocol; they are a family of their own."
     header = ["arms", "Δ macro-F1", "p"]
     return Table("defect_differences", caption(text, metrics, unit="hosts"), frame(rows), header, cells)
 
@@ -352,6 +386,7 @@ def build(metrics: Mapping[str, Metrics]) -> list[Table]:
         gains(metrics["properties"]),
         retrieval(metrics["retrieval"]),
         retrieval_pairs(metrics["retrieval"]),
+        *([gallery_curve(metrics["retrieval"])] if "gallery_curve" in metrics["retrieval"] else []),
         retrieval_differences(metrics["retrieval"]),
         defects(metrics["defects"]),
         defect_differences(metrics["defects"]),
