@@ -8,12 +8,13 @@ intervals at 95 %.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 LEVEL = 0.95
-CHUNK = 2**24  # resampled labels held at once
-Statistic = str | Callable[[np.ndarray], float]  # "mean", "rmse", or a function of the items (n, ...) of one seed
+CHUNK = 2**22  # resampled labels held at once
+Statistic = str | Callable[[np.ndarray], float]  # "mean", "rmse", "ratio", or a function of one seed's items (n, ...)
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def bootstrap(
         values: (S, N, ...) per seed and item: a score; or whatever the statistic takes (true and predicted class, say).
             (N,) is one seed.
         clusters: (N,) label of each item's cluster. With a single cluster the interval collapses to the value.
-        statistic: "mean"; "rmse" of errors; or a callable from the items (n, ...) of one seed to a float.
+        statistic: "mean"; "rmse" of errors; "ratio", the sum of `values[..., 0]` over that of `values[..., 1]`, 0 where
+            that is nil; or a callable from the items (n, ...) of one seed to a float.
         resamples: bootstrap resamples.
         seed: of the resampling.
 
@@ -66,7 +68,7 @@ def paired(
         b: the same, of the baseline.
         clusters: (N,) labels.
         statistic: as in `bootstrap`.
-        relative: give (a − b) / b instead.
+        relative: give (a − b) / b instead; resamples in which b is nil tell no ratio and are left out of its interval.
         resamples: bootstrap resamples.
         seed: of the resampling.
 
@@ -74,7 +76,7 @@ def paired(
         The interval; `p` is twice the smaller share of resamples at or beyond zero, counting the sample itself.
 
     Raises:
-        ValueError: as `bootstrap`; or numbers of seeds that cannot be paired.
+        ValueError: as `bootstrap`; numbers of seeds that cannot be paired; or a ratio to nothing.
     """
     a, b = _checked(a, clusters), _checked(b, clusters)
     if len(a) != len(b) and 1 not in (len(a), len(b)):
@@ -82,9 +84,11 @@ def paired(
     seeds = max(len(a), len(b))
     sampler = _Resampler(clusters, resamples=resamples, seed=seed)
     left, right = (sampler.estimates(x, statistic, seeds=seeds) for x in (a, b))
-    difference = (left - right) / right if relative else left - right
+    difference = left - right
     beyond = min((difference[1:] <= 0).sum(), (difference[1:] >= 0).sum())
-    result = _interval(difference)
+    if relative and right[0] == 0:
+        raise ValueError("the baseline's statistic is 0: no difference is relative to it")
+    result = _interval(difference[right != 0] / right[right != 0] if relative else difference)
     return Interval(result.value, result.low, result.high, p=float(min(1.0, 2 * (beyond + 1) / (resamples + 1))))
 
 
@@ -141,29 +145,25 @@ class _Resampler:
         weights = np.concatenate([np.ones((1, seeds)), draws]) / seeds
         if len(values) == 1:
             weights = weights.sum(1, keepdims=True)
-        per_seed = self._moments(values, statistic, rng) if isinstance(statistic, str) else None
+        per_seed = self._moments(values, statistic) if isinstance(statistic, str) else None
         if per_seed is None:
             per_seed = self._called(values, statistic, weights, rng)
         return (per_seed * weights).sum(1)
 
-    def _counts(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """(n, C) how often each cluster is drawn."""
-        drawn = rng.integers(self.n_clusters, size=(n, self.n_clusters))
-        flat = (drawn + np.arange(n)[:, None] * self.n_clusters).ravel()
-        return np.bincount(flat, minlength=n * self.n_clusters).reshape(n, self.n_clusters)
-
-    def _moments(self, values: np.ndarray, statistic: str, rng: np.random.Generator) -> np.ndarray:
+    def _moments(self, values: np.ndarray, statistic: str) -> np.ndarray:
         """(1 + R, S) from sums per cluster alone: no resample is ever laid out."""
-        if statistic not in ("mean", "rmse"):
-            raise ValueError(f"statistic {statistic!r}; mean, rmse or a callable")
+        if statistic not in ("mean", "rmse", "ratio"):
+            raise ValueError(f"statistic {statistic!r}; mean, rmse, ratio or a callable")
         terms = values.astype(np.float64) ** (2 if statistic == "rmse" else 1)
-        sums = np.stack([np.bincount(self.label, weights=row, minlength=self.n_clusters) for row in terms])  # (S, C)
-        sizes = np.bincount(self.label, minlength=self.n_clusters)
-        rows = [(sums.sum(1) / sizes.sum())[None]]
-        step = max(1, CHUNK // self.n_clusters)
-        for start in range(0, self.resamples, step):
-            counts = self._counts(rng, min(step, self.resamples - start)).astype(np.float64)
-            rows.append(counts @ sums.T / (counts @ sizes)[:, None])
+        over = terms[..., 1] if statistic == "ratio" else np.ones((1, len(self.label)))
+        sums, sizes = (  # (S, C); (S, C) or (1, C)
+            np.stack([np.bincount(self.label, weights=row, minlength=self.n_clusters) for row in part])
+            for part in (terms[..., 0] if statistic == "ratio" else terms, over)
+        )
+        rows = [_ratio(sums.sum(1), sizes.sum(1))[None]]
+        for counts in _draws(self.n_clusters, self.resamples, self.seed, chunk=max(1, CHUNK // self.n_clusters)):
+            counts = counts.astype(np.float64)
+            rows.append(_ratio(counts @ sums.T, counts @ sizes.T))
         mean = np.concatenate(rows)
         return np.sqrt(mean) if statistic == "rmse" else mean
 
@@ -175,11 +175,29 @@ class _Resampler:
         per_seed = np.zeros((len(weights), len(values)))
         per_seed[0] = [statistic(row) for row in values]
         for r in range(self.resamples):
-            counts = self._counts(rng, 1)[0]
+            counts = _counts(rng, self.n_clusters, 1)[0]
             items = np.repeat(order, counts[self.label[order]])
             for s in np.flatnonzero(weights[r + 1]):
                 per_seed[r + 1, s] = statistic(values[s, items])
         return per_seed
+
+
+def _counts(rng: np.random.Generator, clusters: int, n: int) -> np.ndarray:
+    """(n, clusters) how often each cluster is drawn."""
+    flat = (rng.integers(clusters, size=(n, clusters)) + np.arange(n)[:, None] * clusters).ravel()
+    return np.bincount(flat, minlength=n * clusters).reshape(n, clusters)
+
+
+@lru_cache(4)  # the tables of a stage ask for the same few again and again, and drawing costs more than all the rest
+def _draws(clusters: int, resamples: int, seed: int, *, chunk: int) -> list[np.ndarray]:
+    """How often each cluster is drawn in each resample, (resamples, clusters) in chunks."""
+    rng = np.random.default_rng([seed, clusters])
+    sizes = (min(chunk, resamples - start) for start in range(0, resamples, chunk))
+    return [_counts(rng, clusters, n).astype(np.uint16) for n in sizes]
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
 
 
 def _interval(estimates: np.ndarray) -> Interval:
