@@ -38,8 +38,8 @@ CHECKPOINT_STEPS = 250
 TREES, TREE_RATE = 600, 0.05
 PENALTIES = np.logspace(-4, 4, 17)
 HEADS = 4  # of the attention
-Parts = Mapping[str, Int[np.ndarray, " n"]]  # train, val, test -> rows of materials
-Predictions = dict[str, Float[np.ndarray, "n targets"]]  # val, test -> values; of a class, that of being a metal
+Parts = Mapping[str, Int[np.ndarray, " _"]]  # train, val, test -> rows of materials
+Predictions = dict[str, Float[np.ndarray, "_ targets"]]  # val, test -> values; of a class, that of being a metal
 
 
 def errors(predicted: Float[np.ndarray, "*n"], true: Float[np.ndarray, "*n"], target: str) -> Float[np.ndarray, "*n"]:
