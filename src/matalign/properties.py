@@ -148,7 +148,7 @@ def _comparisons(cfg: Properties, places: Mapping[Place, Mapping[str, Scores]]) 
             table.append(
                 _key(place, arm)
                 | {"baseline": baseline, "error": "error rate" if place[-1] == METAL else "MAE"}
-                | {"gain_percent": -100 * i.value, "low": -100 * i.high, "high": -100 * i.low}
+                | {"gain_percent": 100 * (0 - i.value), "low": 100 * (0 - i.high), "high": 100 * (0 - i.low)}
                 | {"difference": float(b.mean() - a.mean()), "p": i.p, "seeds": len(b), "n_test": b.shape[1]}
             )
     for row, adjusted in zip(table, stats.holm([row["p"] for row in table])):
