@@ -169,7 +169,8 @@ def test_learning_curve_draws_the_split_with_most_label_shares(metrics):
     want = {
         r["label_percent"]: r["value"]
         for r in rows
-        if (r["split"], r["target"], r["metric"], r["arm"]) == ("chemsys", "formation_energy_eV_atom", "MAE", "scratch")
+        if (r["cohort"], r["split"], r["metric"], r["arm"]) == ("A", "chemsys", "MAE", "scratch")
+        and r["target"] == "formation_energy_eV_atom"
     }
     np.testing.assert_allclose(line.lines[0].get_xydata(), sorted(want.items()))
 

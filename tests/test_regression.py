@@ -5,6 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch_geometric.data import Batch
 
 from matalign import elements, regression
@@ -91,6 +94,15 @@ def test_ridge_recovers_a_linear_rule_and_a_class(parts):
     out = regression.each_target(regression.ridge, ["band_gap_eV", "is_metal"], y, parts, x)
     np.testing.assert_allclose(out["test"][:, 0], y[parts["test"], 0], atol=1e-3)
     assert regression.errors(out["test"][:, 1], y[parts["test"], 1], "is_metal").mean() < 0.15
+
+
+def test_ridge_with_one_penalty_is_scikit_learns(parts, monkeypatch):
+    monkeypatch.setattr(regression, "PENALTIES", [3.0])
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(120, 90)), rng.normal(size=(120, 1))  # more features than materials to train on
+    out = regression.each_target(regression.ridge, ["band_gap_eV"], y, parts, x)
+    reference = make_pipeline(StandardScaler(), Ridge(3.0)).fit(x[parts["train"]], y[parts["train"], 0])
+    np.testing.assert_allclose(out["test"][:, 0], reference.predict(x[parts["test"]]), rtol=1e-6)
 
 
 def test_boosting_learns_a_class_and_bears_one_without_the_other(parts, monkeypatch):

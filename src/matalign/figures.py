@@ -304,7 +304,7 @@ def fusion(metrics: Metrics, *, target: str = "formation_energy_eV_atom", metric
             f"cohort {cohort}, {split} {percent:g} %\nseeds: {'–'.join(map(str, seeds[:: max(1, len(seeds) - 1)]))}"
         )
     axes[0, 0].set_yticks(range(len(names)), [arm(name).label for name in names])
-    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    axes[0, 0].set_ylim(max(len(names), 1) - 0.5, -0.5)
     return fig
 
 
