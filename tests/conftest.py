@@ -14,7 +14,7 @@ install_import_hook(
         "matalign.graphs",
         "matalign.encoders.crystal",
         "matalign.encoders.xrd",
-        "matalign.properties",
+        "matalign.regression",
         "matalign.losses",
     ],
     "beartype.beartype",

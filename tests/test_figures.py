@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from matalign import figures, losses, paper, tables
 
-MADE = ("curation", "letter", "training", "learning_curve", "parity", "retrieval", "gallery_curve")
+MADE = ("curation", "letter", "training", "learning_curve", "parity", "fusion", "retrieval", "gallery_curve")
 MADE += ("defects", "dose", "reliability")
 STAGE = {
     "curation": "curate",
@@ -24,6 +24,7 @@ STAGE = {
     "training": "pretrain",
     "learning_curve": "properties",
     "parity": "properties",
+    "fusion": "properties",
 }
 STAGE |= {"retrieval": "retrieval", "defects": "defects", "dose": "defects"}
 STAGE |= {"gallery_curve": "retrieval", "reliability": "defects"}
@@ -170,7 +171,8 @@ def test_learning_curve_draws_the_split_with_most_label_shares(metrics):
     want = {
         r["label_percent"]: r["value"]
         for r in rows
-        if (r["split"], r["target"], r["metric"], r["arm"]) == ("chemsys", "formation_energy_eV_atom", "MAE", "scratch")
+        if (r["cohort"], r["split"], r["metric"], r["arm"]) == ("A", "chemsys", "MAE", "scratch")
+        and r["target"] == "formation_energy_eV_atom"
     }
     np.testing.assert_allclose(line.lines[0].get_xydata(), sorted(want.items()))
 
@@ -208,6 +210,34 @@ def test_property_table_puts_each_run_under_its_column(metrics):
     assert "4,205 test materials of 2,811 chemical systems" in table.caption
     assert "cohort A" in table.caption
     assert "95 % interval" in table.caption
+
+
+def test_cohorts_and_what_is_seen_are_told_apart(metrics):
+    printed = {t.name: t for t in tables.properties(metrics["properties"])}
+    a, b = printed["properties_A_formation_energy_eV_atom"], printed["properties_B"]
+    assert "cohort A, from the structure alone. " in a.caption
+    assert "cohort B, from the structure alone, but for arms named fused or after one modality" in b.caption
+    assert [h.split("\n")[0] for h in b.header] == ["arm", "formation energy", "metal"]
+    labels = [row[0] for row in b.cells]
+    assert [label for label in labels if label.startswith("fused")] == labels[2:5]
+    rows = metrics["properties"]["results"]
+    row = next(r for r in rows if (r["cohort"], r["arm"], r["metric"]) == ("B", "text", "F1"))
+    assert next(cells for cells in b.cells if cells[0] == "protocol only")[2] == tables.interval(row)
+    gains = tables.gains(metrics["properties"])
+    errors = {row[0]: {cells[1] for cells in gains.cells if cells[0] == row[0]} for row in gains.cells}
+    assert errors["B"] == {"formation energy, MAE", "metal, error rate"}
+    assert "error rate is 1 − accuracy" in gains.caption
+
+
+def test_fused_arms_are_no_part_of_the_learning_curve(metrics):
+    fig = figures.learning_curve(metrics["properties"])
+    assert len(fig.axes) == 2
+    for ax in fig.axes:
+        labels = {c.get_label() for c in ax.containers}
+        assert labels == {figures.ARMS[arm].label for arm in plausible.PROPERTY_ARMS}
+    (ax,) = figures.fusion(metrics["properties"]).axes  # one cell has fused arms
+    assert [t.get_text() for t in ax.get_yticklabels()][:2] == ["ILD, scratch", "ILD, pretrained"]
+    assert len(ax.get_yticks()) == len(plausible.FUSED_ARMS)
 
 
 def test_missing_run_is_a_dash():

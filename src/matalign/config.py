@@ -77,11 +77,11 @@ class Pretrain(Stage):
 class Properties(Stage):
     """03_properties: scratch against pretrained."""
 
-    targets: str  # columns of materials.parquet, fitted together
-    arms: str  # of: dummy composition cgconv scratch scratch_long pretrained ridge
-    runs: str  # split:percent of labels:seeds, then :-arm for each arm left out; separated by blanks
-    steps: int  # optimiser steps at 100 % of labels
-    min_steps: int  # at the fewest labels
+    targets: str  # columns of materials.parquet that are fitted together, name:weight in the loss; groups after ;
+    arms: str  # of fits.ARMS, in every run
+    runs: str  # cohort:split:percent of labels:seeds, then :-arm or :+arm for one less or more; for each group, after ;
+    steps: int  # optimiser steps at all labels of cohort A
+    min_steps: int  # at a hundredth of them or fewer
     batch_size: int
     learning_rate: float
     weight_decay: float

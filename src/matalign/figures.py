@@ -51,6 +51,10 @@ ARMS: dict[str, Arm] = {
     "aligned": Arm("aligned, as pretrained", "#56B4E9", "^"),
     "structure": Arm("structure tower", "#0072B2", "o"),
     "ridge": Arm("frozen + ridge", "#56B4E9", "^"),
+    "early_fusion": Arm("fused: early, scratch", "#D55E00", "<"),
+    "cross_attention": Arm("fused: cross-attention", "#CC6677", "P"),
+    "pretrained_fusion": Arm("fused: pretrained", "#0072B2", "*"),
+    "text": Arm("protocol only", "#009E73", "d"),
     "context": Arm("context only", "#000000", "+"),
     "image": Arm("image only", "#E69F00", "s"),
     "image_composition": Arm("image + composition", "#882255", "D"),
@@ -59,6 +63,7 @@ ARMS: dict[str, Arm] = {
     "image_text": Arm("image + structure + text", "#009E73", "p"),
     "image_text_other": Arm("image + structure + other text", "#6118F2", "*"),
 }
+NOT_STRUCTURE_ONLY = ("early_fusion", "cross_attention", "pretrained_fusion", "text", "image")  # of the properties
 COLOURS: dict[str, str] = {name: arm.colour for name, arm in ARMS.items()}
 
 LOSS_COLOURS = {"seed": "#D55E00", "seed-noself": "#000000", "pairwise": "#0072B2"}
@@ -70,6 +75,7 @@ SYMBOLS = {
     "bulk_modulus_GPa": "$K$",
     "shear_modulus_GPa": "$G$",
 }
+CURVES = ("formation_energy_eV_atom", "band_gap_eV")  # what the learning curve shows
 DEFECTS = ["pristine", "vacancy", "substitution", "interstitial", "planar_fault"]
 LEVELS = {0: "L0\nas rendered", 1: "L1\ntarget\nmasked", 2: "L2\nprecursor\nclasses", 3: "L3\nconditions\nonly"}
 
@@ -243,17 +249,27 @@ def letter(defects: Mapping[str, list[dict[str, Any]]]) -> Figure:
     return fig
 
 
+def beyond_structure(names: Iterable[str]) -> list[str]:
+    """Arms of the properties that see more, or other, than the structure; in the order of `ARMS`."""
+    return [name for name in ordered(names) if name in NOT_STRUCTURE_ONLY]
+
+
 def learning_curve(metrics: Metrics, *, metric: str = "MAE") -> Figure:
-    """Error against the share of labels, one panel a target, on the split with the most label shares."""
-    rows = [r for r in metrics["results"] if r["metric"] == metric and r["target"] in SYMBOLS]
+    """Error against the share of labels, cohort A, from the structure alone, on the split with the most label shares.
+
+    One panel a target of those with the most shares there.
+    """
+    rows = [r for r in metrics["results"] if r["metric"] == metric and r["cohort"] == "A" and r["target"] in SYMBOLS]
     split = widest_split(rows)
-    rows = [r for r in rows if r["split"] == split]
-    targets = [t for t in SYMBOLS if any(r["target"] == t for r in rows)]
+    rows = [r for r in rows if r["split"] == split and not beyond_structure([r["arm"]])]
+    shares = {t: sorted({r["label_percent"] for r in rows if r["target"] == t}) for t in SYMBOLS}
+    widest = max(map(len, shares.values()))
+    targets = [t for t in CURVES if shares[t] and len(shares[t]) == widest]
     fig, axes = _figure(1, max(len(targets), 1), width=COLUMN_IN, height=2.2)
     for ax, target in zip(axes[0], targets, strict=False):
         _curves(ax, [r for r in rows if r["target"] == target], x="label_percent")
         unit = next(r["unit"] for r in rows if r["target"] == target)
-        percents = sorted({r["label_percent"] for r in rows})
+        percents = shares[target]
         ax.set_xscale("log")
         ax.set_xticks(percents, [f"{p:g}" for p in percents])
         ax.set_yscale("log")
@@ -261,9 +277,35 @@ def learning_curve(metrics: Metrics, *, metric: str = "MAE") -> Figure:
         ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
         ax.set(xlabel="labels (%)", ylabel=f"{SYMBOLS[target]} {metric}" + (f" ({unit})" if unit else ""))
-        if percents:
-            ax.set_xlim(percents[0] / 1.4, percents[-1] * 1.4)
+        ax.set_xlim(percents[0] / 1.4, percents[-1] * 1.4)
     _legend(fig, axes[0], columns=2)
+    return fig
+
+
+def fusion(metrics: Metrics, *, target: str = "formation_energy_eV_atom", metric: str = "MAE") -> Figure:
+    """Error of fused inference beside that from the structure alone, one panel a cell that has it, each cohort's apart.
+
+    Arms that see the structure alone stand above the line.
+    """
+    rows = [r for r in metrics["results"] if (r["target"], r["metric"]) == (target, metric) and r["arm"] != "dummy"]
+    cells = {(r["cohort"], r["split"], r["label_percent"]) for r in rows if beyond_structure([r["arm"]])}
+    rows = [r for r in rows if (r["cohort"], r["split"], r["label_percent"]) in cells]
+    names = ordered(r["arm"] for r in rows)
+    names = [*(n for n in names if not beyond_structure([n])), *beyond_structure(names)]
+    fig, axes = _figure(1, max(len(cells), 1), width=PAGE_IN, height=0.75 + 0.17 * len(names), sharey=True)
+    for ax, (cohort, split, percent) in zip(axes[0], sorted(cells), strict=False):
+        here = [r for r in rows if (r["cohort"], r["split"], r["label_percent"]) == (cohort, split, percent)]
+        for r in here:
+            look, error = arm(r["arm"]), _bars([r["value"]], [r["low"]], [r["high"]])
+            ax.errorbar(r["value"], names.index(r["arm"]), xerr=error, color=look.colour, marker=look.marker, capsize=2)
+        seeds = sorted({r["seeds"] for r in here})
+        ax.axhline(len(names) - len(beyond_structure(names)) - 0.5, color="#888888", lw=0.8, ls=":", zorder=0)
+        ax.set_xlabel(f"{SYMBOLS[target]} {metric}" + (f" ({here[0]['unit']})" if here[0]["unit"] else ""))
+        ax.set_title(
+            f"cohort {cohort}, {split} {percent:g} %\nseeds: {'–'.join(map(str, seeds[:: max(1, len(seeds) - 1)]))}"
+        )
+    axes[0, 0].set_yticks(range(len(names)), [arm(name).label for name in names])
+    axes[0, 0].set_ylim(max(len(names), 1) - 0.5, -0.5)
     return fig
 
 

@@ -48,6 +48,7 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
         "training": figures.training(metrics["pretrain"]),
         "learning_curve": figures.learning_curve(metrics["properties"]),
         "parity": figures.parity(metrics["properties"]),
+        "fusion": figures.fusion(metrics["properties"]),
         "retrieval": figures.retrieval(metrics["retrieval"]),
         "defects": figures.defects(metrics["defects"]),
         "dose": figures.dose(metrics["defects"]),

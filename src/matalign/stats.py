@@ -15,13 +15,14 @@ have counted already, as in two-way clustering (Cameron, Gelbach & Miller, J. Bu
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import stdtrit
 
 LEVEL = 0.95
-CHUNK = 2**24  # resampled labels held at once
-Statistic = str | Callable[[np.ndarray], float]  # "mean", "rmse", or a function of the items (n, ...) of one seed
+CHUNK = 2**22  # resampled labels held at once
+Statistic = str | Callable[[np.ndarray], float]  # "mean", "rmse", "ratio", or a function of one seed's items (n, ...)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def bootstrap(
             (N,) is one seed.
         clusters: (N,) label of each item's cluster. With a single cluster and one seed the interval collapses to the
             value.
-        statistic: "mean"; "rmse" of errors; or a callable from the items (n, ...) of one seed to a float.
+        statistic: "mean"; "rmse" of errors; "ratio", the sum of `values[..., 0]` over that of `values[..., 1]`, 0 where
+            that is nil; or a callable from the items (n, ...) of one seed to a float.
         resamples: bootstrap resamples.
         seed: of the resampling.
 
@@ -75,7 +77,8 @@ def paired(
         b: the same, of the baseline.
         clusters: (N,) labels.
         statistic: as in `bootstrap`.
-        relative: give (a − b) / b instead.
+        relative: give (a − b) / b instead; resamples in which b is nil tell no ratio: they are left out of the interval
+            and count against a difference.
         resamples: bootstrap resamples.
         seed: of the resampling.
 
@@ -83,21 +86,26 @@ def paired(
         The interval; `p` is twice the smaller share of resamples at or beyond zero, counting the sample itself.
 
     Raises:
-        ValueError: as `bootstrap`; or numbers of seeds that cannot be paired.
+        ValueError: as `bootstrap`; numbers of seeds that cannot be paired; or a ratio to nothing.
     """
     a, b = _checked(a, clusters), _checked(b, clusters)
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         raise ValueError(f"{len(a)} seeds cannot be paired with {len(b)}; expected the same number, or one")
     sampler = _Resampler(clusters, resamples=resamples, seed=seed)
     left, right = (sampler(x, statistic) for x in (a, b))
+    untold = 0
     if relative:  # of means over seeds, to first order in each seed's deviation from them
+        told = right.mean(1) != 0
+        if not told[0]:
+            raise ValueError("the baseline's statistic is 0: no difference is relative to it")
+        left, right, untold = left[told], right[told], (~told).sum()
         below = right.mean(1, keepdims=True)
         ratio = left.mean(1, keepdims=True) / below
         per_seed = ratio - 1 + (left - ratio * right) / below
     else:
         per_seed = left - right
     difference = _joined(per_seed, seed=seed)
-    beyond = min((difference[1:] <= 0).sum(), (difference[1:] >= 0).sum())
+    beyond = min((difference[1:] <= 0).sum(), (difference[1:] >= 0).sum()) + untold
     result = _interval(difference)
     return Interval(result.value, result.low, result.high, p=float(min(1.0, 2 * (beyond + 1) / (resamples + 1))))
 
@@ -143,39 +151,53 @@ class _Resampler:
 
     def __call__(self, values: np.ndarray, statistic: Statistic) -> np.ndarray:
         """(1 + resamples, S) the statistic of each seed: of the sample itself, then of each resample of clusters."""
-        rng = np.random.default_rng(self.seed)  # anew for each array: paired arrays see the same draws
         found = self._moments if isinstance(statistic, str) else self._called
-        return found(values, statistic, rng)
+        return found(values, statistic)
 
-    def _counts(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """(n, C) how often each cluster is drawn."""
-        drawn = rng.integers(self.n_clusters, size=(n, self.n_clusters))
-        flat = (drawn + np.arange(n)[:, None] * self.n_clusters).ravel()
-        return np.bincount(flat, minlength=n * self.n_clusters).reshape(n, self.n_clusters)
+    def _draws(self) -> list[np.ndarray]:
+        """How often each cluster is drawn in each resample, (resamples, C) in chunks; paired arrays see the same."""
+        return _draws(self.n_clusters, self.resamples, self.seed)
 
-    def _moments(self, values: np.ndarray, statistic: str, rng: np.random.Generator) -> np.ndarray:
+    def _moments(self, values: np.ndarray, statistic: str) -> np.ndarray:
         """(1 + R, S) from sums per cluster alone: no resample is ever laid out."""
-        if statistic not in ("mean", "rmse"):
-            raise ValueError(f"statistic {statistic!r}; mean, rmse or a callable")
+        if statistic not in ("mean", "rmse", "ratio"):
+            raise ValueError(f"statistic {statistic!r}; mean, rmse, ratio or a callable")
         terms = values.astype(np.float64) ** (2 if statistic == "rmse" else 1)
-        sums = np.stack([np.bincount(self.label, weights=row, minlength=self.n_clusters) for row in terms])  # (S, C)
-        sizes = np.bincount(self.label, minlength=self.n_clusters)
-        rows = [(sums.sum(1) / sizes.sum())[None]]
-        step = max(1, CHUNK // self.n_clusters)
-        for start in range(0, self.resamples, step):
-            counts = self._counts(rng, min(step, self.resamples - start)).astype(np.float64)
-            rows.append(counts @ sums.T / (counts @ sizes)[:, None])
+        over = terms[..., 1] if statistic == "ratio" else np.ones((1, len(self.label)))
+        sums, sizes = (  # (S, C); (S, C) or (1, C)
+            np.stack([np.bincount(self.label, weights=row, minlength=self.n_clusters) for row in part])
+            for part in (terms[..., 0] if statistic == "ratio" else terms, over)
+        )
+        rows = [_ratio(sums.sum(1), sizes.sum(1))[None]]
+        for counts in self._draws():
+            counts = counts.astype(np.float64)
+            rows.append(_ratio(counts @ sums.T, counts @ sizes.T))
         mean = np.concatenate(rows)
         return np.sqrt(mean) if statistic == "rmse" else mean
 
-    def _called(self, values: np.ndarray, statistic: Callable, rng: np.random.Generator) -> np.ndarray:
+    def _called(self, values: np.ndarray, statistic: Callable) -> np.ndarray:
         """(1 + R, S) by calling the statistic on the resampled items of each seed."""
         order = np.argsort(self.label, kind="stable")
         rows = [[statistic(row) for row in values]]
-        for _ in range(self.resamples):
-            items = np.repeat(order, self._counts(rng, 1)[0][self.label[order]])
+        for count in (row for counts in self._draws() for row in counts):
+            items = np.repeat(order, count[self.label[order]])
             rows.append([statistic(row[items]) for row in values])
         return np.array(rows)
+
+
+@lru_cache(4)  # the tables of a stage ask for the same few again and again, and drawing costs more than all the rest
+def _draws(clusters: int, resamples: int, seed: int) -> list[np.ndarray]:
+    """How often each of so many clusters is drawn in each resample, (resamples, clusters) in chunks."""
+    rng, step, out = np.random.default_rng([seed, clusters]), max(1, CHUNK // clusters), []
+    for start in range(0, resamples, step):
+        n = min(step, resamples - start)
+        flat = rng.integers(clusters, size=(n, clusters)) + np.arange(n)[:, None] * clusters
+        out.append(np.bincount(flat.ravel(), minlength=n * clusters).reshape(n, clusters).astype(np.uint16))
+    return out
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape)), where=b != 0)
 
 
 def _joined(per_seed: np.ndarray, *, seed: int) -> np.ndarray:

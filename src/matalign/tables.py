@@ -122,35 +122,46 @@ def with_unit(text: str, unit: str) -> str:
 
 
 def properties(metrics: Metrics) -> list[Table]:
-    """One table a target and cohort: arms down, split and share of labels across."""
-    tables = []
-    targets = {(r["cohort"], r["target"]) for r in metrics["results"]}
-    for cohort, target in sorted(targets, key=lambda t: (t[0], list(NAMES).index(t[1]))):
-        rows = [r for r in metrics["results"] if (r["cohort"], r["target"]) == (cohort, target)]
-        metric = next(m for m in (*PRINTED_METRICS, rows[0]["metric"]) if any(r["metric"] == m for r in rows))
-        shown = [r for r in rows if r["metric"] == metric]
-        runs = sorted({(r["split"], r["label_percent"]) for r in shown})
-        header, cells = ["arm"], []
-        for split, percent in runs:
-            here = [r for r in shown if (r["split"], r["label_percent"]) == (split, percent)]
-            n, seeds = span(r["n_train"] for r in here), counted((r["seeds"] for r in here), "seed")
-            header.append(f"{split} {percent:g} %\nn = {n}, {seeds}")
-        for arm in figures.ordered(r["arm"] for r in shown):
-            by_run = {(r["split"], r["label_percent"]): r for r in shown if r["arm"] == arm}
-            cells.append(
-                [figures.arm(arm).label, *(interval(by_run[run]) if run in by_run else MISSING for run in runs)]
-            )
-        unit = f", {shown[0]['unit']}" if shown[0]["unit"] else ""
-        tests = "; ".join(
-            f"{split}: {counted((r['n_test'] for r in shown if r['split'] == split), 'test material')} of "
-            f"{counted((r['n_chemsys'] for r in shown if r['split'] == split), 'chemical system')}"
-            for split in sorted({s for s, _ in runs})
-        )
-        text = f"{metric} of the {NAMES[target]}{unit}; cohort {cohort}, from the structure alone. {tests}. "
-        text += "Columns: split, share of the training labels, number of training materials and of seeds."
-        name = f"properties_{cohort}_{target}"
-        tables.append(Table(name, caption(text, metrics), frame(rows), header, cells))
-    return tables
+    """Arms down; target, split and share of labels across. A target of at most two runs shares its cohort's table."""
+    runs: dict[tuple[str, str], set] = {}
+    for r in metrics["results"]:
+        runs.setdefault((r["cohort"], r["target"]), set()).add((r["split"], r["label_percent"]))
+    grouped: dict[tuple[str, ...], list[str]] = {}
+    for cohort, target in sorted(runs, key=lambda t: (t[0], list(NAMES).index(t[1]))):
+        alone = (target,) if len(runs[cohort, target]) > 2 else ()
+        grouped.setdefault((cohort, *alone), []).append(target)
+    return [_properties(metrics, name[0], targets) for name, targets in grouped.items()]
+
+
+def _properties(metrics: Metrics, cohort: str, targets: list[str]) -> Table:
+    rows = [r for r in metrics["results"] if r["cohort"] == cohort and r["target"] in targets]
+    by, units = {}, {}
+    for target in targets:
+        mine = [r for r in rows if r["target"] == target]
+        metric = next(m for m in (*PRINTED_METRICS, mine[0]["metric"]) if any(r["metric"] == m for r in mine))
+        units[target] = f"{metric} of the {NAMES[target]}" + (f", {mine[0]['unit']}" if mine[0]["unit"] else "")
+        by |= {(target, r["split"], r["label_percent"], r["arm"]): r for r in mine if r["metric"] == metric}
+    columns = sorted({key[:3] for key in by}, key=lambda c: (targets.index(c[0]), *c[1:]))
+    header, cells = ["arm"], []
+    for target, split, percent in columns:
+        here = [r for key, r in by.items() if key[:3] == (target, split, percent)]
+        n, seeds = span(r["n_train"] for r in here), counted((r["seeds"] for r in here), "seed")
+        named = f"{NAMES[target]}\n" if len(targets) > 1 else ""
+        header.append(f"{named}{split} {percent:g} %\nn = {n}, {seeds}")
+    arms = figures.ordered(arm for *_, arm in by)
+    for arm in arms:
+        found = [by.get((*column, arm)) for column in columns]
+        cells.append([figures.arm(arm).label, *(interval(r) if r else MISSING for r in found)])
+    tests = "; ".join(
+        f"{split}: {counted((r['n_test'] for r in by.values() if r['split'] == split), 'test material')} of "
+        f"{counted((r['n_chemsys'] for r in by.values() if r['split'] == split), 'chemical system')}"
+        for split in sorted({split for _, split, _ in columns})
+    )
+    text = f"{'; '.join(units.values())}; cohort {cohort}, from the structure alone"
+    text += ", but for arms named fused or after one modality. " if figures.beyond_structure(arms) else ". "
+    text += f"{tests}. Columns: split, share of the training labels, number of training materials and of seeds."
+    name = "_".join(["properties", cohort, *(targets if len(targets) == 1 else [])])
+    return Table(name, caption(text, metrics), frame(rows), header, cells)
 
 
 def counted(counts: Iterable[int], noun: str) -> str:
@@ -162,12 +173,14 @@ def counted(counts: Iterable[int], noun: str) -> str:
 def gains(metrics: Metrics) -> Table:
     """What pretraining buys: relative reduction of the error, paired."""
     rows = sorted(
-        metrics["comparisons"], key=lambda r: (list(NAMES).index(r["target"]), r["split"], r["label_percent"])
+        metrics["comparisons"],
+        key=lambda r: (r["cohort"], r["arm"], list(NAMES).index(r["target"]), r["split"], r["label_percent"]),
     )
-    printed = [r for r in rows if r["baseline"] in ("scratch", "scratch_long")] or rows
+    printed = [r for r in rows if r["baseline"] in ("scratch", "scratch_long", "early_fusion")] or rows
     cells = [
         [
-            NAMES[r["target"]],
+            r["cohort"],
+            f"{NAMES[r['target']]}, {r.get('error', 'MAE')}",
             f"{r['split']} {r['label_percent']:g} %",
             figures.arm(r["arm"]).label,
             figures.arm(r["baseline"]).label,
@@ -178,10 +191,10 @@ def gains(metrics: Metrics) -> Table:
         ]
         for r in printed
     ]
-    cohorts = ", ".join(sorted({r["cohort"] for r in rows})) or MISSING
-    text = f"Reduction of the error against a baseline, in per cent, paired by material; cohort {cohorts}. "
-    text += "p: Holm-corrected over all baselines (gains.csv). A negative number is a loss."
-    header = ["target", "split, labels", "arm", "baseline", "gain (%)", "p", "seeds", "n test"]
+    text = "Reduction of the error against a baseline, in per cent of the baseline's, paired by material. The error "
+    text += "rate is 1 − accuracy. p: Holm-corrected over all baselines and cohorts (gains.csv). A negative number is "
+    text += "a loss."
+    header = ["cohort", "target, error", "split, labels", "arm", "baseline", "gain (%)", "p", "seeds", "n test"]
     return Table("gains", caption(text, metrics), frame(rows), header, cells)
 
 

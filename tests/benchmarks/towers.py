@@ -3,7 +3,7 @@
 Ours are the tower with invariant local descriptors and the same without them (no angles). Peers are PyG's CGConv and
 matgl's MEGNet and M3GNet with matgl's defaults. All get the same batches of the same graphs (6 Å, each atom's cutoff at
 its 17th neighbour), made by `GraphStore.batch`, for matgl too, whose own data loader is not timed; with every pair
-within 6 Å its graphs would have four times the edges. All are trained as `matalign.properties` does: AdamW, mean
+within 6 Å its graphs would have four times the edges. All are trained as `matalign.regression` does: AdamW, mean
 absolute error, clipped gradients, and one cycle of the learning rate, here over the wall time instead of the steps.
 Each tower's learning rate is the best of three on validation after runs of a sixth of the time.
 """
@@ -24,7 +24,7 @@ from pymatgen.core import Element
 from torch import nn
 from tqdm import tqdm
 
-from matalign import config, dataset, encoders, paths, properties, scratch
+from matalign import config, dataset, encoders, fits, paths, regression, scratch
 from matalign.graphs import GraphStore
 
 OURS = ("ILD", "ILD, no angles")
@@ -70,7 +70,7 @@ class Task:
         self.store = GraphStore.build(
             curated.structures, cutoff_A=self.tower.cutoff_A, neighbours=self.tower.neighbours, workers=2
         )
-        labels, split = curated.materials[properties.E_F].to_numpy(), curated.splits.random.to_numpy()
+        labels, split = curated.materials[fits.E_F].to_numpy(), curated.splits.random.to_numpy()
         self.rows = {part: np.flatnonzero((split == part) & ~np.isnan(labels)) for part in ("train", "val", "test")}
         known = labels[self.rows["train"]]
         self.std = known.std()
@@ -80,7 +80,7 @@ class Task:
         """Name -> function that makes the model."""
 
         def ours(**changes):
-            return properties.Regressor(encoders.build("crystal", replace(self.tower, **changes)), 1)
+            return regression.Regressor(encoders.build("crystal", replace(self.tower, **changes)), 1)
 
         matgl = {"element_types": SYMBOLS, "cutoff": self.tower.cutoff_A}
         return {
@@ -93,8 +93,8 @@ class Task:
 
     def step(self, model, optimizer, step: int, *, seed: int, rate: float) -> None:
         """One step of training."""
-        chosen = properties.draw(self.rows["train"], step, batch_size=self.fit.batch_size, seed=seed)
-        loss = properties.masked_error(model(self.store.batch(chosen)), self.labels[chosen])
+        chosen = regression.draw(self.rows["train"], step, batch_size=self.fit.batch_size, seed=seed)
+        loss = regression.masked_error(model(self.store.batch(chosen)), self.labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -113,7 +113,7 @@ class Task:
         model, optimizer = self.start(make, seed)
         steps = 0
         while (place := at(steps)) < length:
-            self.step(model, optimizer, steps, seed=seed, rate=rate * properties.rate(place, length))
+            self.step(model, optimizer, steps, seed=seed, rate=rate * regression.rate(place, length))
             steps += 1
         return model, steps
 
@@ -128,7 +128,7 @@ class Task:
 
     def errors(self, model, part: str) -> np.ndarray:
         """Absolute errors of a part's crystals, eV/atom."""
-        predicted = properties.predict(model, self.store, self.rows[part], torch.device("cpu"))
+        predicted = regression.predict(model, regression.Inputs(self.store), self.rows[part])
         return ((predicted - self.labels[self.rows[part]]).abs() * self.std).squeeze(1).double().numpy()
 
 
