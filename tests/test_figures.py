@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matalign import figures, losses, tables
 
 MADE = ("curation", "letter", "training", "learning_curve", "parity", "retrieval", "defects", "dose")
+MADE += ("ablations_loss", "ablations_pairs")
 STAGE = {
     "curation": "curate",
     "letter": "letter",
@@ -40,6 +41,8 @@ def metrics():
 
 
 def draw(name, metrics):
+    if name.startswith("ablations"):
+        return figures.ablations(metrics["ablations"])[name]
     return getattr(figures, name)(metrics[STAGE[name]])
 
 

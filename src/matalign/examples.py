@@ -149,8 +149,9 @@ class Examples:
 
     def _part(self, views: Views, size: int) -> Part:
         has = {m: made.has[views.rows] for m, made in self.inputs.items()}
-        if "image" in has:  # rendering costs: only a share of the views
-            has["image"] &= views.image
+        for m, shown in {"image": views.image, "text": views.text >= 0}.items():
+            if m in has:
+                has[m] &= shown
         inputs = {m: self._made(m, views.rows[has[m]], views.keys[has[m]]) for m in has if has[m].any()}
         numbers = np.stack([views.rows, views.text, *has.values()], 1)
         numbers = torch.from_numpy(np.pad(numbers, ((0, size - len(views)), (0, 0)))).to(self.device)

@@ -13,13 +13,11 @@ killed.
 """
 
 import math
-import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 from tqdm import tqdm
 
-from matalign import dataset, elements, embed, encoders, paths, scratch, stats
+from matalign import dataset, elements, embed, encoders, paths, scratch, stats, workers
 from matalign.config import Properties
 from matalign.dataset import Structures
 from matalign.graphs import GraphStore
@@ -353,7 +351,7 @@ def fit_tower(t: Task, fit: Fit, parts: dict[str, np.ndarray], store: GraphStore
     state = folder / "state.safetensors"
     start, best, kept = restore(state, model, optimizer) if state.exists() else (0, math.inf, weights(model))
     checks = {round(fit.steps * (i + 1) / CHECKS) for i in range(CHECKS)}
-    _tell(start)
+    workers.tell(start)
     for step in range(start, fit.steps):
         chosen = draw(parts["train"], step, batch_size=t.cfg.batch_size, seed=fit.seed)
         loss = masked_error(model(store.batch(chosen).to(t.device)), labels[chosen].to(t.device))
@@ -369,7 +367,7 @@ def fit_tower(t: Task, fit: Fit, parts: dict[str, np.ndarray], store: GraphStore
                 best, kept = score, weights(model)
         if (step + 1) % CHECKPOINT_STEPS == 0:
             checkpoint(state, model, optimizer, step=step + 1, best=best, kept=kept)
-        _tell(1)
+        workers.tell(1)
     model.load_state_dict({name: torch.from_numpy(w) for name, w in kept.items()})
     state.unlink(missing_ok=True)
     return {
@@ -477,49 +475,16 @@ def fit_all(cfg: Properties) -> dict[Fit, dict[str, Any]]:
     finished = [f for f in fits if (scratch.folder("properties", key(t, f)) / "result.safetensors").exists()]
     pending = [f for f in fits if f not in finished]
     work = sum(f.steps for f in pending) * cfg.batch_size
-    workers = 1 if t.device.type == "cuda" or work < WORTH_A_PROCESS else min(cfg.threads, len(pending))
+    processes = 1 if t.device.type == "cuda" or work < WORTH_A_PROCESS else min(cfg.threads, len(pending))
     out = {fit: solve(cfg, fit) for fit in finished}
     with tqdm(total=sum(f.steps for f in pending), desc="fits", unit="step", mininterval=1) as bar:
-        for fit, result in _solved(cfg, pending, workers, bar):
+        for fit, result in workers.solved(
+            partial(solve, cfg), pending, processes, told=lambda n: bar.update(n - bar.n)
+        ):
             out[fit] = result
+            bar.update(fit.steps if processes <= 1 else 0)
             bar.set_postfix_str(f"{len(out)}/{len(fits)} {fit.arm} {fit.split} {fit.percent:g} %")
     return {fit: out[fit] for fit in fits}
-
-
-_taken: Any = None  # in a worker: steps that all workers have taken, shared
-
-
-def _begin(parent: int, taken: Any) -> None:
-    global _taken
-    scratch.die_with_parent(parent)
-    _taken = taken
-
-
-def _tell(steps: int) -> None:
-    if _taken is not None:
-        with _taken.get_lock():
-            _taken.value += steps
-
-
-def _solved(cfg: Properties, fits: Sequence[Fit], workers: int, bar: tqdm) -> Iterator[tuple[Fit, dict[str, Any]]]:
-    if workers <= 1:
-        for fit in fits:
-            yield fit, solve(cfg, fit)
-            bar.update(fit.steps)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
-    taken = context.Value("q", 0)
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(os.getpid(), taken)) as pool:
-        waiting = {pool.submit(solve, cfg, fit): fit for fit in fits}
-        try:
-            while waiting:
-                done, _ = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-                bar.update(taken.value - bar.n)
-                for future in done:
-                    yield waiting.pop(future), future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 @dataclass(frozen=True)

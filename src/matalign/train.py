@@ -35,6 +35,8 @@ from matalign.checkpoints import Progress
 from matalign.config import Pretrain
 from matalign.examples import VALIDATION, Examples, Part, rank, world
 
+STATE = ("state.safetensors", "best.safetensors")  # to go on from; weights best on validation
+
 
 def train_step(examples: Examples, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> float:
     """One step on a global batch.
@@ -126,23 +128,47 @@ def fit(cfg: Pretrain, folder: Path, *, max_steps: int = 0) -> Path:
         The finished model's folder.
 
     Raises:
-        RuntimeError: the ranks do not stand at the same step, as they do not see the same folder.
+        RuntimeError: see `optimise`.
     """
     if (folder / "model").exists():
         return folder / "model"
-    clock = checkpoints.Clock(folder)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     curated = dataset.read(paths.curated(cfg.profile))
     model = align.build(cfg).to(device).train()
     examples = Examples(cfg, curated, model, device)
+    at = optimise(examples, folder, max_steps=max_steps)
+    if rank() == 0:
+        checkpoints.export(examples, at, folder)
+        for state in STATE:
+            (folder / state).unlink()
+    return folder / "model"
+
+
+def optimise(examples: Examples, folder: Path, *, max_steps: int = 0, quiet: bool = False) -> Progress:
+    """Train a model to the weights that are best on validation, from where `folder` stands.
+
+    Args:
+        examples: the model, and what it is shown.
+        folder: scratch folder of this run, the same for all ranks; `STATE`, `log.jsonl` and `times.jsonl` go there.
+        max_steps: stop after so many steps, and validate on one batch; 0: train in full.
+        quiet: show no progress.
+
+    Returns:
+        Where training ended; on the first rank the model has the best weights.
+
+    Raises:
+        RuntimeError: the ranks do not stand at the same step, as they do not see the same folder.
+    """
+    clock = checkpoints.Clock(folder)
+    cfg, model, device = examples.cfg, examples.model, examples.device
     decay, plain = (
         [p for p in model.parameters() if p.requires_grad and (p.ndim > 1) is many] for many in (True, False)
     )
     groups = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
     examples.inputs  # noqa: B018, here and not in the first step, as the ranks wait for one another
-    state, best, log = folder / "state.safetensors", folder / "best.safetensors", folder / "log.jsonl"
+    state, best, log = (folder / name for name in (*STATE, "log.jsonl"))
     at = checkpoints.restore(state, model, optimizer) if state.exists() else Progress()
     steps = losses.all_gather(torch.tensor([at.steps], device=device))
     if (steps != at.steps).any():
@@ -162,7 +188,9 @@ def fit(cfg: Pretrain, folder: Path, *, max_steps: int = 0) -> Path:
         views = examples.views("train", at.epoch)
         n_steps = -(-len(views) // cfg.batch_size)
         title = f"epoch {at.epoch + 1}/{cfg.epochs}"
-        with tqdm(total=n_steps, initial=at.step, desc=title, unit="step", mininterval=1, disable=rank() > 0) as bar:
+        with tqdm(
+            total=n_steps, initial=at.step, desc=title, unit="step", mininterval=1, disable=quiet or rank() > 0
+        ) as bar:
             while at.step < n_steps and not 0 < max_steps <= at.steps:
                 shown = views[at.step * cfg.batch_size : (at.step + 1) * cfg.batch_size]
                 waited = time.monotonic()
@@ -176,7 +204,7 @@ def fit(cfg: Pretrain, folder: Path, *, max_steps: int = 0) -> Path:
                 bar.update()
                 if cfg.checkpoint_steps and at.steps % cfg.checkpoint_steps == 0:
                     checkpoints.save(state, model, at, optimizer)
-            if rank() == 0:
+            if rank() == 0 and not quiet:
                 bar.set_postfix(loss=f"{at.loss_sum / at.step:.3f}", **checkpoints.epochs(folder)[-1])
         result = validate(examples, batches=1 if max_steps else None)
         at.epoch += 1
@@ -192,10 +220,7 @@ def fit(cfg: Pretrain, folder: Path, *, max_steps: int = 0) -> Path:
         clock.tick("validation and checkpoint", epoch=at.epoch)
     if rank() == 0:
         checkpoints.restore(best, model)
-        checkpoints.export(examples, at, folder)
-        state.unlink()
-        best.unlink()
-    return folder / "model"
+    return at
 
 
 def main() -> None:
