@@ -31,6 +31,7 @@ def metrics(*, synthetic=False, runs=RUNS, property_arms=PROPERTY_ARMS, levels=(
         "properties": {"stage": "properties", **head, **properties(runs, property_arms)},
         "retrieval": {"stage": "retrieval", **head, **retrieval(levels)},
         "defects": {"stage": "defects", **head, **defects()},
+        "ablations": {"stage": "ablations", **head, **ablations()},
     }
 
 
@@ -233,4 +234,41 @@ def defects():
         "ceiling": 0.87,
         "visibility": [{"defect": d, "visible": 0.8, "median": 3.1, "n": 160} for d in DEFECT_CLASSES[1:]],
         "claims": claims,
+    }
+
+
+def ablations():
+    groups = {"loss": ["pairwise", "seed", "seed-noself", "anchored", "sigmoid"], "pairs": ["true", "shuffled"]}
+    tasks = {("structure_text_L1", "MRR"): 0.7, ("structure_text_L1", "R@10"): 0.9, ("structure_image", "MRR"): 0.05}
+    tasks |= {("structure_text_L2", "MRR"): 0.2, ("structure_text_L2", "R@10"): 0.4, ("image_text_L1", "MRR"): 0.03}
+    tasks |= {("finetuned", "MAE"): 0.21, ("ridge", "MAE"): 0.33}
+    results, comparisons, pairs, statements = [], [], [], []
+    for group, variants in groups.items():
+        for i, variant in enumerate(variants):
+            where = {"group": group, "variant": variant}
+            for (task, metric), value in tasks.items():
+                cell = {**where, "task": task, "metric": metric}
+                emergent = variant == "anchored" and task.startswith("image_text")
+                results.append(
+                    {**cell, "base": i == 0, "emergent": emergent, **interval(value * (1 - 0.1 * i))}
+                    | {"n_test": 200, "n_chemsys": 180, "seeds": 3}
+                )
+                if i and metric in ("MRR", "MAE"):
+                    comparisons.append({**cell, "difference": -0.1 * i * value, "low": -0.2, "high": -0.01, "p": 0.001})
+                    comparisons[-1]["p_holm"] = 0.01
+            if group == "loss":
+                pairs.append({**where, "pair": "all", "loss": 1.9, "recall": None})
+                pairs += [
+                    {**where, "pair": p, "loss": 1.1 + 0.1 * i, "recall": 0.4} for p in ("crystal–text", "text–image")
+                ]
+        cell = {"group": group, "task": "structure_text_L1", "metric": "MRR"}
+        statements.append({**cell, "verdict": "base", "statement": "no variant beats the base; worse: seed, sigmoid"})
+    return {
+        "label_percent": 5.0,
+        "n_labels": [195],
+        "results": results,
+        "comparisons": comparisons,
+        "pairs": pairs,
+        "statements": statements,
+        "skipped": [],
     }

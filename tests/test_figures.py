@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matalign import figures, losses, paper, tables
 
 MADE = ("curation", "letter", "training", "learning_curve", "parity", "fusion", "retrieval", "gallery_curve")
-MADE += ("defects", "dose", "reliability")
+MADE += ("defects", "dose", "reliability", "ablations_loss", "ablations_pairs")
 STAGE = {
     "curation": "curate",
     "letter": "letter",
@@ -43,6 +43,8 @@ def metrics():
 
 
 def draw(name, metrics):
+    if name.startswith("ablations"):
+        return figures.ablations(metrics["ablations"])[name]
     return getattr(figures, name)(metrics[STAGE[name]])
 
 

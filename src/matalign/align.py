@@ -134,10 +134,15 @@ def build(cfg: Pretrain, *, initialise: bool = True) -> AlignModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         towers = {name: encoders.build(name, cfg, initialise=initialise) for name in names}
-        model = AlignModel(towers, embed_dim=cfg.embed_dim, temperature=cfg.temperature)
-        if cfg.auxiliary_weight > 0:
-            model.denoiser = Denoiser(towers[CRYSTAL].dim, cutoff_A=cfg.cutoff_A, noise_A=cfg.noise_A)
-        return model
+        return assemble(cfg, towers)
+
+
+def assemble(cfg: Pretrain, towers: Mapping[str, nn.Module]) -> AlignModel:
+    """The model of a config on given towers; the weights of heads and denoiser are random."""
+    denoiser = None
+    if cfg.auxiliary_weight > 0:
+        denoiser = Denoiser(towers[CRYSTAL].dim, cutoff_A=cfg.cutoff_A, noise_A=cfg.noise_A)
+    return AlignModel(towers, embed_dim=cfg.embed_dim, temperature=cfg.temperature, denoiser=denoiser)
 
 
 def save(model: AlignModel, folder: Path) -> None:

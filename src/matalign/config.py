@@ -120,6 +120,20 @@ class Defects(Stage):
 
 
 @dataclass(frozen=True)
+class Ablations(Stage):
+    """05b_ablations: one factor at a time, on features of images and texts that are made once."""
+
+    variants: str  # groups of ablations.GROUPS, or group:variant, separated by blanks; '': none
+    seeds: int
+    views: int  # images of each material
+    epochs: int
+    learning_rate: float  # of the contrastive training, whose other parameters are pretraining's
+    label_percent: float  # of the training labels of formation energy
+    steps: int  # of fine-tuning on these; its other parameters are those of the stage properties
+    bootstrap: int
+
+
+@dataclass(frozen=True)
 class Paper(Stage):
     """06_paper: tables, figures, PDF."""
 
@@ -132,6 +146,7 @@ STAGES: dict[str, type[Stage]] = {
     "properties": Properties,
     "retrieval": Retrieval,
     "defects": Defects,
+    "ablations": Ablations,
     "paper": Paper,
 }
 T = TypeVar("T", bound=Stage)

@@ -22,6 +22,7 @@ from matalign.encoders import crystal
 from matalign.graphs import GraphStore
 
 ROWS = 128  # in a batch
+EVALUATION = -2  # the epoch whose key the views of evaluation have: never trained or validated on
 LONG = 100  # more items than this show a progress bar
 CHUNK = 4096  # vectors that `nearest` compares with at a time
 

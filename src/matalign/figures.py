@@ -16,7 +16,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 Metrics = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -77,6 +77,16 @@ SYMBOLS = {
 }
 CURVES = ("formation_energy_eV_atom", "band_gap_eV")  # what the learning curve shows
 DEFECTS = ["pristine", "vacancy", "substitution", "interstitial", "planar_fault"]
+ABLATION_TASKS = {  # (task, metric) -> how it is headed
+    ("structure_text_L1", "MRR"): "structure → protocol, L1 MRR",
+    ("structure_text_L1", "R@10"): "structure → protocol, L1 R@10",
+    ("structure_text_L2", "MRR"): "structure → protocol, L2 MRR",
+    ("structure_text_L2", "R@10"): "structure → protocol, L2 R@10",
+    ("structure_image", "MRR"): "structure → image, MRR",
+    ("image_text_L1", "MRR"): "image → protocol, L1 MRR",
+    ("finetuned", "MAE"): "$E_f$ MAE, fine-tuned",
+    ("ridge", "MAE"): "$E_f$ MAE, frozen",
+}
 LEVELS = {0: "L0\nas rendered", 1: "L1\ntarget\nmasked", 2: "L2\nprecursor\nclasses", 3: "L3\nconditions\nonly"}
 
 
@@ -478,6 +488,40 @@ def dose(
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel="dose (e/Å$^2$)", ylabel="macro-F1", ylim=(0, 1))
     _legend(fig, [ax], columns=2)
+    return fig
+
+
+def ablation_groups(metrics: Metrics) -> list[str]:
+    """Groups of variants that were run."""
+    return list(dict.fromkeys(r["group"] for r in metrics["results"]))
+
+
+def ablations(metrics: Metrics | None) -> dict[str, Figure]:
+    """`ablations_<group>` for each group of variants that was run."""
+    return {f"ablations_{group}": ablation(metrics, group) for group in (ablation_groups(metrics) if metrics else [])}
+
+
+def ablation(metrics: Metrics, group: str) -> Figure:
+    """The variants of a group on each task; dotted: the base. Hollow: query and target were never trained together."""
+    rows = [r for r in metrics["results"] if r["group"] == group]
+    tasks = [c for c in ABLATION_TASKS if c[1] != "R@10" and any((r["task"], r["metric"]) == c for r in rows)]
+    names = list(dict.fromkeys(r["variant"] for r in rows))
+    fig, axes = _figure(1, len(tasks), width=PAGE_IN, height=0.75 + 0.16 * len(names), sharey=True)
+    for ax, task in zip(axes[0], tasks, strict=True):
+        for r in (r for r in rows if (r["task"], r["metric"]) == task):
+            colour = COLOURS["structure"] if r["base"] else COLOURS["scratch"]
+            error = _bars([r["value"]], [r["low"]], [r["high"]])
+            look = {"color": colour, "marker": "o", "mfc": "white" if r["emergent"] else colour, "lw": 0}
+            ax.errorbar(r["value"], names.index(r["variant"]), xerr=error, elinewidth=0.9, capsize=2, **look)
+            if r["base"]:
+                ax.axvline(r["value"], color="#888888", lw=0.8, ls=":", zorder=0)
+        label = ABLATION_TASKS[task]
+        title = label.replace("→ ", "→\n") if "→" in label else label.replace(", ", "\n")
+        ax.set(title=title, xlabel="eV/atom" if task[1] == "MAE" else "MRR")
+        ax.margins(x=0.15)
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     return fig
 
 

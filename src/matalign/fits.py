@@ -3,7 +3,8 @@
 Arms from the structure alone. `dummy`: the median of the training labels, or the majority's class. `composition`:
 gradient boosting on Magpie-like statistics of elemental properties (Ward et al., npj Comput. Mater. 2, 16028, 2016),
 blind to structure. `cgconv`, `scratch`: CGConv and ILD tower from random weights. `scratch_long`: `scratch` with three
-times the steps. `pretrained`: the ILD tower from contrastive pretraining, fine-tuned. `ridge`: ridge regression on the
+times the steps. `pretrained`: the ILD tower from contrastive pretraining, fine-tuned. `auxiliary`: the same from its
+control, which was pretrained by the auxiliary objective alone. `ridge`: ridge regression on the
 frozen pretrained tower.
 
 Arms of fused inference, which also see a micrograph of the material, and in cohort B its protocols, through the frozen
@@ -23,12 +24,9 @@ where it was killed.
 
 import hashlib
 import math
-import multiprocessing
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from matalign import dataset, embed, encoders, imaging, paths, regression, scratch
+from matalign import dataset, embed, encoders, imaging, paths, regression, scratch, workers
 from matalign.config import Properties
 from matalign.dataset import Curated
 from matalign.graphs import GraphStore
@@ -62,6 +60,7 @@ NETWORKS = {
     "scratch": Network("ild"),
     "scratch_long": Network("ild", length=3),
     "pretrained": Network(weights="model"),
+    "auxiliary": Network(weights="model/control"),
     "early_fusion": Network("ild", model=regression.Fusion, others="tokens"),
     "cross_attention": Network("ild", model=regression.CrossAttention, others="tokens"),
     "pretrained_fusion": Network(weights="model", model=regression.Fusion, others="embeddings"),
@@ -73,7 +72,6 @@ STRUCTURE_ONLY = tuple(arm for arm in ARMS if arm not in (*FUSED, *SINGLE))
 COHORTS = {"A": ("image",), "B": ("image", "text")}  # and the modalities that fused arms see beside the structure
 PARTS = ("train", "val", "test")
 FEWEST = 0.01  # share of the labels that `min_steps` is for
-VIEW = -2  # the epoch whose key the micrographs have: never shown in pretraining
 IMAGES = 128  # rendered at once
 WORTH_A_PROCESS = 100_000  # crystals shown in training; below, starting processes costs more than it saves
 E_F = "formation_energy_eV_atom"
@@ -308,7 +306,7 @@ def _images(t: Task) -> dict[str, np.ndarray]:
     optics = imaging.Optics(image_px=cfg.image_px, pixel_A=cfg.pixel_A)
     tokens, pooled = [], []
     for rows in tqdm(np.array_split(np.arange(len(ids)), -(-len(ids) // IMAGES)), desc="images", mininterval=1):
-        keys = [imaging.view_seed(t.cfg.seed, VIEW, mp_id, 0) for mp_id in ids[rows]]
+        keys = [imaging.view_seed(t.cfg.seed, embed.EVALUATION, mp_id, 0) for mp_id in ids[rows]]
         features, out = t.model.towers["image"](imaging.render(structures, rows, keys, optics=optics, device=t.device))
         tokens.append(out["map"].flatten(2).transpose(1, 2).half().cpu().numpy())  # a fifth of a GB at 64 px
         pooled.append(features.cpu().numpy())
@@ -429,7 +427,7 @@ def solve(cfg: Properties, fit: Fit) -> dict[str, Any]:
                 **options,
                 seed=fit.seed,
                 state=scratch.folder("properties", key(t, fit)) / "state.safetensors",
-                tell=_tell,
+                tell=workers.tell,
             )
         else:
             baseline, features = _baseline(t, fit)
@@ -462,46 +460,12 @@ def fit_all(cfg: Properties) -> dict[Fit, dict[str, Any]]:
     for modality in sorted({modality for f in pending for modality in read(t, f.arm, f.cohort)}):
         frozen(cfg, modality)  # here, on all threads, before several processes ask for it
     work = sum(f.steps for f in pending) * cfg.batch_size
-    workers = 1 if t.device.type == "cuda" or work < WORTH_A_PROCESS else min(cfg.threads, len(pending))
+    processes = 1 if t.device.type == "cuda" or work < WORTH_A_PROCESS else min(cfg.threads, len(pending))
     out = {fit: solve(cfg, fit) for fit in finished}
     with tqdm(total=sum(f.steps for f in pending), desc="fits", unit="step", mininterval=1) as bar:
-        for fit, result in _solved(cfg, pending, workers, bar):
+        told = (lambda steps: bar.update(steps - bar.n)) if processes > 1 else (lambda steps: None)
+        for fit, result in workers.solved(partial(solve, cfg), pending, processes, told=told):
             out[fit] = result
+            bar.update(fit.steps if processes == 1 else 0)
             bar.set_postfix_str(f"{len(out)}/{len(fits)} {fit.arm} {fit.cohort} {fit.split} {fit.percent:g} %")
     return {fit: out[fit] for fit in fits}
-
-
-_taken: Any = None  # in a worker: steps that all workers have taken, shared
-
-
-def _begin(parent: int, taken: Any) -> None:
-    global _taken
-    scratch.die_with_parent(parent)
-    _taken = taken
-
-
-def _tell(steps: int) -> None:
-    if _taken is not None:
-        with _taken.get_lock():
-            _taken.value += steps
-
-
-def _solved(cfg: Properties, fits: Sequence[Fit], workers: int, bar: tqdm) -> Iterator[tuple[Fit, dict[str, Any]]]:
-    if workers <= 1:
-        for fit in fits:
-            yield fit, solve(cfg, fit)
-            bar.update(fit.steps)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
-    taken = context.Value("q", 0)
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(os.getpid(), taken)) as pool:
-        waiting = {pool.submit(solve, cfg, fit): fit for fit in fits}
-        try:
-            while waiting:
-                done, _ = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-                bar.update(taken.value - bar.n)
-                for future in done:
-                    yield waiting.pop(future), future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

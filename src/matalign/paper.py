@@ -13,6 +13,7 @@ import typst
 from matalign import figures, losses, paths, tables
 
 STAGES = ("curate", "pretrain", "properties", "retrieval", "defects")
+LATER = ("ablations",)  # results of an earlier version have none
 SOURCE = paths.ROOT / "paper"
 EPOCH = 1_735_689_600  # 2025-01-01, the time every PDF is stamped with: the same input gives the same bytes
 
@@ -22,7 +23,7 @@ Metrics = Mapping[str, Any]
 
 
 def read(folder: Path) -> dict[str, Metrics]:
-    """Metrics of the five stages.
+    """Metrics of the stages, of those in `LATER` where there are any.
 
     Args:
         folder: `results/<profile>/metrics`.
@@ -33,7 +34,8 @@ def read(folder: Path) -> dict[str, Metrics]:
     missing = [stage for stage in STAGES if not (folder / f"{stage}.json").exists()]
     if missing:
         raise FileNotFoundError(f"{folder}: no {missing[0]}.json; run the stage {missing[0]} first")
-    return {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in STAGES}
+    stages = [stage for stage in (*STAGES, *LATER) if (folder / f"{stage}.json").exists()]
+    return {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in stages}
 
 
 def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
@@ -52,6 +54,7 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
         "retrieval": figures.retrieval(metrics["retrieval"]),
         "defects": figures.defects(metrics["defects"]),
         "dose": figures.dose(metrics["defects"]),
+        **figures.ablations(metrics.get("ablations")),
     }
     if "gallery_curve" in metrics["retrieval"]:
         drawn["gallery_curve"] = figures.gallery_curve(metrics["retrieval"])
@@ -124,7 +127,9 @@ def cost(folder: Path) -> tables.Table:
     Raises:
         FileNotFoundError: a stage has left no provenance.
     """
-    made = {stage: json.loads((folder / "provenance" / f"{stage}.json").read_text()) for stage in (*STAGES, "paper")}
+    later = [stage for stage in LATER if (folder / "provenance" / f"{stage}.json").exists()]
+    stages = (*STAGES, *later, "paper")
+    made = {stage: json.loads((folder / "provenance" / f"{stage}.json").read_text()) for stage in stages}
     made = {stage: {**record, **record.get("computed", {})} for stage, record in made.items()}
     rows = [
         {

@@ -33,7 +33,6 @@ from matalign.ranks import Ranks, rank
 METRICS = ("R@1", "R@5", "R@10", "R@50", "MRR")
 FITTED = ("composition", "structure")
 BASELINES = ("jaccard", "composition")  # that the structure tower is compared with
-EVALUATION = -2  # the epoch whose key the views of evaluation have: never trained or validated on
 BATCH = 256  # images rendered at once
 CURVE = ("jaccard", "composition", "structure", "pretrained")  # arms shown by size of the gallery, and where:
 CURVE_LEVELS, CURVE_METRICS, CURVE_SIZES = (1, 2), ("R@10", "MRR"), (50, 100, 200, 500, 1000)
@@ -95,7 +94,7 @@ class Study:
             z = []
             for rows in tqdm(np.array_split(self.rows, -(-len(self.rows) // BATCH)), desc="images", mininterval=1):
                 ids = self.curated.materials.mp_id.to_numpy()[rows]
-                keys = [imaging.view_seed(self.cfg.seed, EVALUATION, mp_id, 0) for mp_id in ids]
+                keys = [imaging.view_seed(self.cfg.seed, embed.EVALUATION, mp_id, 0) for mp_id in ids]
                 z.append(self.model.embed_images(imaging.render(self.curated.structures, rows, keys, optics=optics)))
             return {"embeddings": np.concatenate(z)}
 

@@ -38,6 +38,7 @@ TEX = {
     "×": r"$\times$",
     "−": "$-$",
     "–": "--",
+    "†": r"$\dagger$",
     "Å": r"\AA{}",
     "Δ": r"$\Delta$",
     "²": "$^2$",
@@ -347,6 +348,60 @@ def defect_differences(metrics: Metrics) -> Table:
     return Table("defect_differences", caption(text, metrics, unit="hosts"), frame(rows), header, cells)
 
 
+def ablations(metrics: Metrics | None) -> list[Table]:
+    """One table a group of variants, and one of what the groups show; none where no variant was run.
+
+    Args:
+        metrics: of the stage, None if the results hold none.
+    """
+    if not metrics or not metrics["results"]:
+        return []
+    return [*(ablation(metrics, group) for group in figures.ablation_groups(metrics)), ablation_statements(metrics)]
+
+
+def ablation(metrics: Metrics, group: str) -> Table:
+    """The variants of a group down, tasks across; of the losses, how well each pair is aligned besides."""
+    rows = [r for r in metrics["results"] if r["group"] == group]
+    cells = []
+    columns = [c for c in figures.ABLATION_TASKS if any((r["task"], r["metric"]) == c for r in rows)]
+    pairs = [r for r in metrics["pairs"] if r["group"] == group]
+    names = list(dict.fromkeys(r["pair"] for r in pairs))
+    for variant in dict.fromkeys(r["variant"] for r in rows):
+        by = {(r["task"], r["metric"]): r for r in rows if r["variant"] == variant}
+        line = [variant + (" (base)" if any(r["base"] for r in by.values()) else "")]
+        line += [interval(by[c]) + "†" * by[c]["emergent"] if c in by else MISSING for c in columns]
+        aligned = {r["pair"]: r for r in pairs if r["variant"] == variant}
+        for name in names:
+            loss, recall = (aligned.get(name, {}).get(k) for k in ("loss", "recall"))
+            line.append(number(loss, digits=2) + (f", {number(recall, digits=2)}" if recall is not None else ""))
+        cells.append(line)
+    text = f"Ablation, {group}: {counted((r['seeds'] for r in rows), 'seed')} each, on the test set of the split by "
+    text += f"chemical system ({span(r['n_chemsys'] for r in rows)} systems). Retrieval in the full gallery. "
+    text += f"Formation energy in eV/atom, from {metrics['label_percent']:g} % of the training labels "
+    text += f"(n = {span(metrics['n_labels'])})."
+    if any(r["emergent"] for r in rows):
+        text += " †: emergent, the two sides were never trained against one another."
+    if names:
+        text += " Last columns, on validation materials: the loss that was trained (nat; seed cannot fall below "
+        text += "log(M/(M−1)) with M modalities), then of each pair of modalities InfoNCE and Recall@1 in the batch."
+    header = ["variant", *(_task({"task": c[0], "metric": c[1]}).replace(", ", "\n") for c in columns)]
+    header += ["own loss" if name == "all" else f"{name}\nInfoNCE, R@1" for name in names]
+    return Table(f"ablations_{group}", caption(text, metrics), pd.DataFrame([*rows, *pairs]), header, cells)
+
+
+def _task(row: Row) -> str:
+    return figures.ABLATION_TASKS[row["task"], row["metric"]].replace("$", "")
+
+
+def ablation_statements(metrics: Metrics) -> Table:
+    """What each group shows, beside the paired difference to the base that says so."""
+    cells = [[s["group"], _task(s), s["verdict"], s["statement"]] for s in metrics["statements"]]
+    text = "What each group of ablations shows, from paired differences to its base (ablations_statements.csv): "
+    text += "p < 0.05 after Holm's correction within the group."
+    rows = pd.DataFrame(list(metrics["comparisons"]))
+    return Table("ablations_statements", caption(text, metrics), rows, ["group", "task", "verdict", "statement"], cells)
+
+
 def audit(metrics: Metrics) -> Table:
     """What training and test share, by ladder and key."""
     rows = metrics["audit"]
@@ -403,6 +458,7 @@ def build(metrics: Mapping[str, Metrics]) -> list[Table]:
         retrieval_differences(metrics["retrieval"]),
         defects(metrics["defects"]),
         defect_differences(metrics["defects"]),
+        *ablations(metrics.get("ablations")),
         claims(metrics),
     ]
 
