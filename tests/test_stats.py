@@ -55,6 +55,16 @@ class TestBootstrap:
         got = bootstrap(errors, np.arange(4), statistic="rmse", **OPTIONS)
         assert got.value == pytest.approx((2.5 + 1.0) / 2)
 
+    def test_ratio_of_sums_is_the_callable(self):
+        rng = np.random.default_rng(0)
+        values, label = rng.random((2, 30, 2)), np.arange(30) // 3
+        sampler = stats._Resampler(label, resamples=4000, seed=0)
+        fast = sampler.estimates(values, "ratio")
+        slow = sampler.estimates(values, lambda items: items[:, 0].sum() / items[:, 1].sum())
+        assert fast[0] == pytest.approx(slow[0])
+        np.testing.assert_allclose(np.quantile(fast, [0.1, 0.9]), np.quantile(slow, [0.1, 0.9]), rtol=0.02)
+        assert bootstrap(np.zeros((1, 30, 2)), label, statistic="ratio", **OPTIONS).value == 0
+
     def test_macro_f1_as_callable(self):
         rng = np.random.default_rng(0)
         true = rng.integers(5, size=200)
@@ -154,6 +164,14 @@ class TestPaired:
     def test_relative(self):
         got = paired(np.array([[1.0, 2.0, 3.0]]), np.array([[2.0, 4.0, 6.0]]), [0, 1, 2], relative=True, **OPTIONS)
         assert (got.value, got.low, got.high) == (pytest.approx(-0.5), pytest.approx(-0.5), pytest.approx(-0.5))
+
+    def test_relative_to_a_baseline_that_is_often_nil(self):
+        """One error in three: resamples without it have no ratio; with it, it is halved."""
+        got = paired(np.array([0.5, 0, 0]), np.array([1.0, 0, 0]), [0, 1, 2], relative=True, **OPTIONS)
+        assert (got.value, got.low, got.high) == (-0.5, -0.5, -0.5)
+        assert got.p > 0.05  # such resamples tell no difference
+        with pytest.raises(ValueError, match="baseline's statistic is 0"):
+            paired(np.array([0.5, 0]), np.zeros(2), [0, 1], relative=True, **OPTIONS)
 
     def test_identical_arms_do_not_differ(self):
         a = np.random.default_rng(0).normal(size=(2, 30))
