@@ -281,11 +281,11 @@ def row(group, variant, task, difference, p):
         ([row("pairs", "shuffled", "finetuned", 0.1, 0.4)], ["shared"]),
         (
             [row("pairs", "shuffled", "finetuned", 0.1, 0.01), row("objective", "none", "finetuned", 0.1, 0.01)],
-            ["lost", "gain"],
+            ["lost", "base"],
         ),
         (
             [row("pairs", "shuffled", "finetuned", 0.1, 0.01), row("objective", "none", "finetuned", 0.1, 0.2)],
-            ["no gain", "no gain"],
+            ["no gain", "base"],
         ),
     ],
 )

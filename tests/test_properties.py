@@ -12,7 +12,20 @@ import tiny
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
-from matalign import align, config, dataset, elements, fits, paths, properties, regression, scratch, splits, stats
+from matalign import (
+    align,
+    config,
+    dataset,
+    elements,
+    fits,
+    launch,
+    paths,
+    properties,
+    regression,
+    scratch,
+    splits,
+    stats,
+)
 from matalign.dataset import Curated, Structures
 from matalign.encoders.text import TextTower
 from matalign.fits import E_F, Cell, Fit
@@ -80,6 +93,8 @@ def root(tmp_path_factory):
         model = paths.results("salts") / "model"
         model.mkdir(parents=True)
         align.save(align.build(pretrain), model)
+        (model / "control").mkdir()
+        align.save(align.build(launch.alone(dataclasses.replace(pretrain, seed=1))), model / "control")
         fingerprint = TextTower(pretrain.text_model).fingerprint
         about = {"pretrain": dataclasses.asdict(pretrain), "text_model_hash": fingerprint}
         (model / "config.json").write_text(json.dumps(about))
@@ -246,7 +261,7 @@ def test_a_new_pretrained_model_refits_only_the_arms_that_use_it(root, monkeypat
     before = [fits.key(t, fit) for fit in every]
     monkeypatch.setattr(fits, "fingerprint", lambda *_: "another")
     changed = {fit.arm for fit, key in zip(every, before) if fits.key(t, fit) != key}
-    assert changed == {"pretrained", "ridge", *fits.FUSED, *fits.SINGLE}
+    assert changed == {"pretrained", "auxiliary", "ridge", *fits.FUSED, *fits.SINGLE}
 
 
 def test_finished_fits_are_not_fitted_again(fitted, monkeypatch):
@@ -363,6 +378,23 @@ def test_metrics_by_hand(root):
 def test_verdicts(gain, low, prereg, verdict):
     row = {"gain_percent": gain, "low": low, "high": 40}
     assert properties._gain_claim("c", row, "n", prereg=prereg)["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(0.15, "FAIL"), (0.25, "PASS")])
+def test_a_gain_that_the_control_shares_is_not_the_contrastive_losses(root, size, verdict):
+    cfg = make(arms="scratch auxiliary pretrained", runs="chemsys:5:5", targets=E_F, bootstrap=2000)
+    t, sizes = fits.task(cfg), {"scratch": 0.2, "auxiliary": size, "pretrained": 0.15}
+    labels, part = t.labels[[E_F]].to_numpy(), t.curated.splits.chemsys
+    rows = {f"{name}_rows": np.flatnonzero(part == name) for name in ("train", "val", "test")}
+    results = {
+        fit: rows | {name: labels[rows[f"{name}_rows"]] + sizes[fit.arm] for name in ("val", "test")}
+        for fit in fits.plan(cfg)
+    }
+    claims = {c["claim"]: c for c in properties.metrics(cfg, results)["claims"]}
+    assert claims["pre-registered: E_f, pretrained against scratch"]["verdict"] == "STRONG"
+    share = claims["of that gain, the contrastive loss has a share"]
+    assert share["verdict"] == verdict
+    assert share["value"] == pytest.approx(100 * (1 - 0.15 / size))
 
 
 def test_another_cell_than_the_pre_registered_one_says_so(fitted):
