@@ -16,7 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from matalign import figures, losses, tables
 
-MADE = ("curation", "letter", "training", "learning_curve", "parity", "retrieval", "defects", "dose")
+MADE = ("curation", "letter", "training", "learning_curve", "parity", "retrieval", "recommendation")
+MADE += ("defects", "dose")
 STAGE = {
     "curation": "curate",
     "letter": "letter",
@@ -24,7 +25,7 @@ STAGE = {
     "learning_curve": "properties",
     "parity": "properties",
 }
-STAGE |= {"retrieval": "retrieval", "defects": "defects", "dose": "defects"}
+STAGE |= {"retrieval": "retrieval", "recommendation": "recommendation", "defects": "defects", "dose": "defects"}
 
 
 @pytest.fixture(autouse=True)
@@ -141,9 +142,11 @@ DEUTERANOPIA = np.array(
     [
         ["dummy", "composition", "cgconv", "scratch", "scratch_long", "pretrained", "ridge"],
         ["random", "formula", "jaccard", "stoichiometry", "tfidf", "composition", "aligned", "structure"],
+        ["random", "nearest", "popularity", "assembled", "DeepSeek", "Llama-4", "GPT-4.1"],
+        ["dummy", "boosting", "recipes", "SyntMTE"],
         ["majority", "context", "image", "image_composition", "image_structure", "image_other", "image_text"],
     ],
-    ids=["properties", "retrieval", "defects"],
+    ids=["properties", "retrieval", "precursors", "temperatures", "defects"],
 )
 def test_arms_of_a_figure_differ_in_colour_and_marker(arms, matrix):
     for i, a in enumerate(arms):
