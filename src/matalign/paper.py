@@ -12,8 +12,8 @@ import typst
 
 from matalign import figures, losses, paths, tables
 
-STAGES = ("curate", "pretrain", "properties", "retrieval", "defects")
-LATER = ("ablations",)  # results of an earlier version have none
+STAGES = ("curate", "pretrain", "properties", "retrieval", "recommendation", "defects", "ablations")
+LATER = ("recommendation", "ablations")  # results of older code lack them
 SOURCE = paths.ROOT / "paper"
 EPOCH = 1_735_689_600  # 2025-01-01, the time every PDF is stamped with: the same input gives the same bytes
 
@@ -23,7 +23,7 @@ Metrics = Mapping[str, Any]
 
 
 def read(folder: Path) -> dict[str, Metrics]:
-    """Metrics of the stages, of those in `LATER` where there are any.
+    """Metrics of the stages; of those in `LATER`, if they are there.
 
     Args:
         folder: `results/<profile>/metrics`.
@@ -31,11 +31,11 @@ def read(folder: Path) -> dict[str, Metrics]:
     Raises:
         FileNotFoundError: a stage has not written its metrics.
     """
-    missing = [stage for stage in STAGES if not (folder / f"{stage}.json").exists()]
+    there = [stage for stage in STAGES if stage not in LATER or (folder / f"{stage}.json").exists()]
+    missing = [stage for stage in there if not (folder / f"{stage}.json").exists()]
     if missing:
         raise FileNotFoundError(f"{folder}: no {missing[0]}.json; run the stage {missing[0]} first")
-    stages = [stage for stage in (*STAGES, *LATER) if (folder / f"{stage}.json").exists()]
-    return {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in stages}
+    return {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in there}
 
 
 def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
@@ -60,6 +60,8 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
         drawn["gallery_curve"] = figures.gallery_curve(metrics["retrieval"])
     if "reliability" in metrics["defects"]:
         drawn["reliability"] = figures.reliability(metrics["defects"])
+    if "recommendation" in metrics:
+        drawn["recommendation"] = figures.recommendation(metrics["recommendation"])
     return drawn
 
 
@@ -127,9 +129,8 @@ def cost(folder: Path) -> tables.Table:
     Raises:
         FileNotFoundError: a stage has left no provenance.
     """
-    later = [stage for stage in LATER if (folder / "provenance" / f"{stage}.json").exists()]
-    stages = (*STAGES, *later, "paper")
-    made = {stage: json.loads((folder / "provenance" / f"{stage}.json").read_text()) for stage in stages}
+    files = {stage: folder / "provenance" / f"{stage}.json" for stage in (*STAGES, "paper")}
+    made = {s: json.loads(f.read_text()) for s, f in files.items() if s not in LATER or f.exists()}
     made = {stage: {**record, **record.get("computed", {})} for stage, record in made.items()}
     rows = [
         {

@@ -22,9 +22,8 @@ from matalign import check, config, page, paths, provenance, scratch
 # jsonschema would import it for an optional check of addresses; building its grammar takes two seconds in every stage
 sys.modules.setdefault("rfc3987_syntax", None)
 
-NUMBERS = {"curate": "01", "pretrain": "02", "properties": "03", "retrieval": "04", "defects": "05", "ablations": "05b"}
-NUMBERS |= {"paper": "06"}
-NAMES = {stage: f"{NUMBERS[stage]}_{stage}" for stage in config.STAGES}  # of the notebooks
+NUMBERS = ("01", "02", "03", "04", "04b", "05", "05b", "06")
+NAMES = {stage: f"{number}_{stage}" for number, stage in zip(NUMBERS, config.STAGES, strict=True)}
 SOURCES = paths.NOTEBOOKS / ".source"
 ADDRESS = r" at 0x[0-9a-f]+"  # of an object in memory
 STYLED = r"\bT_[0-9a-f]{5}(?=[\s_\"])"  # the random id of a table that pandas has styled
