@@ -103,6 +103,22 @@ class Retrieval(Stage):
 
 
 @dataclass(frozen=True)
+class Recommendation(Stage):
+    """04b_recommendation: precursor sets and temperatures for compositions."""
+
+    raw: str  # folder of the raw files, relative to the project
+    width: int  # channels of the two towers
+    dropout: float
+    networks: int  # of several seeds, their scores averaged
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    beam: int  # partial sets kept at each step
+    trees: int  # of a temperature's boosted ensemble
+    bootstrap: int
+
+
+@dataclass(frozen=True)
 class Defects(Stage):
     """05_defects: five classes in simulated micrographs."""
 
@@ -131,6 +147,7 @@ STAGES: dict[str, type[Stage]] = {
     "pretrain": Pretrain,
     "properties": Properties,
     "retrieval": Retrieval,
+    "recommendation": Recommendation,
     "defects": Defects,
     "paper": Paper,
 }

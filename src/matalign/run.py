@@ -22,7 +22,8 @@ from matalign import check, config, page, paths, provenance, scratch
 # jsonschema would import it for an optional check of addresses; building its grammar takes two seconds in every stage
 sys.modules.setdefault("rfc3987_syntax", None)
 
-NAMES = {stage: f"{number:02d}_{stage}" for number, stage in enumerate(config.STAGES, start=1)}
+NUMBERS = ("01", "02", "03", "04", "04b", "05", "06")
+NAMES = {stage: f"{number}_{stage}" for number, stage in zip(NUMBERS, config.STAGES, strict=True)}
 SOURCES = paths.NOTEBOOKS / ".source"
 ADDRESS = r" at 0x[0-9a-f]+"  # of an object in memory
 STYLED = r"\bT_[0-9a-f]{5}(?=[\s_\"])"  # the random id of a table that pandas has styled
