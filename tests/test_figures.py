@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matalign import figures, losses, paper, tables
 
 MADE = ("curation", "letter", "training", "learning_curve", "parity", "retrieval", "gallery_curve")
-MADE += ("defects", "dose", "reliability")
+MADE += ("recommendation", "defects", "dose", "reliability")
 STAGE = {
     "curation": "curate",
     "letter": "letter",
@@ -27,6 +27,7 @@ STAGE = {
 }
 STAGE |= {"retrieval": "retrieval", "defects": "defects", "dose": "defects"}
 STAGE |= {"gallery_curve": "retrieval", "reliability": "defects"}
+STAGE |= {"recommendation": "recommendation"}
 
 
 @pytest.fixture(autouse=True)
@@ -143,9 +144,11 @@ DEUTERANOPIA = np.array(
     [
         ["dummy", "composition", "cgconv", "scratch", "scratch_long", "pretrained", "ridge"],
         ["random", "formula", "jaccard", "stoichiometry", "tfidf", "composition", "aligned", "structure"],
+        ["random", "nearest", "popularity", "assembled", "DeepSeek", "Llama-4", "GPT-4.1"],
+        ["dummy", "boosting", "recipes", "SyntMTE"],
         [name for name in figures.ARMS if name.startswith(("majority", "context", "image"))],
     ],
-    ids=["properties", "retrieval", "defects"],
+    ids=["properties", "retrieval", "precursors", "temperatures", "defects"],
 )
 def test_arms_of_a_figure_differ_in_colour_and_marker(arms, matrix):
     for i, a in enumerate(arms):

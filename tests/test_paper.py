@@ -159,6 +159,14 @@ def test_a_stage_without_metrics_is_named(results):
         paper.read(folder / "metrics")
 
 
+def test_results_without_a_later_stage_still_make_a_paper(results):
+    metrics = plausible.metrics()
+    del metrics["recommendation"]
+    folder = results(metrics)
+    assert "precursors.csv" not in {f.name for f in (folder / "tables").iterdir()}
+    assert paper.typeset(folder, title=TITLE).exists()
+
+
 def test_an_error_in_the_source_is_shown_with_its_place(results, tmp_path):
     source = tmp_path / "paper"
     shutil.copytree(paper.SOURCE, source)

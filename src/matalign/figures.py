@@ -58,6 +58,15 @@ ARMS: dict[str, Arm] = {
     "image_other": Arm("image + other host", "#D55E00", "X"),
     "image_text": Arm("image + structure + text", "#009E73", "p"),
     "image_text_other": Arm("image + structure + other text", "#6118F2", "*"),
+    "nearest": Arm("nearest known target", "#7A4419", "v"),
+    "popularity": Arm("popularity", "#E69F00", "s"),
+    "assembled": Arm("assembled", "#0072B2", "o"),
+    "boosting": Arm("boosting on fractions", "#E69F00", "s"),
+    "recipes": Arm("with text-mined recipes", "#0072B2", "o"),
+    "DeepSeek": Arm("DeepSeek (published)", "#000000", "P"),
+    "Llama-4": Arm("Llama-4 (published)", "#B2DF8A", ">"),
+    "GPT-4.1": Arm("GPT-4.1 (published)", "#882255", "D"),
+    "SyntMTE": Arm("SyntMTE (published)", "#882255", "D"),
 }
 COLOURS: dict[str, str] = {name: arm.colour for name, arm in ARMS.items()}
 
@@ -437,6 +446,39 @@ def dose(
     ax.set(xlabel="dose (e/Å$^2$)", ylabel="macro-F1", ylim=(0, 1))
     _legend(fig, [ax], columns=2)
     return fig
+
+
+def recommendation(metrics: Metrics) -> Figure:
+    """Precursor sets: exact set among the first k. Temperatures: mean absolute error, by kind and split."""
+    fig, ((ranked, heat),) = _figure(1, 2, width=PAGE_IN, height=2.4)
+    for name in ordered(r["arm"] for r in metrics["precursors"]):
+        points = sorted((r for r in metrics["precursors"] if r["arm"] == name), key=lambda r: r["k"])
+        look, x, y = arm(name), [r["k"] for r in points], [r["value"] for r in points]
+        style = {"color": look.colour, "marker": look.marker, "label": look.label}
+        if points[0]["published"]:
+            ranked.plot(x, y, ls=":", **style)
+        else:
+            ranked.errorbar(x, y, _bars(y, (r["low"] for r in points), (r["high"] for r in points)), **style)
+    ranked.set(xlabel="sets proposed", ylabel="exact set among them", xticks=[1, 5, 10], ylim=(0, 1))
+    _temperature_bars(heat, metrics["temperatures"])
+    for ax in (ranked, heat):
+        ax.legend(*ax.get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return fig
+
+
+def _temperature_bars(ax: Axes, rows: list[Row]) -> None:
+    """One group of bars a kind of temperature and split."""
+    places = sorted({(r["split"], r["kind"]) for r in rows}, key=lambda p: (p[0], p[1] != "sintering"))
+    names = ordered(r["arm"] for r in rows)
+    for j, name in enumerate(names):
+        here = [r for r in rows if r["arm"] == name]
+        x = [places.index((r["split"], r["kind"])) + 0.8 * ((j + 0.5) / len(names) - 0.5) for r in here]
+        value = [r["value"] for r in here]
+        ax.bar(x, value, width=0.8 / len(names), color=arm(name).colour, label=arm(name).label)
+        ends = [[r["value"] if r[end] is None else r[end] for r in here] for end in ("low", "high")]
+        ax.errorbar(x, value, _bars(value, *ends), fmt="none", ecolor="#444444", elinewidth=0.6)
+    ax.set_xticks(range(len(places)), [f"{kind}\n{split}" for split, kind in places])
+    ax.set(ylabel="MAE (°C)")
 
 
 def method() -> Figure:

@@ -12,7 +12,8 @@ import typst
 
 from matalign import figures, losses, paths, tables
 
-STAGES = ("curate", "pretrain", "properties", "retrieval", "defects")
+STAGES = ("curate", "pretrain", "properties", "retrieval", "recommendation", "defects")
+LATER = ("recommendation",)  # results of older code lack them
 SOURCE = paths.ROOT / "paper"
 EPOCH = 1_735_689_600  # 2025-01-01, the time every PDF is stamped with: the same input gives the same bytes
 
@@ -22,7 +23,7 @@ Metrics = Mapping[str, Any]
 
 
 def read(folder: Path) -> dict[str, Metrics]:
-    """Metrics of the five stages.
+    """Metrics of the stages; of those in `LATER`, if they are there.
 
     Args:
         folder: `results/<profile>/metrics`.
@@ -30,16 +31,17 @@ def read(folder: Path) -> dict[str, Metrics]:
     Raises:
         FileNotFoundError: a stage has not written its metrics.
     """
-    missing = [stage for stage in STAGES if not (folder / f"{stage}.json").exists()]
+    there = [stage for stage in STAGES if stage not in LATER or (folder / f"{stage}.json").exists()]
+    missing = [stage for stage in there if not (folder / f"{stage}.json").exists()]
     if missing:
         raise FileNotFoundError(f"{folder}: no {missing[0]}.json; run the stage {missing[0]} first")
-    return {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in STAGES}
+    return {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in there}
 
 
 def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
     """Every figure of the paper by name; one whose rows a profile leaves out is an empty panel.
 
-    `gallery_curve` and `reliability` are drawn only from metrics that have their rows.
+    `gallery_curve`, `reliability` and `recommendation` are drawn only from metrics that have their rows.
     """
     drawn = {
         "method": figures.method(),
@@ -56,6 +58,8 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
         drawn["gallery_curve"] = figures.gallery_curve(metrics["retrieval"])
     if "reliability" in metrics["defects"]:
         drawn["reliability"] = figures.reliability(metrics["defects"])
+    if "recommendation" in metrics:
+        drawn["recommendation"] = figures.recommendation(metrics["recommendation"])
     return drawn
 
 
@@ -123,7 +127,8 @@ def cost(folder: Path) -> tables.Table:
     Raises:
         FileNotFoundError: a stage has left no provenance.
     """
-    made = {stage: json.loads((folder / "provenance" / f"{stage}.json").read_text()) for stage in (*STAGES, "paper")}
+    files = {stage: folder / "provenance" / f"{stage}.json" for stage in (*STAGES, "paper")}
+    made = {s: json.loads(f.read_text()) for s, f in files.items() if s not in LATER or f.exists()}
     made = {stage: {**record, **record.get("computed", {})} for stage, record in made.items()}
     rows = [
         {

@@ -1,14 +1,14 @@
 """Precursor sets for a target composition: baselines that count, and a learned scorer that assembles sets.
 
-A set is assembled element by element, from the most electronegative to the least. For each telling element of the target
-the next choice is one of the known precursors that bring it and no element foreign to the target, or to go on, which is
-open once the element is brought. A choice has the probability
+A set is assembled element by element, from the most electronegative to the least. For each telling element of the
+target the next choice is one of the known precursors that bring it and no element foreign to the target, or to go on,
+which is open once the element is brought. A choice has the probability
 
-    p(precursor | target, element, chosen) = softmax over the candidates of q(target, element, chosen) · k(precursor) + b
+    p(precursor | target, element, chosen) = softmax over candidates of q(target, element, chosen) · k(precursor) + b
 
-with two towers q and k: a contrastive loss whose negatives are the element's other precursors. k sees the precursor's own
-composition, so what is learned of carbonates or sulfides serves those that are rare. Beam search adds up the ways to the
-same set.
+with two towers q and k: a contrastive loss whose negatives are the element's other precursors. k sees the precursor's
+own composition, so what is learned of carbonates or sulfides serves those that are rare. Beam search adds up the ways
+to the same set.
 """
 
 import math
@@ -72,7 +72,7 @@ class Vocabulary:
 
     @cached_property
     def features(self) -> np.ndarray:
-        """(V, 119 · 2 + F) float32: fractions, presence, then kind, ligands to metals, and mean elemental properties."""
+        """(V, 119 · 2 + F) float32: fractions, presence; kind, ligands to metals, mean elemental properties."""
         share = np.stack([recipes.vector(recipes.fractions(name)) for name in self.names]).astype(np.float32)
         ligands = share[:, LIGANDS]
         kind = (ligands > 0) @ (2 ** np.arange(len(LIGANDS)))
@@ -221,9 +221,7 @@ class Towers(nn.Module):
         n, size, depth = len(known), known.shape[1], len(elements.VALUES)
         self.register_buffer("known", torch.cat([known, torch.zeros(1, size)]))  # the last row: nothing
         self.register_buffer("properties", torch.from_numpy(PROPERTIES))
-        self.keys = nn.Sequential(
-            nn.Linear(size, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width)
-        )
+        self.keys = nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width))
         self.own = nn.Parameter(torch.zeros(n + 1, width))  # what a precursor's composition does not tell
         self.bias = nn.Parameter(torch.cat([torch.from_numpy(np.log(vocabulary.counts)).float(), torch.zeros(1)]))
         self.chosen = nn.EmbeddingBag(n + 1, 32, mode="sum", padding_idx=n)

@@ -167,7 +167,12 @@ def _listed(text: str) -> frozenset[str]:
 
 
 def without(
-    recipes: Iterable[Recipe], test: Iterable[Recipe], *, system: bool = False, reaction: bool = False, doi: bool = False
+    recipes: Iterable[Recipe],
+    test: Iterable[Recipe],
+    *,
+    system: bool = False,
+    reaction: bool = False,
+    doi: bool = False,
 ) -> list[Recipe]:
     """The recipes that share none of the chosen keys with a test: chemical system, reaction string, DOI."""
     test = list(test)

@@ -94,10 +94,11 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 
 def claims(metrics: Mapping[str, Metrics]) -> Table:
     """The proposal's claims with value, interval, threshold and verdict."""
-    rows = [{"stage": s, **claim} for s in ("properties", "retrieval", "defects") for claim in metrics[s]["claims"]]
+    stages = [s for s in ("properties", "retrieval", "recommendation", "defects") if s in metrics]
+    rows = [{"stage": s, **claim} for s in stages for claim in metrics[s]["claims"]]
     cells = []
     for r in rows:
-        digits = 1 if r["unit"] == "%" else 3
+        digits = 1 if r["unit"] in ("%", "°C") else 3
         cells.append(
             [
                 r["claim"] + (f" ({r['note']})" if r.get("note") else ""),
@@ -289,6 +290,68 @@ def retrieval_differences(metrics: Metrics) -> Table:
     return Table("retrieval_differences", caption(text, metrics), frame(metrics["comparisons"]), header, cells)
 
 
+def recommendation(metrics: Metrics) -> list[Table]:
+    """Precursor sets, temperatures, and their paired differences; published scores are marked."""
+    return [_precursor_sets(metrics), _temperatures(metrics), _recommendation_differences(metrics)]
+
+
+def _precursor_sets(metrics: Metrics) -> Table:
+    rows = metrics["precursors"]
+    tops = sorted({r["k"] for r in rows})
+    cells = []
+    for arm in figures.ordered(r["arm"] for r in rows):
+        by = {r["k"]: r for r in rows if r["arm"] == arm}
+        cells.append([figures.arm(arm).label, *(interval(by[k]) if k in by else MISSING for k in tops)])
+    ceiling = {r["ceiling"]: r["value"] for r in metrics["ceilings"]}
+    text = f"Precursor sets: {counted((r['n'] for r in rows), 'target')} of "
+    text += (
+        f"{counted((r['n_chemsys'] for r in rows), 'chemical system')}, none of them trained on; the exact set, in any "
+    )
+    text += (
+        f"order, among the first k. Ceilings: {number(ceiling['vocabulary'])} have no precursor that training lacks, "
+    )
+    text += f"{number(ceiling['copy'])} a set that training holds. Published rows are of Prein et al. (2025)."
+    header = ["arm", *(f"top-{k}" for k in tops)]
+    return Table("precursors", caption(text, metrics), frame(rows), header, cells)
+
+
+def _temperatures(metrics: Metrics) -> Table:
+    rows = metrics["temperatures"]
+    places = sorted({(r["split"], r["kind"]) for r in rows}, key=lambda p: (p[0], p[1] != "sintering"))
+    cells = []
+    for arm in figures.ordered(r["arm"] for r in rows):
+        by = {(r["split"], r["kind"]): r for r in rows if r["arm"] == arm}
+        cells.append([figures.arm(arm).label, *(interval(by[p], digits=1) if p in by else MISSING for p in places)])
+    text = (
+        f"Mean absolute error of temperatures, °C; {counted((r['n_test'] for r in rows), 'test reaction')}. official: "
+    )
+    text += (
+        "the public split, and text-mined reactions of no DOI of a test row; strict: nothing that shares a chemical "
+    )
+    text += "system or DOI with the test. Published rows are of Prein et al. (2025)."
+    header = ["arm", *(f"{kind}\n{split}" for split, kind in places)]
+    return Table("temperatures", caption(text, metrics), frame(rows), header, cells)
+
+
+def _recommendation_differences(metrics: Metrics) -> Table:
+    rows = sorted(metrics["comparisons"], key=lambda r: r["task"])
+    cells = [
+        [
+            r["task"],
+            f"{figures.arm(r['arm']).label} − {figures.arm(r['baseline']).label}",
+            with_unit(interval(r, digits=1 if r["unit"] else 3), r["unit"]),
+            number(r["p_holm"]),
+        ]
+        for r in rows
+    ]
+    text = (
+        "Recommendation: paired differences on the same targets, in the share of exact sets and in °C of mean absolute "
+    )
+    text += "error. p: Holm-corrected over the family."
+    header = ["task", "arms", "Δ", "p"]
+    return Table("recommendation_differences", caption(text, metrics), frame(rows), header, cells)
+
+
 def defects(metrics: Metrics) -> Table:
     """Defect classes: macro-F1, accuracy, calibration."""
     rows = metrics["results"]
@@ -388,6 +451,7 @@ def build(metrics: Mapping[str, Metrics]) -> list[Table]:
         retrieval_pairs(metrics["retrieval"]),
         *([gallery_curve(metrics["retrieval"])] if "gallery_curve" in metrics["retrieval"] else []),
         retrieval_differences(metrics["retrieval"]),
+        *(recommendation(metrics["recommendation"]) if "recommendation" in metrics else ()),
         defects(metrics["defects"]),
         defect_differences(metrics["defects"]),
         claims(metrics),

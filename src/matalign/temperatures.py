@@ -81,8 +81,8 @@ def common(rows: Sequence[Recipe]) -> list[str]:
 def features(rows: Sequence[Recipe], names: Sequence[str]) -> np.ndarray:
     """(N, F): fractions, five statistics of each elemental property weighted by them, and the precursors.
 
-    Mean, mean deviation, least, greatest and range, unknown values as zero; then which of `names` are used, and how many
-    precursors hold which of `LIGANDS`.
+    Mean, mean deviation, least, greatest and range, unknown values as zero; then which of `names` are used, and how
+    many precursors hold which of `LIGANDS`.
     """
     share, values = shares(rows), np.nan_to_num(elements.VALUES)
     mean = share @ values
