@@ -43,10 +43,14 @@ class Study:
         return paths.ROOT / self.cfg.raw == paths.SAMPLE
 
     @cached_property
+    def free(self) -> list[Recipe]:
+        """Recipes that share neither chemical system nor reaction string with a target of val or test."""
+        return recipes.without(self.known, [*self.val, *self.test], system=True, reaction=True)
+
+    @cached_property
     def training(self) -> list[Recipe]:
-        """Distinct recipes that share neither chemical system nor reaction string with a target of val or test."""
-        held = [*self.val, *self.test]
-        return recipes.distinct(recipes.without(self.known, held, system=True, reaction=True))
+        """Of the free recipes the distinct ones."""
+        return recipes.distinct(self.free)
 
     @cached_property
     def vocabulary(self) -> precursors.Vocabulary:
@@ -70,12 +74,22 @@ class Study:
         return precursors.assemble(targets, self.vocabulary, score, beam=self.cfg.beam, k=k)
 
     @cached_property
-    def thermometers(self) -> tuple[dict[str, temperatures.Model], dict[str, tuple[float, float]]]:
-        """Models of both temperatures on the official split, and the spread of their errors on validation."""
-        parts, shape = self.conditions, {"trees": self.cfg.trees, "seed": self.cfg.seed}
-        training = temperatures.split("official", [*parts["train"], *parts["val"]], parts["test"], self.known)
-        models = {kind: temperatures.fit(training, kind, **shape) for kind in KINDS}
-        return models, temperatures.spread(parts["train"], parts["val"], self.known, **shape)
+    def heat_training(self) -> dict[str, temperatures.Split]:
+        """What the temperatures of each split are learned from."""
+        own = [*self.conditions["train"], *self.conditions["val"]]
+        return {n: temperatures.split(n, own, self.conditions["test"], self.known) for n in temperatures.SPLITS}
+
+    @cached_property
+    def thermometers(self) -> dict[tuple[str, str], temperatures.Model]:
+        """(split, kind of temperature) -> its model."""
+        shape = {"trees": self.cfg.trees, "seed": self.cfg.seed}
+        return {(n, k): temperatures.fit(t, k, **shape) for n, t in self.heat_training.items() for k in KINDS}
+
+    @cached_property
+    def spread(self) -> dict[str, tuple[float, float]]:
+        """Kind of temperature -> low and high percentile of the errors on validation, °C."""
+        parts = self.conditions
+        return temperatures.spread(parts["train"], parts["val"], self.known, trees=self.cfg.trees, seed=self.cfg.seed)
 
 
 def prepare(cfg: Recommendation) -> Study:
@@ -111,8 +125,8 @@ def sets(study: Study, part: Sequence[Recipe]) -> dict[str, list[list[frozenset[
 
 
 def ceilings(study: Study) -> list[dict[str, Any]]:
-    """Shares of the test: all precursors occur in training (no arm can pass it); the very set does (nor can a copy)."""
-    names, copied = set(study.vocabulary.names), {r.precursors for r in study.training}
+    """Shares of the test: with all precursors in training (no arm passes it); whose set is known (nor does a copy)."""
+    names, copied = set(study.vocabulary.names), {r.precursors for r in study.free}
     known = [r.precursors <= names for r in study.test]
     seen = [r.precursors in copied for r in study.test]
     rows = {"vocabulary": known, "copy": seen}
@@ -165,10 +179,11 @@ def _temperature_rows(study: Study) -> tuple[list[dict], list[dict]]:
     shape = {"resamples": cfg.bootstrap, "seed": cfg.seed}
     rows, compared = [], []
     for name in temperatures.SPLITS:
-        training = temperatures.split(name, [*parts["train"], *parts["val"]], test, study.known)
+        training = study.heat_training[name]
         for kind in KINDS:
             cell = {"split": name, "kind": kind, "unit": "°C"}
-            predicted = temperatures.predictions(training, test, kind, trees=cfg.trees, seed=cfg.seed)
+            baselines = temperatures.baselines(training, test, kind, trees=cfg.trees, seed=cfg.seed)
+            predicted = {**baselines, "recipes": study.thermometers[name, kind].predict(test)}
             true = temperatures.labels(test, kind)
             errors = {arm: np.abs(values - true) for arm, values in predicted.items()}
             low, high = temperatures.RANGE_C[kind]
@@ -234,13 +249,12 @@ def recommend(study: Study, formula: str, *, k: int) -> dict[str, Any]:
         ValueError: not a formula.
     """
     target = recipes.fractions(formula)
-    models, spread = study.thermometers
     rows = []
     for names, value in study.assemble([target], k=k)[0]:
         row = {"precursors": " + ".join(sorted(names)), "probability": float(np.exp(value))}
         for kind in KINDS:
-            heat = float(models[kind].predict([Recipe(formula, target, names, "")])[0])
-            low, high = (heat + error for error in spread[kind])
+            heat = float(study.thermometers["official", kind].predict([Recipe(formula, target, names, "")])[0])
+            low, high = (heat + error for error in study.spread[kind])
             row |= {f"{kind}_C": heat, f"{kind}_low_C": low, f"{kind}_high_C": high}
         rows.append(row)
     distance = np.abs(np.stack([recipes.vector(r.fractions) for r in study.training]) - recipes.vector(target)).sum(1)
