@@ -104,7 +104,7 @@ def test_saving_notebooks_in_jupyterlab_runs_no_stage_again(copy):
 def test_figures_are_no_part_of_what_a_fit_depends_on():
     calls = [re.findall(r"scratch\.code_digest\(\"(.*?)\"\)", f.read_text()) for f in scratch.SOURCE.rglob("*.py")]
     modules = {module for found in calls for module in found}
-    assert {"train", "properties", "retrieval", "defects"} <= modules
+    assert {"train", "fits", "retrieval", "defects"} <= modules
     for module in modules:
         assert "figures.py" not in [f.name for f in scratch.import_closure(module)], module
 
