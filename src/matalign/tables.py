@@ -27,7 +27,7 @@ NAMES = {
 }
 PRINTED_METRICS = ("MAE", "F1", "accuracy")  # of a target, the first that it has
 MISSING = "–"
-INTERVAL = "Brackets: 95 % interval, bootstrap over {unit} nested with seeds."
+INTERVAL = "Brackets: 95 % interval, bootstrap over {unit} and seeds."
 SYNTHETIC = "Numbers come from the synthetic sample."
 TEX = {
     "\\": r"\textbackslash{}",
