@@ -159,7 +159,7 @@ def test_five_modalities_train_and_embed(trained):
     metrics = checkpoints.metrics(folder)
     assert len(metrics["steps"]) == 2
     assert all(np.isfinite(step["loss"]) for step in metrics["steps"])
-    assert set(metrics["parameters"]) == {*ALL.split(), "heads"}
+    assert set(metrics["parameters"]) == {*ALL.split(), "heads", "denoiser"}
     recall = {(r["query"], r["target"]): r for r in metrics["history"][0]["recall_val"]}
     assert len(recall) == 5 * 4
     # of five materials to validate on, one has no pattern
@@ -296,7 +296,7 @@ def test_a_new_modality_is_one_file_and_one_entry(tmp_path):
     assert ended.returncode == 0, ended.stderr[-3000:]
     about = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert about["pretrain"]["modalities"] == "crystal density"
-    assert set(about["parameters"]) == {"crystal", "density", "heads"}
+    assert set(about["parameters"]) == {"crystal", "density", "heads", "denoiser"}
     steps = [json.loads(line) for line in (tmp_path / "run" / "model" / "log.jsonl").read_text().splitlines()]
     assert sum("step" in line for line in steps) == 2
     curated = dataset.read(tmp_path / "data" / "curated" / "tiny")
