@@ -1,5 +1,5 @@
 import numpy as np
-from recipes import FIVE, Z, curated
+from five import FIVE, Z, curated
 
 from matalign import galleries
 from matalign.galleries import Gallery

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from recipes import FIVE, curated
+from five import FIVE, curated
 
 from matalign import matchers, ranks
 from matalign.galleries import Gallery

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from recipes import FIVE, curated
+from five import FIVE, curated
 
 from matalign import align, config, embed, paths, retrieval
 from matalign.galleries import Gallery
