@@ -89,7 +89,7 @@ def test_claims_are_those_of_the_laptop_run():
     assert len(lines) == len(claims)
     for line, claim in zip(lines, claims, strict=True):
         assert line.rstrip(" |").endswith(claim["verdict"])
-        assert f"{abs(claim['value']):,.{1 if claim['unit'] == '%' else 3}f}" in line
+        assert f"{abs(claim['value']):,.{1 if claim['unit'] in ('%', '°C') else 3}f}" in line
 
 
 def test_method_figure_is_the_codes(tmp_path):
