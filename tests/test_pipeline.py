@@ -137,7 +137,8 @@ def test_the_first_run_computes_the_fits(whole):
 
 def test_a_parameter_runs_what_depends_on_it_and_nothing_else(copy):
     copy.edit("params.yaml", "    max_materials: 24\n", "    max_materials: 23\n")
-    assert ran(copy.repro("--dry", "--force-downstream")) == STAGES
+    curated = [stage for stage in STAGES if stage != f"recommendation@{PROFILE}"]  # that one reads the sources itself
+    assert ran(copy.repro("--dry", "--force-downstream")) == curated
     copy.edit("params.yaml", "    max_materials: 23\n", "    max_materials: 24\n")
     params = (copy.root / "params.yaml").read_text()
     head, tiny = params.split("\ntiny:\n")
