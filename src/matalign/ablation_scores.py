@@ -46,7 +46,8 @@ def metrics(cfg: Ablations, results: Mapping[Fit, scratch.Result]) -> dict[str, 
                 i = stats.bootstrap(values, clusters, **options)
                 rows.append(
                     {**cell, "base": variant == BASE, "emergent": emergent(variant, task_)}
-                    | {"value": i.value, "low": i.low, "high": i.high, "n_test": values.shape[1]}
+                    | i.bounds()
+                    | {"n_test": values.shape[1]}
                     | {"n_chemsys": len(set(clusters)), "seeds": len(values)}
                 )
                 if variant != BASE and metric in COMPARED and (task_, metric) in base:
@@ -54,7 +55,7 @@ def metrics(cfg: Ablations, results: Mapping[Fit, scratch.Result]) -> dict[str, 
                     family.append({**cell, "difference": d.value, "low": d.low, "high": d.high, "p": d.p})
         adjusted = stats.holm([row["p"] for row in family])
         differences += [{**row, "p_holm": float(p)} for row, p in zip(family, adjusted, strict=True)]
-    about = {"synthetic": bool((curated.materials.source == paths.SAMPLE.name).all()), "seed": cfg.seed}
+    about = {"synthetic": curated.synthetic, "seed": cfg.seed}
     labels = sorted({result["n_labels"] for result in results.values()})
     return {
         "stage": "ablations",

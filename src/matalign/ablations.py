@@ -198,14 +198,13 @@ def features(cfg: Ablations, curated: Curated, levels: Iterable[int]) -> scratch
     model = embed.load(cfg.profile)
     if missing := {"image", "text"} - set(model.towers):
         raise ValueError(f"ablations of {cfg.profile}: its model has no {' and no '.join(sorted(missing))} tower")
-    optics = imaging.Optics(image_px=model.config.image_px, pixel_A=model.config.pixel_A)
-    ids, tower = curated.materials.mp_id.to_numpy(), model.towers["image"]
-    out = {"images": np.empty((len(ids), cfg.views + 1, tower.dim), np.float32)}
+    tower, everything = model.towers["image"], np.arange(len(curated.materials))
+    out = {"images": np.empty((len(everything), cfg.views + 1, tower.dim), np.float32)}
     with tqdm(total=out["images"].size // tower.dim, desc="images", unit="image", mininterval=1) as bar:
-        for rows in np.array_split(np.arange(len(ids)), -(-len(ids) // ROWS)):
+        for rows in np.array_split(everything, -(-len(everything) // ROWS)):
             for v, epoch in enumerate([*range(cfg.views), embed.EVALUATION]):
-                keys = [imaging.view_seed(cfg.seed, epoch, mp_id, 0) for mp_id in ids[rows]]
-                out["images"][rows, v] = tower(imaging.render(curated.structures, rows, keys, optics=optics))[0].numpy()
+                images = model.micrographs(curated, rows, seed=cfg.seed, epoch=epoch)
+                out["images"][rows, v] = tower(images)[0].numpy()
                 bar.update(len(rows))
     for level in levels:
         texts = curated.protocols[f"text_L{level}"].tolist()

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from matalign import align, paths, scratch
+from matalign import align, scratch
 from matalign.examples import VALIDATION, Examples, rank, world
 
 
@@ -78,7 +78,7 @@ def export(examples: Examples, at: Progress, folder: Path) -> None:
     about = {
         "pretrain": dataclasses.asdict(examples.cfg),
         "data": curated.digest,
-        "synthetic": bool((curated.materials.source == paths.SAMPLE.name).all()),
+        "synthetic": curated.synthetic,
         "n_train": int((curated.splits.pretrain == "train").sum()),
         "n_val": len(examples.views("val", VALIDATION)),
         "ranks": world(),

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from matalign import scratch
+from matalign import paths, scratch
 
 # Column -> Arrow type. Units are in the names; a label that a material lacks is NaN.
 MATERIALS = {
@@ -168,6 +168,11 @@ class Curated:
             raise ValueError(f"protocols: {len(strangers)} mp-ids are not in materials, first {strangers[0]}")
         if not self.digest:
             object.__setattr__(self, "digest", _digest(_files(self)))
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether all materials are of the embedded sample."""
+        return bool((self.materials.source == paths.SAMPLE.name).all())
 
     def extra(self, modality: str) -> np.ndarray:
         """(M, …) what curation made for a modality.

@@ -129,12 +129,12 @@ def score(predictions: Predictions, cfg: Defects) -> dict:
             "ECE": stats.bootstrap(sure[arm], hosts, statistic=ece, **options),
             "ECE_scaled": stats.bootstrap(scaled[arm], hosts, statistic=ece, **options),
         }
-        results += [{"arm": arm, "metric": metric, **_interval(s), **about} for metric, s in scores.items()]
+        results += [{"arm": arm, "metric": metric, **s.bounds(), **about} for metric, s in scores.items()]
         bins += [{"arm": arm, **row} for row in reliability(*sure[arm].reshape(-1, 2).T)]
         for number, defect in enumerate(DEFECTS):
             of = shots.kind == number
             right = stats.bootstrap(sure[arm][:, of, 1], hosts[of], **options)
-            recall.append({"arm": arm, "defect": defect, **_interval(right)})
+            recall.append({"arm": arm, "defect": defect, **right.bounds()})
         for place, of in dose_bins(shots.dose_e_A2):
             at = stats.bootstrap(label[arm][:, of], hosts[of], statistic=f1, **options)
             row = {"macro_F1": at.value, "low": at.low, "high": at.high, "n": int(of.sum())}
@@ -150,7 +150,7 @@ def score(predictions: Predictions, cfg: Defects) -> dict:
     if text_pairs and of.any():
         for arm in arms:
             at = stats.bootstrap(label[arm][:, of], hosts[of], statistic=f1, **options)
-            with_protocol["results"].append({"arm": arm, "metric": "macro_F1", **_interval(at)})
+            with_protocol["results"].append({"arm": arm, "metric": "macro_F1", **at.bounds()})
         with_protocol["comparisons"] = differences([("image_structure", "image"), *text_pairs], of)
 
     flawed, seen = shots.kind > 0, shots.visibility >= ROSE
@@ -187,10 +187,6 @@ def dose_bins(dose_e_A2: np.ndarray) -> list[tuple[dict[str, float | bool], np.n
         if of.any():
             found.append(({"dose_low": low, "dose_high": high, "held_out": held_out}, of))
     return found
-
-
-def _interval(estimate: stats.Interval) -> dict[str, float]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
 def _claims(results: list[dict], comparisons: list[dict]) -> list[dict]:

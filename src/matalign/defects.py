@@ -339,6 +339,5 @@ def run(cfg: Defects) -> Predictions:
         validation["majority"].append((np.tile(share, (len(kind["val"]), 1)), kind["val"]))
     n_hosts = {s: int((hosts.split == s).sum()) for s in SPLITS}
     stacked = {arm: np.stack(p) for arm, p in probability.items()}
-    synthetic = bool((curated.materials.source == paths.SAMPLE.name).all())
     has_text = np.isin(hosts.mp_id, curated.protocols.mp_id.to_numpy(str))[test.host]
-    return Predictions(test, hosts.mp_id[test.host], has_text, stacked, validation, n_hosts, synthetic)
+    return Predictions(test, hosts.mp_id[test.host], has_text, stacked, validation, n_hosts, curated.synthetic)

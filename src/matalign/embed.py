@@ -84,6 +84,21 @@ class Model:
         features = self._tower("text").features(texts, progress=len(texts) > LONG).to(self.device)
         return self._batched(len(texts), lambda rows: self.aligned.encode("text", features[rows]), "texts")
 
+    def micrographs(
+        self, curated: Curated, rows: Int[np.ndarray, " n"], *, seed: int, epoch: int
+    ) -> Float[Tensor, "n 1 height width"]:
+        """One micrograph of each of some materials of a curated set, as the image tower takes them.
+
+        Args:
+            curated: the set.
+            rows: (n,) of it.
+            seed: with epoch and mp-id the key of the view.
+            epoch: `EVALUATION` for a view that no training shows.
+        """
+        inputs = encoders.load("image").Inputs(self.config, curated, self._tower("image"), self.device)
+        ids = curated.materials.mp_id.to_numpy()[rows]
+        return inputs(rows, np.array([imaging.view_seed(seed, epoch, mp_id, 0) for mp_id in ids], np.uint64))
+
     def embed_images(self, images: Float[Tensor, "images 1 height width"]) -> Float[np.ndarray, "images dim"]:
         """(n, embed_dim) float32 unit vectors of micrographs as `imaging.render` returns them."""
         self._tower("image")

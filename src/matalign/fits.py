@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from matalign import dataset, embed, encoders, imaging, paths, regression, scratch, workers
+from matalign import dataset, embed, encoders, paths, regression, scratch, workers
 from matalign.config import Properties
 from matalign.dataset import Curated
 from matalign.graphs import GraphStore
@@ -302,12 +302,10 @@ def _crystals(t: Task) -> dict[str, np.ndarray]:
 
 
 def _images(t: Task) -> dict[str, np.ndarray]:
-    cfg, structures, ids = t.model.config, t.curated.structures, t.curated.materials.mp_id.to_numpy()
-    optics = imaging.Optics(image_px=cfg.image_px, pixel_A=cfg.pixel_A)
-    tokens, pooled = [], []
-    for rows in tqdm(np.array_split(np.arange(len(ids)), -(-len(ids) // IMAGES)), desc="images", mininterval=1):
-        keys = [imaging.view_seed(t.cfg.seed, embed.EVALUATION, mp_id, 0) for mp_id in ids[rows]]
-        features, out = t.model.towers["image"](imaging.render(structures, rows, keys, optics=optics, device=t.device))
+    everything, tokens, pooled = np.arange(len(t.labels)), [], []
+    for rows in tqdm(np.array_split(everything, -(-len(everything) // IMAGES)), desc="images", mininterval=1):
+        images = t.model.micrographs(t.curated, rows, seed=t.cfg.seed, epoch=embed.EVALUATION)
+        features, out = t.model.towers["image"](images)
         tokens.append(out["map"].flatten(2).transpose(1, 2).half().cpu().numpy())  # a fifth of a GB at 64 px
         pooled.append(features.cpu().numpy())
     return {"tokens": np.concatenate(tokens), "embeddings": _aligned(t, "image", np.concatenate(pooled))}

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matalign import elements, recipes
-from matalign.protocols import COMMON
-from matalign.recipes import NUMBER, Recipe, telling
+from matalign.protocols import COMMON, NUMBER
+from matalign.recipes import Recipe, telling
 
 TOP = (1, 5, 10)
 ELECTRONEGATIVITY = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from matalign import fits, paths, regression, stats
+from matalign import fits, regression, stats
 from matalign.config import Properties
 from matalign.fits import E_F, Fit, Task
 from matalign.regression import METAL
@@ -70,7 +70,7 @@ def metrics(cfg: Properties, results: Result) -> dict[str, Any]:
     return {
         "stage": "properties",
         "profile": cfg.profile,
-        "synthetic": bool((t.curated.materials.source == paths.SAMPLE.name).all()),
+        "synthetic": t.curated.synthetic,
         "seed": cfg.seed,
         **tables,
         "claims": _claims(places, tables),
@@ -125,7 +125,8 @@ def _results(cfg: Properties, places: Mapping[Place, Mapping[str, Scores]]) -> l
                 i = stats.bootstrap(values, s.clusters, statistic=statistic, resamples=cfg.bootstrap, seed=cfg.seed)
                 table.append(
                     _key(place, arm)
-                    | {"metric": metric, "unit": unit(place[-1]), "value": i.value, "low": i.low, "high": i.high}
+                    | {"metric": metric, "unit": unit(place[-1])}
+                    | i.bounds()
                     | {"n_train": s.n_train, "n_test": len(s.true), "n_chemsys": len(set(s.clusters))}
                     | {"seeds": len(s.errors)}
                 )

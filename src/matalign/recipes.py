@@ -17,14 +17,13 @@ import numpy as np
 import pandas as pd
 
 from matalign import elements, protocols, sources
-from matalign.protocols import COMMON
+from matalign.protocols import COMMON, NUMBER
 
 SET_COLUMNS = ("precursor_formulas", "target_formula", "Reaction")
 CONDITION_COLUMNS = ("precursor_formulas", "target_formula", "DOI", "Sintering Temperature", "Calcination Temperature")
 KINDS = ("sintering", "calcination")
 STEPS = {"sintered": "sintering", "calcined": "calcination", "annealed": "calcination"}  # gives 99.8 % of the labels
 MAX_TEMPERATURE_C = 2500.0  # above: absurd
-NUMBER = {symbol: z for z, symbol in enumerate(elements.SYMBOLS) if symbol}
 WATER = r"·((\d+(\.\d+)?|\d+/\d+)?[xnmyz]?\(?H2O\)?[xnmyz]?)$"
 
 

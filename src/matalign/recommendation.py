@@ -164,12 +164,12 @@ def _precursor_rows(study: Study, found: Mapping[str, Sequence]) -> tuple[list[d
     for i, k in enumerate(precursors.TOP):
         for arm, score in scores.items():
             interval = stats.bootstrap(score[i], systems, **shape)
-            rows.append({"arm": arm, "k": k, **_interval(interval), **n, "published": False})
+            rows.append({"arm": arm, "k": k, **interval.bounds(), **n, "published": False})
         for name, values in () if study.synthetic else PUBLISHED.items():
             rows.append({"arm": name, "k": k, "value": values[i], "low": None, "high": None, **n, "published": True})
         interval = stats.paired(scores["assembled"][i], scores["popularity"][i], systems, **shape)
         cell = {"task": f"precursors, top-{k}", "arm": "assembled", "baseline": "popularity", "unit": ""}
-        compared.append({**cell, **_interval(interval), "p": interval.p})
+        compared.append({**cell, **interval.bounds(), "p": interval.p})
     return rows, compared
 
 
@@ -186,18 +186,17 @@ def _temperature_rows(study: Study) -> tuple[list[dict], list[dict]]:
             predicted = {**baselines, "recipes": study.thermometers[name, kind].predict(test)}
             true = temperatures.labels(test, kind)
             errors = {arm: np.abs(values - true) for arm, values in predicted.items()}
-            low, high = temperatures.RANGE_C[kind]
-            mined = sum(low <= temperatures.label(r, kind) <= high for r in training.mined)
+            mined = len(training.labelled(kind))
             for arm, error in errors.items():
                 interval = stats.bootstrap(error, systems, **shape)
                 n = {"n_train": len(training.own) + (mined if arm == "recipes" else 0), "n_test": len(test)}
-                rows.append({**cell, "arm": arm, **_interval(interval), **n, "published": False})
+                rows.append({**cell, "arm": arm, **interval.bounds(), **n, "published": False})
             if name == "official" and not study.synthetic:
                 published = {"value": PUBLISHED_C[kind], "low": None, "high": None, "n_train": None}
                 rows.append({**cell, "arm": "SyntMTE", **published, "n_test": len(test), "published": True})
             interval = stats.paired(errors["recipes"], errors["boosting"], systems, **shape)
             task = {"task": f"{kind} temperature, {name}", "arm": "recipes", "baseline": "boosting", "unit": "°C"}
-            compared.append({**task, **_interval(interval), "p": interval.p})
+            compared.append({**task, **interval.bounds(), "p": interval.p})
     return rows, compared
 
 
@@ -206,31 +205,22 @@ def claims(table: Sequence[dict], heat: Sequence[dict], differences: Sequence[di
     by_task = {row["task"]: row for row in differences}
     first = {row["arm"]: row["value"] for row in table if row["k"] == 1}
     row = by_task["precursors, top-1"]
-    found = [
-        {"claim": "assembled precursor sets beat popularity in top-1", **_bounds(row), "threshold": 0.0, "unit": ""}
-        | {"verdict": "PASS" if row["low"] > 0 and row["p_holm"] < ALPHA else "FAIL"}
-        | {"note": "top-1 {:.3f} against {:.3f}".format(first["assembled"], first["popularity"])}
-    ]
+    note = "top-1 {:.3f} against {:.3f}".format(first["assembled"], first["popularity"])
+    found = [_claim("assembled precursor sets beat popularity in top-1", row, "", row["low"] > 0, note)]
     for kind in KINDS:
         row = by_task[f"{kind} temperature, strict"]
         error = {r["arm"]: r["value"] for r in heat if (r["split"], r["kind"]) == ("strict", kind)}
-        found.append(
-            {"claim": f"{kind} temperature: MAE below boosting on element fractions (strict split)", **_bounds(row)}
-            | {"threshold": 0.0, "unit": "°C"}
-            | {"verdict": "PASS" if row["high"] < 0 and row["p_holm"] < ALPHA else "FAIL"}
-            | {"note": "MAE {:.1f} against {:.1f}".format(error["recipes"], error["boosting"])}
-        )
-    for claim, row in zip(found, [by_task["precursors, top-1"], *(by_task[f"{k} temperature, strict"] for k in KINDS)]):
-        claim["note"] += f" {claim['unit']}; p = {row['p_holm']:.3g} (Holm)".replace(" ;", ";")
+        name = f"{kind} temperature: MAE below boosting on element fractions (strict split)"
+        note = "MAE {:.1f} against {:.1f} °C".format(error["recipes"], error["boosting"])
+        found.append(_claim(name, row, "°C", row["high"] < 0, note))
     return found
 
 
-def _interval(interval: stats.Interval) -> dict[str, float]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
-
-
-def _bounds(row: Mapping[str, Any]) -> dict[str, float]:
-    return {key: row[key] for key in ("value", "low", "high")}
+def _claim(name: str, row: Mapping[str, Any], unit: str, better: bool, note: str) -> dict[str, Any]:
+    bounds = {key: row[key] for key in ("value", "low", "high")}
+    verdict = "PASS" if better and row["p_holm"] < ALPHA else "FAIL"
+    note = f"{note}; p = {row['p_holm']:.3g} (Holm)"
+    return {"claim": name, **bounds, "threshold": 0.0, "unit": unit, "verdict": verdict, "note": note}
 
 
 def recommend(study: Study, formula: str, *, k: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from matalign import dataset, embed, imaging, losses, matchers, paths, scratch, stats
+from matalign import dataset, embed, losses, matchers, paths, scratch, stats
 from matalign.config import Retrieval
 from matalign.dataset import Curated
 from matalign.galleries import Gallery
@@ -87,15 +87,12 @@ class Study:
 
     def images(self) -> np.ndarray:
         """(N, embed_dim) one micrograph of each material, a view that pretraining never showed."""
-        cfg = self.model.config
-        optics = imaging.Optics(image_px=cfg.image_px, pixel_A=cfg.pixel_A)
 
         def compute() -> scratch.Result:
             z = []
             for rows in tqdm(np.array_split(self.rows, -(-len(self.rows) // BATCH)), desc="images", mininterval=1):
-                ids = self.curated.materials.mp_id.to_numpy()[rows]
-                keys = [imaging.view_seed(self.cfg.seed, embed.EVALUATION, mp_id, 0) for mp_id in ids]
-                z.append(self.model.embed_images(imaging.render(self.curated.structures, rows, keys, optics=optics)))
+                images = self.model.micrographs(self.curated, rows, seed=self.cfg.seed, epoch=embed.EVALUATION)
+                z.append(self.model.embed_images(images))
             return {"embeddings": np.concatenate(z)}
 
         return self.memo("retrieval-images", {"seed": self.cfg.seed}, compute)["embeddings"]
@@ -346,8 +343,7 @@ def metrics(study: Study, found: Sequence[Outcome]) -> dict[str, Any]:
     """What `results/<profile>/metrics/retrieval.json` holds."""
     cfg = study.cfg
     rows, differences = results(study, found), comparisons(study, found)
-    synthetic = bool((study.curated.materials.source == paths.SAMPLE.name).all())
-    head = {"stage": "retrieval", "profile": cfg.profile, "synthetic": synthetic, "seed": cfg.seed}
+    head = {"stage": "retrieval", "profile": cfg.profile, "synthetic": study.curated.synthetic, "seed": cfg.seed}
     return {
         **head,
         "results": rows,

@@ -34,6 +34,10 @@ class Interval:
     high: float
     p: float | None = None
 
+    def bounds(self) -> dict[str, float]:
+        """Value, low and high, as the rows of metrics hold them."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
 
 def bootstrap(
     values: np.ndarray, clusters: Sequence, *, statistic: Statistic = "mean", resamples: int, seed: int

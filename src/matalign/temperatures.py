@@ -34,6 +34,11 @@ class Split:
     own: list[Recipe]  # the test's training and validation rows
     mined: list[Recipe]  # text-mined reactions
 
+    def labelled(self, kind: str) -> list[Recipe]:
+        """The text-mined reactions that are learned from: their temperature lies in `RANGE_C`."""
+        low, high = RANGE_C[kind]
+        return [r for r in self.mined if low <= label(r, kind) <= high]
+
 
 def split(name: str, own: Sequence[Recipe], test: Sequence[Recipe], known: Sequence[Recipe]) -> Split:
     """Training rows of a split; see the module.
@@ -113,9 +118,8 @@ def fit(training: Split, kind: str, *, trees: int, seed: int) -> Model:
     Two features say whether a row is of the test's own, and whether its reaction names both kinds of temperature, which
     all of the test's own do.
     """
-    low, high = RANGE_C[kind]
-    mined = [r for r in training.mined if low <= label(r, kind) <= high]
-    rows, names = [*training.own, *mined], common([*training.own, *mined])
+    rows = [*training.own, *training.labelled(kind)]
+    names = common(rows)
     both = np.array([not (math.isnan(r.sintering_C) or math.isnan(r.calcination_C)) for r in rows], dtype=bool)
     own = np.arange(len(rows)) < len(training.own)
     weight = np.where(own, 1.0, np.where(both, *MINED)) * [r.weight for r in rows]
