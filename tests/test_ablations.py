@@ -169,7 +169,7 @@ def model(project):
     """A pretrained model of the profile, though nothing has trained it."""
     cfg = tiny.pretrain(tiny.bert(project / "bert"), modalities="crystal text image", image_px=32)
     made = align.build(cfg)
-    folder = paths.results("tiny") / "model"
+    folder = paths.results("tiny") / "pretrained"
     folder.mkdir(parents=True)
     align.save(made, folder)
     about = {"pretrain": dataclasses.asdict(cfg), "text_model_hash": TextTower(cfg.text_model).fingerprint}

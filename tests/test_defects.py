@@ -199,7 +199,7 @@ def project(curated, tmp_path, monkeypatch):
         monkeypatch.setattr(paths, name, tmp_path / folder)
     dataset.write(paths.curated("tiny"), curated)
     pretrain = tiny.pretrain(tiny.bert(tmp_path / "bert"), modalities="crystal text image")
-    model = paths.results("tiny") / "model"
+    model = paths.results("tiny") / "pretrained"
     model.mkdir(parents=True)
     aligned = align.build(pretrain)
     align.save(aligned, model)

@@ -76,9 +76,9 @@ def test_nothing_in_nothing_out(model):
 
 def test_profile_names_the_folder_in_results(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no model in .*results/tiny/model; the stage `pretrain` makes it"):
+    with pytest.raises(FileNotFoundError, match=r"no model in .*results/tiny/pretrained"):
         embed.load("tiny")
-    shutil.copytree(folder, paths.results("tiny") / "model")
+    shutil.copytree(folder, paths.results("tiny") / "pretrained")
     assert embed.load("tiny").config.profile == "tiny"
 
 

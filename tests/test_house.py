@@ -144,9 +144,9 @@ def test_what_git_holds_is_small():
 
 
 def test_made_files_stay_out_of_git():
-    made = ["results/sample/paper.pdf", "results/laptop/model/config.json", "data/raw/x/y", "data/curated/sample/z"]
+    made = ["results/sample/paper.pdf", "results/laptop/pretrained/config.json", "data/raw/x/y"]
     made += [".venv/bin/python", ".scratch/run", "notebooks/.source/01_curate.py", "results/tiny/metrics/a.json"]
-    made += [".venv-bench/bin/python"]
+    made += [".venv-bench/bin/python", "data/curated/sample/z"]
     assert check.git("check-ignore", *made).split() == made
     kept = ["results/laptop/metrics/curate.json", "results/laptop/tables/a.csv", "results/laptop/paper.pdf"]
     kept += ["results/bench/bench.json", "results/bench/bench.png"]

@@ -58,7 +58,7 @@ def test_expensive_outputs_are_cached_and_small_ones_left_to_git():
     for stage in config.STAGES:
         for out in DVC[stage]["do"]["outs"]:
             cached = isinstance(out, str)
-            assert cached == (out in ("data/curated/${key}", "results/${key}/model"))
+            assert cached == (out in ("data/curated/${key}", "results/${key}/pretrained"))
 
 
 def test_a_run_makes_everything_in_minutes(whole):
@@ -126,7 +126,7 @@ def test_a_colour_retrains_nothing(copy, whole):
     before, after = whole.files(), copy.files()
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert any("/figures/" in name for name in changed)
-    assert not any("/metrics/" in name or "/model/" in name or "/curated/" in name for name in changed)
+    assert not any("/metrics/" in name or "/pretrained/" in name or "/curated/" in name for name in changed)
 
 
 def test_the_first_run_computes_the_fits(whole):
@@ -164,7 +164,7 @@ def test_killed_runs_leave_nothing_running_and_end_with_the_same_files(whole, tm
             assert not (project.results / "metrics" / f"{stage}.json").exists()
     project.repro(f"pretrain@{PROFILE}")
     again, once = project.files(), whole.files()
-    assert any("/model/" in name for name in again)
+    assert any("/pretrained/" in name for name in again)
     assert again == {name: once[name] for name in again}
 
 

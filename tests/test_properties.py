@@ -90,7 +90,7 @@ def root(tmp_path_factory):
         dataset.write(paths.curated("salts"), salts())
         towers = {"modalities": "crystal text image", "width": 24, "layers": 2, "order": 2}
         pretrain = tiny.pretrain(tiny.bert(folder / "bert"), **towers)
-        model = paths.results("salts") / "model"
+        model = paths.results("salts") / "pretrained"
         model.mkdir(parents=True)
         align.save(align.build(pretrain), model)
         (model / "control").mkdir()

@@ -145,7 +145,7 @@ class TestStudy:
     def test_second_run_trains_nothing_and_says_the_same(self, study, monkeypatch):
         first = retrieval.metrics(study, self.found(study))
         monkeypatch.setattr(retrieval.matchers, "fit", None)
-        monkeypatch.setattr(retrieval.imaging, "render", None)
+        monkeypatch.setattr(retrieval.embed.Model, "micrographs", None)
         assert retrieval.metrics(study, self.found(study)) == first
 
     def test_other_model_other_fit(self, study):

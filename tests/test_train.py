@@ -127,7 +127,7 @@ def test_finished_run_is_published_without_training_again(project, bert, monkeyp
 
     monkeypatch.setattr(launch, "torchrun", torchrun)
     published = launch.pretrain(cfg)
-    assert published == project / "results" / "tiny" / "model"
+    assert published == project / "results" / "tiny" / "pretrained"
     before = contents(published)
     (published / "left over").touch()
     assert contents(launch.pretrain(cfg)) == before
@@ -316,7 +316,7 @@ def test_two_nodes_are_the_run_of_one_process(project, bert):
             for node in nodes:
                 node.kill()
     folders = launch.pretrain(cfg), fit(cfg, "one", max_steps=2)  # what was finished by hand is published
-    assert folders[0] == project / "results" / "tiny" / "model"
+    assert folders[0] == project / "results" / "tiny" / "pretrained"
     two, one = (checkpoints.metrics(f) for f in folders)
     assert (two["ranks"], one["ranks"]) == (2, 1)
     assert len(two["steps"]) == len(one["steps"]) == 2

@@ -169,7 +169,7 @@ def source(cfg: Ablations) -> Source:
         FileNotFoundError: no curated set, or no pretrained model.
         ValueError: the model lacks a tower.
     """
-    curated, model = dataset.read(paths.curated(cfg.profile)), paths.results(cfg.profile) / "model"
+    curated, model = dataset.read(paths.curated(cfg.profile)), paths.results(cfg.profile) / "pretrained"
     if not (model / "config.json").exists():
         raise FileNotFoundError(f"no model in {model}; the stage `pretrain` makes it")
     about = json.loads((model / "config.json").read_text())

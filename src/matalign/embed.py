@@ -130,7 +130,7 @@ def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
     """Load a trained model.
 
     Args:
-        profile_or_path: a profile whose model is in `results/<profile>/model`, or a folder of that kind.
+        profile_or_path: a profile whose model is in `results/<profile>/pretrained`, or a folder of that kind.
         device: where to put it.
 
     Raises:
@@ -139,7 +139,7 @@ def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
     """
     folder = Path(profile_or_path)
     if not (folder / "config.json").exists():
-        folder = paths.results(str(profile_or_path)) / "model"
+        folder = paths.results(str(profile_or_path)) / "pretrained"
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"no model in {folder}; the stage `pretrain` makes it, or give its folder")
     about = json.loads((folder / "config.json").read_text())

@@ -59,11 +59,11 @@ NETWORKS = {
     "cgconv": Network("cgconv"),
     "scratch": Network("ild"),
     "scratch_long": Network("ild", length=3),
-    "pretrained": Network(weights="model"),
-    "auxiliary": Network(weights="model/control"),
+    "pretrained": Network(weights="pretrained"),
+    "auxiliary": Network(weights="pretrained/control"),
     "early_fusion": Network("ild", model=regression.Fusion, others="tokens"),
     "cross_attention": Network("ild", model=regression.CrossAttention, others="tokens"),
-    "pretrained_fusion": Network(weights="model", model=regression.Fusion, others="embeddings"),
+    "pretrained_fusion": Network(weights="pretrained", model=regression.Fusion, others="embeddings"),
 }
 SINGLE = ("text", "image")
 FUSED = tuple(name for name, network in NETWORKS.items() if network.others)
@@ -291,7 +291,7 @@ def frozen(cfg: Properties, modality: str) -> dict[str, np.ndarray]:
 def features_key(t: Task, modality: str) -> dict[str, Any]:
     """All that `frozen` depends on."""
     model = {k: v for k, v in asdict(t.model.config).items() if k not in ("profile", "threads", "gpus")}
-    out = {"modality": modality, "model": model, "weights": fingerprint(t.cfg.profile, "model")}
+    out = {"modality": modality, "model": model, "weights": fingerprint(t.cfg.profile, "pretrained")}
     out |= {"text": t.model.towers["text"].fingerprint} if modality == "text" else {}
     return out | {"seed": t.cfg.seed, "threads": t.cfg.threads, "data": t.curated.digest, "code": t.code}
 

@@ -27,9 +27,9 @@ def pretrain(cfg: Pretrain, *, dry_run_ranks: int = 0) -> Path:
     """Train in subprocesses; a run finished earlier, by hand on several nodes too, is not done again.
 
     Args:
-        cfg: parameters; `results/<profile>/model` is where the model goes, what each epoch took, to
+        cfg: parameters; `results/<profile>/pretrained` is where the model goes, what each epoch took, to
             `results/<profile>/provenance/pretrain_epochs.json`, and the control, if `cfg.control` asks for it, to
-            `model/control`.
+            `pretrained/control`.
         dry_run_ranks: instead, two steps on so many CPU processes: a run of several ranks where there are no GPUs.
 
     Returns:
@@ -46,8 +46,8 @@ def pretrain(cfg: Pretrain, *, dry_run_ranks: int = 0) -> Path:
         run = folder(cfg, ranks=ranks, stage="dry-run")
         torchrun(cfg, run, ranks=ranks, max_steps=DRY_RUN_STEPS, on_cpu=True)
         return run / "model"
-    target = paths.results(cfg.profile) / "model"
-    temporary = target.with_name(f".model.{os.getpid()}")
+    target = paths.results(cfg.profile) / "pretrained"
+    temporary = target.with_name(f".pretrained.{os.getpid()}")
     _train(cfg, run, temporary, ranks=ranks)
     if cfg.control:
         control = alone(cfg)
