@@ -10,7 +10,7 @@ from ase import Atoms
 from PIL import Image
 from pymatgen.core import Lattice, Molecule, Structure
 
-from matalign import inputs, protocols
+from matalign import inputs, protocols, sources
 
 
 @pytest.fixture
@@ -59,6 +59,14 @@ def test_every_form_of_a_crystal_gives_the_same_arrays(form, srtio3, tmp_path):
         same(inputs.structure(str(path)), srtio3)
 
 
+def test_a_crystal_is_described_as_curation_describes_it(crystals, salt):
+    found = inputs.crystal(optimade(*crystals["srtio3"]))
+    assert (found.formula, found.chemsys, found.space_group) == ("SrTiO3", "O-Sr-Ti", 221)
+    read = sources.parse_cif(salt.to(fmt="cif"))
+    found = inputs.crystal(salt)
+    assert (found.formula, found.chemsys, found.space_group) == (read.formula, read.chemsys, read.space_group)
+
+
 def test_several_crystals_are_packed(crystals, salt):
     packed = inputs.structures([salt, optimade(*crystals["skewed"])])
     assert packed.ptr.tolist() == [0, 2, 5]
@@ -84,7 +92,10 @@ def test_a_crystal_without_pymatgen_or_ase(monkeypatch, nacl):
         ("Na  Na1  1  0 0 0  0.5\nCl  Cl1  1  0.5 0.5 0.5  1", "disordered: Na0.5 Cl1"),
         ("Na  Na1  1  0 0 0  0.5\nK  K1  1  0 0 0  0.5", "disordered"),
         ("Qq  Qq1  1  0 0 0  1", "unknown element"),
-        ("Na  Na1  1  0 0 0  1\nCl  Cl1  1  0.05 0 0  1", r"atoms 0 and 1 are 0\.20 Å apart; expected at least 0\.5 Å"),
+        (
+            "Na  Na1  1  0 0 0  1\nCl  Cl1  1  0.05 0 0  1",
+            r"overlapping atoms: 0 and 1 are 0\.20 Å apart; expected at least 0\.5 Å",
+        ),
     ],
 )
 def test_a_bad_cif_is_named_with_what_is_wrong_in_it(text, said, tmp_path):
@@ -120,7 +131,7 @@ def test_a_cif_of_two_structures_is_refused_and_an_empty_block_is_not(salt, tmp_
     path.write_text("data_global\n_journal_year 2020\n" + text)
     assert inputs.structure(path)[0].tolist() == [11]
     path.write_text(text + text.replace("data_x", "data_y"))
-    with pytest.raises(ValueError, match=r"^x\.cif: 2 structures \(x, y"):
+    with pytest.raises(ValueError, match=r"^x\.cif: several structures: 2 \(x, y"):
         inputs.structure(path)
 
 
@@ -165,7 +176,7 @@ def test_a_disordered_or_too_large_structure_is_refused(salt, monkeypatch):
     with pytest.raises(ValueError, match="no atoms"):
         inputs.structure(Structure(Lattice.cubic(4), [], []))
     monkeypatch.setattr(inputs, "MAX_ATOMS", 1)
-    with pytest.raises(ValueError, match="2 atoms in the cell; at most 1"):
+    with pytest.raises(ValueError, match="too many atoms: 2 in the cell; at most 1"):
         inputs.structure(salt)
 
 
@@ -176,8 +187,8 @@ def test_a_disordered_or_too_large_structure_is_refused(salt, monkeypatch):
         ({"lattice_vectors": [[1, 0, 0], [0, 1, 0], [None] * 3]}, "no lattice"),
         ({"lattice_vectors": [[1, 0, 0], [0, 1, 0], [1, 1, 0]]}, "no lattice"),
         ({"dimension_types": [1, 1, 0]}, "not periodic"),
-        ({"cartesian_site_positions": [[0, 0, 0]]}, "2 species_at_sites for 1"),
-        ({"cartesian_site_positions": None}, "2 species_at_sites for 0"),
+        ({"cartesian_site_positions": [[0, 0, 0]]}, "incomplete: 2 species_at_sites for 1"),
+        ({"cartesian_site_positions": None}, "incomplete: 2 species_at_sites for 0"),
         ({"species_at_sites": ["Na", "vacancy"]}, "unknown element: vacancy"),
         ({"species": [{"name": "Na", "chemical_symbols": ["Na", "K"], "concentration": [0.5, 0.5]}]}, "disordered"),
         ({"species": [{"name": "Na", "chemical_symbols": ["Na"], "concentration": [0.5]}]}, "disordered"),

@@ -6,6 +6,7 @@ needed until a file or an object of theirs comes along. What cannot be taken is 
 
 import json
 import math
+import os
 import re
 import unicodedata
 import warnings
@@ -21,7 +22,9 @@ from vesin import NeighborList
 
 from matalign import imaging, protocols, sources
 from matalign.dataset import Structures
+from matalign.elements import SYMBOLS
 from matalign.protocols import NUMBER, Operation, Protocol
+from matalign.sources import Crystal
 
 MAX_ATOMS = 2000  # in a cell; those of the curated sets have 200 at most
 MIN_DISTANCE_A = 0.5  # no two atoms of a crystal are nearer: H2 has 0.74 Å
@@ -30,7 +33,7 @@ MAX_PIXELS = 16_000_000  # of a micrograph
 MIN_PIXELS = 8  # of its own in what the model sees of it
 MAX_CHARACTERS = 20_000  # of a text; the text tower reads its first 128 tokens
 MAX_TEMPERATURE_C = 3500.0
-Crystal = tuple[np.ndarray, np.ndarray, np.ndarray]  # numbers (n,), frac_coords (n, 3), lattice (3, 3)
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # numbers (n,), frac_coords (n, 3), lattice (3, 3)
 
 # Units
 
@@ -89,7 +92,7 @@ def _empty(value: Any) -> bool:
 # Structures
 
 
-def structure(item: Any) -> Crystal:
+def structure(item: Any) -> Arrays:
     """One ordered crystal.
 
     Args:
@@ -120,9 +123,25 @@ def structure(item: Any) -> Crystal:
             "record"
         )
     try:
-        return _checked(*read(item))
+        return checked(*read(item))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def crystal(item: Any) -> Crystal:
+    """As `structure`, with formula, chemical system and space group; these are found as in `sources.parse_cif`."""
+    os.environ.setdefault("SPGLIB_WARNING", "OFF")  # of tolerances that it lowers by itself
+    import spglib
+    from pymatgen.core import Composition
+
+    numbers, frac_coords, lattice = structure(item)
+    composition = Composition({SYMBOLS[z]: int((numbers == z).sum()) for z in np.unique(numbers)})
+    cell = (lattice, frac_coords, numbers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spglib's, of how it will tell errors one day
+        found = (spglib.get_symmetry_dataset(cell, symprec=sources.SYMPREC_A * scale) for scale in (1, 0.1, 0.01))
+        number = next((symmetry.number for symmetry in found if symmetry is not None), 0)
+    return Crystal(numbers, frac_coords, lattice, composition.reduced_formula, composition.chemical_system, number)
 
 
 def structures(items: Iterable[Any]) -> Structures:
@@ -140,32 +159,41 @@ def structures(items: Iterable[Any]) -> Structures:
     return Structures.pack(crystals)
 
 
-def _checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -> Crystal:
+def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -> Arrays:
+    """The arrays, if they make a crystal that the models take.
+
+    Raises:
+        ValueError: see `structure`.
+    """
     if not len(numbers):
-        raise ValueError("holds no atoms")
+        raise ValueError("no atoms: expected at least one")
     if len(numbers) > MAX_ATOMS:
-        raise ValueError(f"{len(numbers)} atoms in the cell; at most {MAX_ATOMS} are taken")
+        raise ValueError(f"too many atoms: {len(numbers)} in the cell; at most {MAX_ATOMS} are taken")
     unknown = [int(z) for z in numbers if not 1 <= z <= sources.HEAVIEST]
     if unknown:
         raise ValueError(f"unknown element: atomic number {unknown[0]}; known are 1 to {sources.HEAVIEST}")
     if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all()):
-        raise ValueError("cell or coordinates are not finite")
+        raise ValueError("unreadable: cell or coordinates are not finite")
     if abs(np.linalg.det(lattice)) < 1e-3:
         raise ValueError("no lattice: the cell has no volume; expected a crystal, periodic in three directions")
     close = NeighborList(cutoff=MIN_DISTANCE_A, full_list=False)
     first, second, distance = close.compute(frac_coords @ lattice, lattice, periodic=True, quantities="ijd")
     if len(distance):
         i, j = int(first[0]), int(second[0])
-        raise ValueError(f"atoms {i} and {j} are {distance[0]:.2f} Å apart; expected at least {MIN_DISTANCE_A} Å")
+        raise ValueError(
+            f"overlapping atoms: {i} and {j} are {distance[0]:.2f} Å apart; expected at least {MIN_DISTANCE_A} Å"
+        )
     return np.asarray(numbers, np.int16), np.asarray(frac_coords, np.float64), np.asarray(lattice, np.float64)
 
 
-def _from_file(item: str | PathLike) -> Crystal:
+def _from_file(item: str | PathLike) -> Arrays:
     path = Path(item)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a structure")
     if path.stat().st_size > MAX_FILE_MB * 2**20:
-        raise ValueError(f"{path.stat().st_size / 2**20:.0f} MB; structure files of at most {MAX_FILE_MB} MB are read")
+        raise ValueError(
+            f"too large: {path.stat().st_size / 2**20:.0f} MB; structure files of at most {MAX_FILE_MB} MB are read"
+        )
     if path.suffix.lower() == ".cif":
         return cif(path.read_text(errors="replace"))
     from pymatgen.io.registry import get_structure_format
@@ -177,7 +205,7 @@ def _from_file(item: str | PathLike) -> Crystal:
     return _by_pymatgen(path)
 
 
-def cif(text: str) -> Crystal:
+def cif(text: str) -> Arrays:
     """The one crystal of a CIF's text, as `sources.parse_cif` reads it.
 
     Raises:
@@ -186,12 +214,12 @@ def cif(text: str) -> Crystal:
     blocks = re.split(r"^data_", text, flags=re.MULTILINE | re.IGNORECASE)[1:]
     crystals = [block.split(maxsplit=1)[0] for block in blocks if "_atom_site_" in block]
     if len(crystals) > 1:
-        raise ValueError(f"{len(crystals)} structures ({', '.join(crystals[:3])} …); expected one a file")
+        raise ValueError(f"several structures: {len(crystals)} ({', '.join(crystals[:3])} …), expected one a file")
     found = sources.parse_cif(text)
     return found.numbers, found.frac_coords, found.lattice
 
 
-def _by_pymatgen(path: Path) -> Crystal:
+def _by_pymatgen(path: Path) -> Arrays:
     from pymatgen.core import Structure
 
     with warnings.catch_warnings():
@@ -204,7 +232,7 @@ def _by_pymatgen(path: Path) -> Crystal:
     return _from_pymatgen(found)
 
 
-def _by_ase(path: Path) -> Crystal:
+def _by_ase(path: Path) -> Arrays:
     import ase.io
 
     with warnings.catch_warnings():
@@ -214,7 +242,7 @@ def _by_ase(path: Path) -> Crystal:
         except Exception as error:  # as above
             raise ValueError(f"unreadable: {_line(error)}; neither pymatgen nor ASE can read it") from None
     if len(found) != 1:
-        raise ValueError("several structures; expected one a file")
+        raise ValueError("several structures: expected one a file")
     return _from_ase(found[0])
 
 
@@ -223,7 +251,7 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def _from_pymatgen(found: Any) -> Crystal:
+def _from_pymatgen(found: Any) -> Arrays:
     species = [specie for site in found for specie in site.species]
     unknown = [specie for specie in species if type(specie).__name__ == "DummySpecies"]
     if unknown:
@@ -235,7 +263,7 @@ def _from_pymatgen(found: Any) -> Crystal:
     return np.array([specie.Z for specie in species]), found.frac_coords, found.lattice.matrix
 
 
-def _from_ase(found: Any) -> Crystal:
+def _from_ase(found: Any) -> Arrays:
     if abs(np.linalg.det(found.cell.array)) < 1e-3:
         raise ValueError("no lattice: the cell has no volume; expected a crystal, periodic in three directions")
     if not all(found.pbc):
@@ -247,7 +275,7 @@ def _from_ase(found: Any) -> Crystal:
     return found.numbers, found.get_scaled_positions(wrap=False), found.cell.array
 
 
-def _from_optimade(record: Mapping[str, Any]) -> Crystal:
+def _from_optimade(record: Mapping[str, Any]) -> Arrays:
     about = record.get("attributes", record)
     lattice, sites = about.get("lattice_vectors"), about.get("cartesian_site_positions")
     if not lattice or any(x is None for vector in lattice for x in vector or [None]):
@@ -257,11 +285,13 @@ def _from_optimade(record: Mapping[str, Any]) -> Crystal:
     species = {kind["name"]: kind for kind in about.get("species") or ()}
     names = about.get("species_at_sites") or []
     if not sites or len(sites) != len(names):
-        raise ValueError(f"{len(names)} species_at_sites for {len(sites or [])} cartesian_site_positions")
+        raise ValueError(f"incomplete: {len(names)} species_at_sites for {len(sites or [])} cartesian_site_positions")
     numbers = {name: _number(name, species.get(name)) for name in dict.fromkeys(names)}
     lattice, sites = np.array(lattice, dtype=float), np.array(sites, dtype=float)
     if lattice.shape != (3, 3) or sites.shape != (len(names), 3):
-        raise ValueError(f"lattice_vectors {lattice.shape} and sites {sites.shape}; expected (3, 3) and (n, 3)")
+        raise ValueError(
+            f"incomplete: lattice_vectors {lattice.shape} and sites {sites.shape}; expected (3, 3) and (n, 3)"
+        )
     if abs(np.linalg.det(lattice)) < 1e-3:
         raise ValueError("no lattice: lattice_vectors have no volume")
     return np.array([numbers[name] for name in names]), sites @ np.linalg.inv(lattice), lattice
