@@ -57,6 +57,8 @@ def test_every_form_of_a_crystal_gives_the_same_arrays(form, srtio3, tmp_path):
     same(inputs.structure(item), srtio3)
     if item is path:
         same(inputs.structure(str(path)), srtio3)
+    if form == "cif":
+        same(inputs.structure(path.read_text()), srtio3)
 
 
 def test_a_crystal_is_described_as_curation_describes_it(crystals, salt):
@@ -192,6 +194,8 @@ def test_a_disordered_or_too_large_structure_is_refused(salt, monkeypatch):
         ({"species_at_sites": ["Na", "vacancy"]}, "unknown element: vacancy"),
         ({"species": [{"name": "Na", "chemical_symbols": ["Na", "K"], "concentration": [0.5, 0.5]}]}, "disordered"),
         ({"species": [{"name": "Na", "chemical_symbols": ["Na"], "concentration": [0.5]}]}, "disordered"),
+        ({"species": [{"chemical_symbols": ["Na"]}]}, "unreadable: KeyError 'name'"),
+        ({"lattice_vectors": 3}, "unreadable: TypeError"),
     ],
 )
 def test_a_bad_optimade_record_is_named_with_what_is_wrong_in_it(changed, said, nacl):
@@ -286,7 +290,7 @@ def test_an_image_that_shows_nothing_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.png: no such file"):
         inputs.micrograph(tmp_path / "none.png", **scale)
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"^text\.png: unreadable"):
+    with pytest.raises(ValueError, match=r"^text\.png: unreadable; expected an image of the kinds PNG, TIFF, JPEG"):
         inputs.micrograph(tmp_path / "text.png", **scale)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90), np.uint8)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:3000])
@@ -338,6 +342,9 @@ def test_a_protocol_of_one_step_is_flat():
         ({"temprature": 3}, "unknown field 'temprature'; known are target"),
         ({"operations": [{"heat": 3}]}, "unknown field 'heat' of an operation"),
         ({"operations": ["heat"]}, "operation 'heat' is no dict"),
+        ({"operations": "heat"}, "operations 'heat' are no list of steps"),
+        ({"precursors": 5}, "5 is no list of words"),
+        ({"operations": [{"temperature_C": 10**400}]}, "expected a number"),
         ({"operations": [{"action": "wished"}]}, "unknown action 'wished'; one of calcined"),
         ({"operations": [{"temperature": 3}]}, "temperature 3 has no unit; one of C, K"),
         ({"operations": [{"temperature": 3, "temperature_unit": "F"}]}, "unknown unit 'F'"),
@@ -370,6 +377,7 @@ def test_a_file_of_text_or_fields(tmp_path):
     assert inputs.protocol(tmp_path / "a.txt") == "Fired at 900 °C."
     for name, content, said in [
         ("b.json", b"{", "not JSON"),
+        ("deep.json", b"[" * 70_000, "not JSON"),
         ("c.json", b"[1]", "a JSON list; expected an object"),
         ("d.txt", b"\xff\xfe900", "not UTF-8"),
         ("e.txt", b"x" * 100_000, "a text of 100,000 bytes"),

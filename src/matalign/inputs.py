@@ -30,6 +30,7 @@ MAX_ATOMS = 2000  # in a cell; those of the curated sets have 200 at most
 MIN_DISTANCE_A = 0.5  # no two atoms of a crystal are nearer: H2 has 0.74 Å
 MAX_FILE_MB = 32  # of a structure
 MAX_PIXELS = 16_000_000  # of a micrograph
+FORMATS = ("PNG", "TIFF", "JPEG")  # others run programs, or hold no counts
 MIN_PIXELS = 8  # of its own in what the model sees of it
 MAX_CHARACTERS = 20_000  # of a text; the text tower reads its first 128 tokens
 MAX_TEMPERATURE_C = 3500.0
@@ -77,7 +78,7 @@ def quantity(fields: Mapping[str, Any], name: str) -> float | None:
         raise ValueError(f"{name} {written!r} {said}; one of {', '.join(units)}, as {name}_{next(iter(units))}")
     try:
         value = float(written)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         raise ValueError(f"{key} is {written!r}; expected a number")
@@ -97,7 +98,7 @@ def structure(item: Any) -> Arrays:
 
     Args:
         item: pymatgen Structure, ASE Atoms, path of a file with one structure (CIF, POSCAR, whatever pymatgen or ASE
-            reads), or OPTIMADE structure record (with `attributes`, or these alone).
+            reads), text of a CIF, or OPTIMADE structure record (with `attributes`, or these alone).
 
     Returns:
         numbers (n,) int16; frac_coords (n, 3); lattice (3, 3), rows are the lattice vectors, Å.
@@ -107,12 +108,12 @@ def structure(item: Any) -> Arrays:
         ValueError: naming the file: unreadable, several structures, no lattice, disorder, an unknown element, atoms on
             top of one another, more than `MAX_ATOMS` atoms.
     """
-    if isinstance(item, str | PathLike):
-        name = Path(item).name
-        read = _from_file
+    if isinstance(item, str) and "\n" in item:
+        name, read = "CIF", cif
+    elif isinstance(item, str | PathLike):
+        name, read = Path(item).name, _from_file
     elif isinstance(item, Mapping):
-        name = f"OPTIMADE record {item.get('id', '')!r}"
-        read = _from_optimade
+        name, read = f"OPTIMADE record {item.get('id', '')!r}", _from_optimade
     elif hasattr(item, "get_scaled_positions"):
         name, read = f"ASE Atoms {item.symbols}", _from_ase
     elif hasattr(item, "frac_coords") and hasattr(item, "lattice"):
@@ -212,7 +213,7 @@ def cif(text: str) -> Arrays:
         ValueError: see `structure`.
     """
     blocks = re.split(r"^data_", text, flags=re.MULTILINE | re.IGNORECASE)[1:]
-    crystals = [block.split(maxsplit=1)[0] for block in blocks if "_atom_site_" in block]
+    crystals = [block.split(maxsplit=1)[0] for block in blocks if re.search("_atom_site_(fract|cartn)_x", block, re.I)]
     if len(crystals) > 1:
         raise ValueError(f"several structures: {len(crystals)} ({', '.join(crystals[:3])} …), expected one a file")
     found = sources.parse_cif(text)
@@ -276,6 +277,13 @@ def _from_ase(found: Any) -> Arrays:
 
 
 def _from_optimade(record: Mapping[str, Any]) -> Arrays:
+    try:
+        return _read_optimade(record)
+    except (TypeError, KeyError, AttributeError) as error:  # a field of another shape than the standard's
+        raise ValueError(f"unreadable: {type(error).__name__} {_line(error)}") from None
+
+
+def _read_optimade(record: Mapping[str, Any]) -> Arrays:
     about = record.get("attributes", record)
     lattice, sites = about.get("lattice_vectors"), about.get("cartesian_site_positions")
     if not lattice or any(x is None for vector in lattice for x in vector or [None]):
@@ -318,7 +326,8 @@ def micrograph(item: Any, *, pixel_A: float | None, to_pixel_A: float, px: int) 
     standardising takes out just these two.
 
     Args:
-        item: path of an image (PNG or TIFF of 8 or 16 bits; colours become luminance), or array (height, width).
+        item: path of an image (PNG, TIFF, JPEG; of 8 or 16 bits; colours become luminance), or array (height,
+            width).
         pixel_A: Å per pixel of the image.
         to_pixel_A: Å per pixel to come to.
         px: pixels of each side to come to.
@@ -364,25 +373,29 @@ def _pixels(item: Any) -> np.ndarray:
 
 
 def _decoded(path: Path) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected an image")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                _check_size(*image.size)  # before anything is decoded
-                if getattr(image, "n_frames", 1) > 1:
-                    raise ValueError(f"{image.n_frames} frames; expected one image")
-                grey = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
-                return np.asarray(image if grey else image.convert("L"))
-    except Image.DecompressionBombError:
-        raise ValueError(f"more than {MAX_PIXELS / 1e6:.0f} megapixels; crop or bin it") from None
-    except UnidentifiedImageError:
-        raise ValueError("unreadable; expected a PNG or TIFF image") from None
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"unreadable: {_line(error)}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(path, formats=FORMATS)
+        except Image.DecompressionBombError:
+            raise ValueError(f"more than {MAX_PIXELS / 1e6:.0f} megapixels; crop or bin it") from None
+        except Exception:  # the readers raise whatever a broken file makes of them
+            raise ValueError(f"unreadable; expected an image of the kinds {', '.join(FORMATS)}") from None
+        with image:
+            _check_size(*image.size)  # before anything is decoded
+            grey = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
+            try:
+                frames = getattr(image, "n_frames", 1)
+                counts = np.asarray(image if grey else image.convert("L"))
+            except Exception as error:  # as above
+                raise ValueError(f"unreadable: {_line(error)}") from None
+    if frames > 1:
+        raise ValueError(f"{frames} frames; expected one image")
+    return counts
 
 
 def _check_size(width: int, height: int) -> None:
@@ -454,7 +467,7 @@ def load_protocol(path: Path) -> str | dict[str, Any]:
         fields = json.loads(text) if path.suffix.lower() == ".json" else text
     except UnicodeDecodeError:
         raise ValueError("not UTF-8 text") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(fields, str | dict):
         raise ValueError(f"a JSON {type(fields).__name__}; expected an object of fields")
@@ -483,14 +496,16 @@ def record(fields: Mapping[str, Any]) -> Protocol:
         ValueError: an unknown field, method or action; no precursors; an unreadable target, or one that is among the
             precursors; an unknown unit, an absurd temperature or time.
     """
-    steps = [fields] if "operations" not in fields else list(fields["operations"] or ())
+    steps = fields["operations"] or [] if "operations" in fields else [fields]
+    if not isinstance(steps, list | tuple):
+        raise ValueError(f"operations {steps!r} are no list of steps")
     allowed = {"": FIELDS if "operations" in fields else FIELDS + STEP, "operation": STEP}
     for where, each in [("", fields), *(("operation", step) for step in steps if step is not fields)]:
         _known(each, allowed[where], where=where)
     method = fields.get("method") or "solid-state"
     if method not in protocols.METHODS:
         raise ValueError(f"unknown method {method!r}; one of {', '.join(protocols.METHODS)}")
-    target = protocols.normalise(fields.get("target") or "")
+    target = protocols.normalise(str(fields.get("target") or ""))
     if target:
         protocols.composition(target)
     precursors = tuple(sorted({protocols.normalise(word) for word in _words(fields.get("precursors"))}))
@@ -534,6 +549,8 @@ def _operation(step: Mapping[str, Any]) -> Operation | None:
 
 def _words(value: Any) -> list[str]:
     parts = value.split(";") if isinstance(value, str) else value or ()
+    if not isinstance(parts, list | tuple):
+        raise ValueError(f"{value!r} is no list of words")
     return [str(part).strip() for part in parts if str(part).strip()]
 
 

@@ -23,16 +23,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from matalign import inputs
 from matalign.protocols import Protocol, same_composition
 from matalign.sources import Crystal
 
 NAME = "manifest.csv"
 SHOWN = 20  # errors in one message
+LONGEST = 300  # characters of one of them
+LONG = 100  # more rows than this show a progress bar
 PROPERTIES = ("formation_energy", "band_gap", "bulk_modulus", "shear_modulus")
-WORDS = (
-    "id", "structure", "protocol", "image", "target", "precursors", "method", "doi", "action", "atmosphere", "medium",
-)  # fmt: skip
+FIELDS = tuple(name for name in inputs.FIELDS + inputs.STEP if name not in ("operations", *inputs.UNITS))
+WORDS = ("id", "structure", "protocol", "image", *FIELDS)  # columns that are no quantities
 COLUMNS = WORDS + tuple(
     f"{name}{end}" for name, units in inputs.UNITS.items() for end in ("", "_unit", *(f"_{u}" for u in units))
 )
@@ -77,13 +80,13 @@ def read(folder: str | Path) -> list[Entry]:
     entries: list[Entry] = []
     errors: list[str] = []
     first: dict[str, int] = {}  # id -> the row that has it
-    for number, row in enumerate(rows, start=2):
-        if row["id"] in first:
-            errors.append(f"row {number}: the id {row['id']!r} is that of row {first[row['id']]} already")
-        first.setdefault(row["id"], number)
+    shown = {"desc": file.parent.name, "unit": "row", "mininterval": 1, "disable": len(rows) <= LONG}
+    for number, row in enumerate(tqdm(rows, **shown), start=2):
         entry, wrong = _entry(row, file, number)
+        if first.setdefault(entry.id, number) != number and entry.id:
+            wrong.append(f"the id {entry.id!r} is that of row {first[entry.id]} already")
         entries.append(entry)
-        errors += [f"row {number}: {error}" for error in wrong]
+        errors += [f"row {number}: {error[:LONGEST]}" for error in wrong]
     _stop(file, errors)
     return entries
 
@@ -181,10 +184,7 @@ def _path(cell: str, folder: Path) -> Path:
 
 def _structure(row: Mapping[str, str], folder: Path) -> Crystal | None:
     cell = row.get("structure")
-    if not cell:
-        return None
-    path = _path(cell, folder)
-    return inputs.crystal(path)
+    return inputs.crystal(_path(cell, folder)) if cell else None
 
 
 def _protocol(row: Mapping[str, str], folder: Path, formula: str) -> Protocol | str | None:
@@ -203,10 +203,11 @@ def _protocol(row: Mapping[str, str], folder: Path, formula: str) -> Protocol | 
             raise ValueError(f"{cell}: {error}") from None
     if isinstance(content, str):
         return inputs.protocol(content)
-    content = {"target": formula} | fields | content
-    if formula and not same_composition(content["target"], formula):
-        raise ValueError(f"the protocol's target is {content['target']}, the structure {formula}")
-    return inputs.record(content)
+    content = {**fields, **content}
+    target = content.get("target") or formula
+    if formula and not same_composition(str(target), formula):
+        raise ValueError(f"the protocol's target is {target}, the structure {formula}")
+    return inputs.record({**content, "target": target})
 
 
 def _fields(row: Mapping[str, str]) -> dict[str, str]:
@@ -226,6 +227,8 @@ def _image(row: Mapping[str, str], folder: Path) -> tuple[Path, float] | None:
 
 def _property(row: Mapping[str, str], name: str) -> float | None:
     value = inputs.quantity(row, name)
-    if value is not None and (value < 0 if name == "band_gap" else value <= 0 if name.endswith("modulus") else False):
-        raise ValueError(f"{name} is {value:g}; expected {'at least' if name == 'band_gap' else 'more than'} 0")
+    if value is not None and name == "band_gap" and value < 0:
+        raise ValueError(f"{name} is {value:g}; expected at least 0")
+    if value is not None and name.endswith("modulus") and value <= 0:
+        raise ValueError(f"{name} is {value:g}; expected more than 0")
     return value

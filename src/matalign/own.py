@@ -18,6 +18,7 @@ import torch
 import yaml
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from matalign import curate, dataset, inputs, manifest, paths, protocols, providers, splits
 from matalign.curate import Skipped
@@ -68,8 +69,8 @@ def import_folder(folder: str | Path) -> Curated:
 def import_csv(file: str | Path, *, workers: int = 2) -> Curated:
     """A CSV with a column `cif`, as the benchmarks of CDVAE have it (MP-20, Perov-5, Carbon-24).
 
-    Columns of `CSV_COLUMNS` are taken, others counted in `audit["columns"]` and left: Perov-5's heats and gaps and
-    Carbon-24's energies are on other scales than ours. A row whose CIF cannot be used is counted in
+    Columns of `CSV_COLUMNS` are taken, others are left and named in `audit["columns"]`: Perov-5's heats and gaps and
+    Carbon-24's energies are other quantities than ours. A row whose CIF cannot be used is counted in
     `audit["skipped"]` under its reason.
 
     Args:
@@ -111,9 +112,11 @@ def import_optimade(
     if unknown := set(labels.values()) - set(LABELS):
         raise ValueError(f"unknown label {sorted(unknown)[0]!r}; one of {', '.join(LABELS)}")
     records = providers.download(provider, filter, max_structures=max_structures, fields=tuple(labels))
+    if not records:
+        raise ValueError(f"{provider} has no structure that answers to {filter!r}")
     skipped, listed, crystals = Skipped(), [], {}
     source = provider if provider in providers.URLS else "optimade"
-    for number, record in enumerate(records):
+    for number, record in enumerate(tqdm(records, desc="crystals", unit="record", mininterval=1)):
         where, about = f"{provider}:{number}", record.get("attributes") or {}
         values = {ours: str(about[theirs]) for theirs, ours in labels.items() if about.get(theirs) is not None}
         listed.append(Material(str(record.get("id") or ""), source, where, where, values))
