@@ -1,13 +1,17 @@
+import ast
 import csv
+import inspect
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
+from project import REPOSITORY
 from pymatgen.core import Lattice, Structure
 
-from matalign import align, config, dataset, embed, inputs, manifest, own, paths
+from matalign import align, config, dataset, embed, inputs, manifest, own, paths, providers
 
 
 def lines(folder, header, *rows):
@@ -296,3 +300,23 @@ def test_a_csv_that_cannot_be_read_is_named(mp_20):
     file.write_bytes(b"material_id,cif\n\xff,\n")
     with pytest.raises(ValueError, match=r"train\.csv: not UTF-8"):
         own.import_csv(file, workers=1)
+
+
+def test_the_datasheet_lists_every_column_and_unit():
+    section = (REPOSITORY / "data/README.md").read_text().partition("## Your own data")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| `")]
+    listed = {name.strip("`"): units for name, _, units in rows}
+    assert set(listed) == {*manifest.WORDS, *inputs.UNITS}
+    assert {name: listed[name].split(", ") for name in inputs.UNITS} == {k: [*v] for k, v in inputs.UNITS.items()}
+
+
+def test_what_the_readme_shows_is_there():
+    text = (REPOSITORY / "README.md").read_text()
+    shown = "".join(re.findall(r"^```py\n(.*?)^```", text, flags=re.M | re.S))
+    calls = [node for node in ast.walk(ast.parse(shown)) if isinstance(node, ast.Call)]
+    for call in calls:
+        signature = inspect.signature(getattr(own, call.func.attr))
+        signature.bind(*call.args, **{keyword.arg: None for keyword in call.keywords})
+    assert {call.func.attr for call in calls} == {"import_folder", "import_csv", "import_optimade", "micrographs"}
+    names = re.search(r"by name \((.*?)\)", text)[1]
+    assert names == ", ".join(f"`{name}`" for name in providers.URLS)
