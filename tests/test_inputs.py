@@ -271,7 +271,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded(width, height, said, tmp_p
         inputs.micrograph(tmp_path / "huge.png", pixel_A=0.1, to_pixel_A=0.2, px=64)
 
 
-@pytest.mark.parametrize("pixel_A", [None, 0, -0.2, float("nan"), float("inf")])
+@pytest.mark.parametrize("pixel_A", [None, 0.0, -0.2, float("nan"), float("inf")])
 def test_an_image_needs_a_scale(pixel_A):
     with pytest.raises(ValueError, match=r"^image: no scale: the pixel size is"):
         inputs.micrograph(np.eye(64), pixel_A=pixel_A, to_pixel_A=0.2, px=64)

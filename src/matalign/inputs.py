@@ -38,7 +38,6 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # numbers (n,), frac_coords 
 
 # Units
 
-
 UNITS = {
     "temperature": {"C": (1.0, 0.0), "K": (1.0, protocols.ABSOLUTE_ZERO_C)},  # to °C: factor, then offset
     "time": {unit: (factor, 0.0) for unit, factor in protocols.HOURS.items()},  # to hours
@@ -175,8 +174,7 @@ def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -
         raise ValueError(f"unknown element: atomic number {unknown[0]}; known are 1 to {sources.HEAVIEST}")
     if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all()):
         raise ValueError("unreadable: cell or coordinates are not finite")
-    if abs(np.linalg.det(lattice)) < 1e-3:
-        raise ValueError("no lattice: the cell has no volume; expected a crystal, periodic in three directions")
+    _check_volume(lattice)
     close = NeighborList(cutoff=MIN_DISTANCE_A, full_list=False)
     first, second, distance = close.compute(frac_coords @ lattice, lattice, periodic=True, quantities="ijd")
     if len(distance):
@@ -185,6 +183,11 @@ def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -
             f"overlapping atoms: {i} and {j} are {distance[0]:.2f} Å apart; expected at least {MIN_DISTANCE_A} Å"
         )
     return np.asarray(numbers, np.int16), np.asarray(frac_coords, np.float64), np.asarray(lattice, np.float64)
+
+
+def _check_volume(lattice: np.ndarray) -> None:
+    if abs(np.linalg.det(lattice)) < 1e-3:
+        raise ValueError("no lattice: the cell has no volume; expected a crystal, periodic in three directions")
 
 
 def _from_file(item: str | PathLike) -> Arrays:
@@ -265,8 +268,7 @@ def _from_pymatgen(found: Any) -> Arrays:
 
 
 def _from_ase(found: Any) -> Arrays:
-    if abs(np.linalg.det(found.cell.array)) < 1e-3:
-        raise ValueError("no lattice: the cell has no volume; expected a crystal, periodic in three directions")
+    _check_volume(found.cell.array)
     if not all(found.pbc):
         raise ValueError(f"not periodic in three directions: pbc is {found.pbc.tolist()}")
     occupancy = found.info.get("occupancy") or {}
@@ -300,8 +302,7 @@ def _read_optimade(record: Mapping[str, Any]) -> Arrays:
         raise ValueError(
             f"incomplete: lattice_vectors {lattice.shape} and sites {sites.shape}; expected (3, 3) and (n, 3)"
         )
-    if abs(np.linalg.det(lattice)) < 1e-3:
-        raise ValueError("no lattice: lattice_vectors have no volume")
+    _check_volume(lattice)
     return np.array([numbers[name] for name in names]), sites @ np.linalg.inv(lattice), lattice
 
 
