@@ -17,6 +17,8 @@ install_import_hook(
         "matalign.encoders.xrd",
         "matalign.regression",
         "matalign.losses",
+        "matalign.inputs",
+        "matalign.own",
     ],
     "beartype.beartype",
 )
