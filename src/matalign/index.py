@@ -1,4 +1,4 @@
-"""What a released model's queries are compared with: vectors of crystals and protocols, small, without what they are of.
+"""What a released model's queries are compared with: small vectors of crystals and protocols, not what they are of.
 
 Unit vectors z (dim,) are kept as C z in the space of the first principal axes C (d, dim), uncentred, so that inner
 products stay as near as they can; each in 8 bits with a scale of its own.
@@ -47,9 +47,7 @@ class Index:
         return embed.nearest((queries @ self.axes.T).astype(np.float32), self.vectors[among], k)
 
 
-def build(
-    vectors: Mapping[str, Float[np.ndarray, "n dim"]], tables: Mapping[str, pd.DataFrame], *, size: int
-) -> Index:
+def build(vectors: Mapping[str, Float[np.ndarray, "n dim"]], tables: Mapping[str, pd.DataFrame], *, size: int) -> Index:
     """The index of unit vectors, rounded as `write` keeps it.
 
     Args:
@@ -58,7 +56,7 @@ def build(
         size: d; at most the vectors' own dimension is used.
     """
     everything = np.concatenate(list(vectors.values())).astype(np.float64)
-    axes = np.linalg.eigh(everything.T @ everything)[1][:, ::-1].T[:size]
+    axes = np.ascontiguousarray(np.linalg.eigh(everything.T @ everything)[1][:, ::-1].T[:size])
     axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]  # the same sign on every machine
     axes = axes.astype(np.float16).astype(np.float32)
     return Index(axes, {name: _rounded(z @ axes.T) for name, z in vectors.items()}, tables)

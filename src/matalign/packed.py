@@ -1,7 +1,7 @@
 """Weights and vectors in few bits: whole numbers with one scale a row, and files of a released model.
 
-A row r (an output channel of a convolution, or a vector) of b bits is kept as round(r / s) with s = max|r| / (2^(b−1) − 1),
-so that the greatest stays exact and zero stays zero; b = 8 is the usual 8-bit storage.
+A row r (an output channel of a convolution, or a vector) is kept in b bits as round(r / s), s = max|r| / (2^(b−1) − 1):
+the greatest stays exact and zero stays zero. The usual 8-bit storage is b = 8.
 """
 
 from collections.abc import Mapping

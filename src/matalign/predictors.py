@@ -10,14 +10,13 @@ given, with its calibration error.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
 from tqdm import tqdm
 
 from matalign import encoders, fits, regression, scratch, workers
@@ -39,7 +38,7 @@ CANDIDATES = tuple(arm for arm in fits.STRUCTURE_ONLY if arm in fits.NETWORKS)
 
 
 def chosen(rows: Sequence[Mapping[str, Any]], targets: str) -> dict[str, Any]:
-    """The arm of least error on validation among those that train a tower on the structure alone, of a group of targets.
+    """For a group of targets, the arm of least error on validation of those that train a tower on the structure alone.
 
     Looked for where the predictors are trained (all labels, random split), else at the largest share of labels of the
     other split. The error is that of E_f where it is among the targets, else the mean over them.
@@ -57,7 +56,8 @@ def chosen(rows: Sequence[Mapping[str, Any]], targets: str) -> dict[str, Any]:
     there = [r for r in rows if (r["targets"], r["cohort"]) == (targets, "A") and r["arm"] in CANDIDATES]
     if not there:
         raise ValueError(f"no fit of {targets} by any of {', '.join(CANDIDATES)} in the metrics of properties")
-    split, percent = max(((r["split"], r["label_percent"]) for r in there), key=lambda cell: (cell[0] == SPLIT, cell[1]))
+    cells = {(r["split"], r["label_percent"]) for r in there}
+    split, percent = max(cells, key=lambda cell: (cell[0] == SPLIT, cell[1]))
     found: dict[str, list[float]] = {}
     for r in there:
         if (r["split"], r["label_percent"]) == (split, percent):
@@ -208,9 +208,7 @@ def calibrate(
     return Calibration(floor, float(ranked[min(math.ceil((len(ranked) + 1) * level), len(ranked)) - 1]))
 
 
-def reliability(
-    probability: Float[np.ndarray, " n"], true: Float[np.ndarray, " n"]
-) -> list[dict[str, float]]:
+def reliability(probability: Float[np.ndarray, " n"], true: Float[np.ndarray, " n"]) -> list[dict[str, float]]:
     """Bins of a probability that hold any: {bin_low, bin_high, probability, observed, n}, both means over the bin."""
     place = np.minimum((probability * BINS).astype(int), BINS - 1)
     return [
@@ -221,7 +219,7 @@ def reliability(
 
 
 def calibration_error(items: Float[np.ndarray, "n 2"]) -> float:
-    """Expected calibration error of (probability, label) rows: mean over items of |probability − observed| of its bin."""
+    """Expected calibration error of (probability, label) rows: mean of |probability − observed| of an item's bin."""
     rows = reliability(items[:, 0], items[:, 1])
     return sum(r["n"] * abs(r["probability"] - r["observed"]) for r in rows) / len(items)
 

@@ -7,7 +7,7 @@ label of a source, no recipe and no DOI.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 
 import matalign
-from matalign import config, embed, fits, index, packed, paths, predictors, released, scratch, sources, stats
+from matalign import card, config, embed, fits, index, packed, paths, predictors, released, scratch, sources, stats
 from matalign.config import Release
-from matalign.fits import E_F, Fit
-from matalign.predictors import LEVEL, LEVELS, Calibration
+from matalign.fits import Fit
+from matalign.predictors import LEVELS, Calibration
 from matalign.properties import unit
 from matalign.regression import METAL, THRESHOLD
 
@@ -85,7 +85,7 @@ def build(cfg: Release) -> dict[str, Any]:
         "image": image_error(cfg, t, model),
         "index": compared(cfg, built, vectors),
     }
-    (folder / "README.md").write_text(card(cfg, about, metrics))
+    (folder / "README.md").write_text(card.text(paths.results(cfg.profile), about, metrics))
     scratch.write_json(folder / "config.json", about)
     metrics["files"] = [
         {"file": f.name, "MB": round(f.stat().st_size / 1e6, 3)} for f in sorted(folder.iterdir()) if f.suffix != ".md"
@@ -101,9 +101,7 @@ def hashes(folder: Path, names: list[str]) -> dict[str, str]:
     return {name: sources.file_hash(folder / name) for name in names}
 
 
-def write_weights(
-    cfg: Release, folder: Path, t: fits.Task, fitted: Mapping[Fit, Mapping[str, Any]]
-) -> dict[str, Any]:
+def write_weights(cfg: Release, folder: Path, t: fits.Task, fitted: Mapping[Fit, Mapping[str, Any]]) -> dict[str, Any]:
     """Write the weights of towers, heads and predictors; what `config.json` will say of them."""
     pretrained = json.loads((paths.results(cfg.profile) / "pretrained" / "config.json").read_text())
     parts: dict[str, dict[str, torch.Tensor]] = {}
@@ -115,10 +113,10 @@ def write_weights(
     for fit in fitted:
         groups.setdefault(fit.targets, []).append(fit)
     rows, tensors = [], {}
-    for number, (targets, same) in enumerate(groups.items()):
-        first = fitted[same[0]]
-        rows.append({"targets": list(same[0].weights), "members": len(same), "arm": same[0].arm, "steps": same[0].steps})
-        rows[-1] |= {"tower": fits.NETWORKS[same[0].arm].tower, "mean": first["mean"], "std": first["std"]}
+    for number, same in enumerate(groups.values()):
+        fit, scale = same[0], {name: fitted[same[0]][name].tolist() for name in ("mean", "std")}
+        row = {"targets": list(fit.weights), "members": len(same), "arm": fit.arm, "steps": fit.steps}
+        rows.append(row | {"tower": fits.NETWORKS[fit.arm].tower} | scale)
         for i, fit in enumerate(same):
             own = {k: torch.from_numpy(w) for k, w in fitted[fit].items() if k.startswith("weight.")}
             for name, weight in packed.stored(own, bits=cfg.image_bits).items():
@@ -136,7 +134,7 @@ def write_weights(
         "data": t.curated.digest,
         "recommendation": asdict(config.load("recommendation", cfg.profile)),
         "weights": weights,
-        "predictors": json.loads(json.dumps(rows, default=lambda values: values.tolist())),
+        "predictors": rows,
         "predictor_weights": members,
         "files": hashes(folder, [*weights, *members]),
     }
@@ -208,7 +206,8 @@ def image_error(cfg: Release, t: fits.Task, model: embed.Model) -> dict[str, Any
     full = embed.load(cfg.profile)
     images = full.micrographs(t.curated, rows, seed=cfg.seed, epoch=embed.EVALUATION)
     cosine = (full.embed_images(images) * model.embed_images(images)).sum(1)
-    return {"bits": cfg.image_bits, "n": len(rows), "cosine_min": float(cosine.min()), "cosine_mean": float(cosine.mean())}
+    error = {"cosine_min": float(cosine.min()), "cosine_mean": float(cosine.mean())}
+    return {"bits": cfg.image_bits, "n": len(rows), **error}
 
 
 def contents(
@@ -241,111 +240,3 @@ def compared(cfg: Release, built: index.Index, vectors: Mapping[str, np.ndarray]
 def every(vectors: np.ndarray, count: int) -> np.ndarray:
     """So many rows, evenly spaced."""
     return vectors[np.linspace(0, len(vectors) - 1, min(count, len(vectors))).astype(int)]
-
-
-# The model card
-
-
-def card(cfg: Release, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    """The model card, `README.md` of the folder, from what was measured and from the metrics of earlier stages."""
-    return "\n".join(_card(cfg, about, metrics)) + "\n"
-
-
-def _card(cfg: Release, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[str]:
-    folder, profile = paths.results(cfg.profile), cfg.profile
-    read = {s: json.loads((folder / "metrics" / f"{s}.json").read_text()) for s in ("curate", "pretrain")}
-    counts, trained = read["curate"]["counts"], read["pretrain"]
-    yield f"# matalign, profile {profile}\n"
-    yield "Crystal structures, synthesis protocols and micrographs as vectors of one space, and predictors of properties."
-    if metrics["synthetic"]:
-        yield "\n**Trained on the embedded sample, which is synthetic: it shows that the software runs, and nothing else.**"
-    yield "\n## Use\n"
-    yield f'```python\nimport matalign\n\nmodel = matalign.load("{profile}")  # or the path of this folder'
-    yield 'model.predict(["NaCl.cif"])  # E_f, gap, P(metal), K, G; each with an interval'
-    yield 'model.neighbours("NaCl.cif", 10)  # crystals; among="protocol": protocols'
-    yield 'model.recommend("NaCl.cif", 5)  # protocols and precursor sets\n```\n'
-    yield "For screening and for search. Not for decisions that rest on one prediction: look at its interval, compute, measure."
-    yield "\n## Data and training\n"
-    yield (
-        f"- {counts['materials']:,} materials and {counts['protocols']:,} protocols (digest `{about['data']}`), "
-        f"{'the embedded sample' if metrics['synthetic'] else 'sources as `data/sources.yaml` lists them'}."
-    )
-    yield (
-        f"- Towers: {trained['modalities']}; aligned by the loss `{trained['loss']}` on {trained['n_train']:,} materials "
-        f"outside both test sets, best epoch {trained['best_epoch']}. Micrographs are simulated from the structures."
-    )
-    yield (
-        f"- Text model `{about['pretrain']['text_model']}`, frozen layers not stored: hash `{about['text_model_hash']}`, "
-        "checked when the model is loaded."
-    )
-    for row in metrics["arms"]:
-        where = f"{row['label_percent']:g} % of labels, {row['split']} split"
-        yield (
-            f"- Predictors of {targets_of(row)}: {metrics['members']} members, each the arm `{row['arm']}`, which was "
-            f"best on validation of the arms that see the structure alone ({where}); trained on the training part of the "
-            "random split, all labels."
-        )
-    yield from _compute(folder)
-    yield "\n## How good it is\n"
-    yield (
-        "Test part of the random split; 95 % intervals over chemical systems. *New chemical systems*: test materials whose "
-        "set of elements no training material has.\n"
-    )
-    yield "| target | materials | metric | value | unit | n |\n| --- | --- | --- | --- | --- | --- |"
-    for r in metrics["results"]:
-        yield f"| {r['target']} | {r['materials']} | {r['metric']} | {_interval(r)} | {r['unit']} | {r['n_test']:,} |"
-    yield f"\nIntervals of {LEVEL:.0%} (split-conformal, by the spread of the members) hold of the test labels:\n"
-    yield "| target | materials | share held | half width, median | n |\n| --- | --- | --- | --- | --- |"
-    for r in metrics["coverage"]:
-        if r["nominal"] == LEVEL:
-            half = f"{r['half_width']:.3g} {unit(r['target'])}"
-            yield f"| {r['target']} | {r['materials']} | {_interval(r)} | {half} | {r['n_test']:,} |"
-    if image := metrics["image"]:
-        yield (
-            f"\nThe image tower's convolutions are stored in {image['bits']} bits: cosine between its embeddings and those "
-            f"at full precision, over {image['n']} unseen micrographs, {image['cosine_mean']:.4f} in the mean and "
-            f"{image['cosine_min']:.4f} at least."
-        )
-    yield (
-        f"\nThe index keeps {metrics['index']['size']} components of a vector in 8 bits; of the {index.TOP} nearest by full "
-        "vectors it finds " + ", ".join(f"{r['agreement']:.3f} ({r['query']} to {r['among']})" for r in metrics["index"]["agreement"]) + "."
-    )
-    best = trained["history"][trained["best_epoch"] - 1]["recall_val"]
-    told = ", ".join(f"{r['query']} to {r['target']} {r['value']:.2f} among {r['n_gallery']:.0f}" for r in best)
-    yield f"\nRecall@1 within a batch of unseen materials: {told}."
-    yield f"Retrieval, recommendation and defects have stages of their own: `results/{profile}/metrics/`, `paper.pdf`."
-    yield "\n## Limits\n"
-    yield "- Energies, gaps and moduli are those of one level of theory; gaps are known to come out too small."
-    yield "- Intervals are calibrated on materials like those of the random split; for new chemical systems see the table."
-    yield f"- The interval of P(metal) is the range of the {metrics['members']} members, not a calibrated one."
-    yield "- Micrographs are simulated; measured ones were never seen."
-    yield "- A protocol knows a composition, not a polymorph. Recipes are not part of the model: `matalign fetch` gets them."
-    yield "- Cells of more atoms or elements rarer than those trained on are out of its domain, and it does not tell."
-    yield "\n## Licence\n"
-    yield "The weights are released as the code is, under the MIT licence. Please cite `CITATION.cff` and the sources:\n"
-    if metrics["synthetic"]:
-        yield "- `data/sample`, made by this project"
-    else:
-        for name, entry in sources.catalogue().items():
-            yield f"- `{name}`: {' '.join(str(entry['licence']).split())}; {' '.join(str(entry['citation']).split())}"
-
-
-def _compute(folder: Path) -> Iterator[str]:
-    """What training took, where its record is at hand."""
-    for stage in ("pretrain", "properties"):
-        file = folder / "provenance" / f"{stage}.json"
-        if file.exists():
-            made = json.loads(file.read_text())
-            made |= made.get("computed", {})
-            where = made["machine"]
-            devices = f"{where['cores']} cores ({where['cpu']})" + f", {len(where['gpus'])} GPUs" * bool(where["gpus"])
-            yield f"- The stage `{stage}` took {made['minutes']:.1f} minutes on {devices}."
-
-
-def targets_of(row: Mapping[str, Any]) -> str:
-    """Names of a group's targets, without their weights."""
-    return ", ".join(target.partition(":")[0] for target in row["targets"].split())
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"

@@ -18,8 +18,22 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from matalign import align, config, embed, index, inputs, library, packed, paths, precursors, predictors, recommendation
-from matalign import regression, scratch, sources
+from matalign import (
+    align,
+    config,
+    embed,
+    index,
+    inputs,
+    library,
+    packed,
+    paths,
+    precursors,
+    predictors,
+    recommendation,
+    regression,
+    scratch,
+    sources,
+)
 from matalign.config import Pretrain, Recommendation
 from matalign.dataset import Structures
 from matalign.index import Index
@@ -48,7 +62,7 @@ class Released:
     """A trained model with predictors and an index.
 
     A structure is a pymatgen Structure, an ASE Atoms, a path to a CIF or POSCAR, or an OPTIMADE record; a protocol is a
-    text, a path or a dict of fields (see `inputs`). Where several structures are asked for, `dataset.Structures` do too.
+    text, a path or a dict of fields; see `inputs`. `dataset.Structures` do where several structures are asked for.
     """
 
     folder: Path
@@ -147,7 +161,9 @@ class Released:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        crystals = inputs.structures([structure])
+        crystals = packed_structures(structure if isinstance(structure, Structures) else [structure])
+        if len(crystals) != 1:
+            raise ValueError(f"expected one structure, got {len(crystals)}")
         vectors, known = self._protocols
         rows, similarity = embed.nearest(
             self.model.embed_structures(crystals) @ self.index.axes.T, vectors, min(k * CHOICES, len(vectors))
@@ -179,7 +195,7 @@ class Released:
         """Where recipes come from, in words."""
         if self.raw == paths.SAMPLE:
             return f"the embedded sample, which is synthetic; {library.FETCH}"
-        return f"the raw files in {self.raw.relative_to(paths.ROOT)}"
+        return f"the raw files in {self.about['recommendation']['raw']}"
 
     def _vectors(self, query: Any) -> np.ndarray:
         if isinstance(query, np.ndarray):
@@ -205,7 +221,7 @@ class Released:
     def _study(self) -> "Remembered":
         where = str(self.folder / "config.json")
         cfg = config.build(Recommendation, self.about["recommendation"], where=where)
-        cfg = replace(cfg, raw=str(self.raw.relative_to(paths.ROOT)))
+        cfg = replace(cfg, raw=str(self.raw))
         with regression.on_threads(cfg.threads):  # `prepare` sets the number of threads for good
             study = recommendation.prepare(cfg)
         return Remembered(study.cfg, study.known, study.val, study.test, study.conditions)
