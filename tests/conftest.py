@@ -16,6 +16,10 @@ install_import_hook(
         "matalign.encoders.xrd",
         "matalign.regression",
         "matalign.losses",
+        "matalign.packed",
+        "matalign.index",
+        "matalign.predictors",
+        "matalign.released",
     ],
     "beartype.beartype",
 )

@@ -62,7 +62,8 @@ def test_convolutions_are_packed_matrices_halved_and_vectors_kept():
         "heads.linear": (torch.float16, 4),
         "count": (torch.int64, 8),
     }
-    again = packed.restored(kept, WEIGHTS, bits=6)
+    again = packed.restored({**kept, "count": kept["count"][None]}, WEIGHTS, bits=6)
+    assert again["count"].shape == ()
     assert {name: w.dtype for name, w in again.items()} == {name: w.dtype for name, w in WEIGHTS.items()}
     assert torch.equal(again["towers.image.norm"], WEIGHTS["towers.image.norm"])
     torch.testing.assert_close(again["heads.linear"], WEIGHTS["heads.linear"], rtol=1e-3, atol=0)

@@ -97,6 +97,8 @@ def restored(kept: Mapping[str, Tensor], like: Mapping[str, Tensor], *, bits: in
     for name, goal in like.items():
         if name in kept:
             out[name] = kept[name].to(goal.dtype)
+            if goal.ndim == 0 and out[name].numel() == 1:  # numpy hands numbers on as arrays of one
+                out[name] = out[name].reshape(())
         else:
             try:
                 out[name] = unpack(kept[name + PACKED], kept[name + SCALE], tuple(goal.shape), bits=bits)

@@ -169,7 +169,7 @@ def scores(
     options = {"resamples": cfg.bootstrap, "seed": cfg.seed}
 
     def row(kind: str, values: np.ndarray, which: np.ndarray, about: Mapping[str, Any], **how: Any) -> None:
-        found = stats.bootstrap(values[which], systems[test][which], **how, **options)
+        found = stats.bootstrap(values[which][None], systems[test][which], **how, **options)
         size = {"n_test": int(which.sum()), "n_chemsys": len(set(systems[test][which]))}
         out[kind].append({"target": target, **about, **found.bounds(), **size})
 
@@ -180,7 +180,7 @@ def scores(
             right = ((mean > THRESHOLD) == (true > THRESHOLD)).astype(float)
             row("results", right, which, {"materials": name, "metric": "accuracy", "unit": ""})
             pairs, how = np.stack([mean, true], 1), {"statistic": predictors.calibration_error}
-            row("results", pairs[None], which, {"materials": name, "metric": "ECE", "unit": ""}, **how)
+            row("results", pairs, which, {"materials": name, "metric": "ECE", "unit": ""}, **how)
         out["reliability"] = predictors.reliability(mean, true)
         return out
     val, val_true = known(t, target, parts["val"])
