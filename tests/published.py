@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,7 @@ def model(root: Path):
         for cache in caches:
             cache.cache_clear()
         dataset.write(paths.curated("tiny"), curated())
+        shutil.copy(paths.SAMPLE.parent / "sources.yaml", paths.DATA)
         (root / "run").mkdir()
         trained = train.fit(cfg, root / "run", max_steps=1)
         results = paths.results("tiny")
