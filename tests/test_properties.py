@@ -261,7 +261,7 @@ def test_a_new_pretrained_model_refits_only_the_arms_that_use_it(root, monkeypat
     before = [fits.key(t, fit) for fit in every]
     monkeypatch.setattr(fits, "fingerprint", lambda *_: "another")
     changed = {fit.arm for fit, key in zip(every, before) if fits.key(t, fit) != key}
-    assert changed == {"pretrained", "auxiliary", "ridge", *fits.FUSED, *fits.SINGLE}
+    assert changed == {"pretrained", "slow_tower", "auxiliary", "ridge", *fits.FUSED, *fits.SINGLE}
 
 
 def test_finished_fits_are_not_fitted_again(fitted, monkeypatch):
@@ -395,6 +395,8 @@ def test_a_gain_that_the_control_shares_is_not_the_contrastive_losses(root, size
     share = claims["of that gain, the contrastive loss has a share"]
     assert share["verdict"] == verdict
     assert share["value"] == pytest.approx(100 * (1 - 0.15 / size))
+    gain = 100 * (1 - size / 0.2)
+    assert f"which gains {0 + gain:.1f} [{0 + gain:.1f}, {0 + gain:.1f}] % on scratch" in share["note"]
 
 
 def test_another_cell_than_the_pre_registered_one_says_so(fitted):

@@ -215,3 +215,18 @@ def test_the_weights_kept_are_the_best_of_the_deciding_target(store, tmp_path, k
     assert out[0] < 1  # in the target's unit, where it began at the mean
     assert 0.5 < out[1] < 1  # a probability
     assert (out[1] > 0.6) == (kept_by == "x")  # trained to the end, or as at the first check
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_the_tower_moves_at_its_share_of_the_rate(store, tmp_path, share):
+    """AdamW's first step is as long as the rate, whatever the gradient."""
+    model = networks()[0]
+    before = {name: w.detach().clone() for name, w in model.named_parameters()}
+    options = {"steps": 1, "batch_size": 3, "learning_rate": 0.1, "weight_decay": 0.0, "seed": 0}
+    options |= {"targets": {"x": 1.0, "y": 1.0}, "kept_by": "", "state": tmp_path / "state", "tower_rate": share}
+    labels, parts = np.arange(8.0).reshape(4, 2), {"train": np.arange(3), "val": np.array([3]), "test": np.array([3])}
+    regression.train(model, regression.Inputs(store), labels, parts, **options)
+    moved = {name: float((w.detach() - before[name]).abs().max()) for name, w in model.named_parameters()}
+    head, tower = moved["head.weight"], max(size for name, size in moved.items() if name.startswith("tower."))
+    assert head > 1e-3
+    assert tower == pytest.approx(share * head, rel=1e-3)

@@ -48,6 +48,7 @@ ARMS: dict[str, Arm] = {
     "scratch": Arm("ILD, scratch", "#D55E00", "v"),
     "scratch_long": Arm("ILD, scratch, 3× epochs", "#CC6677", "h"),
     "pretrained": Arm("ILD, pretrained", "#0072B2", "o"),
+    "slow_tower": Arm("ILD, pretrained, slower tower", "#6118F2", "*"),
     "auxiliary": Arm("ILD, auxiliary objective alone", "#009E73", "p"),
     "aligned": Arm("aligned, as pretrained", "#56B4E9", "^"),
     "structure": Arm("structure tower", "#0072B2", "o"),

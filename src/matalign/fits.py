@@ -3,9 +3,9 @@
 Arms from the structure alone. `dummy`: the median of the training labels, or the majority's class. `composition`:
 gradient boosting on Magpie-like statistics of elemental properties (Ward et al., npj Comput. Mater. 2, 16028, 2016),
 blind to structure. `cgconv`, `scratch`: CGConv and ILD tower from random weights. `scratch_long`: `scratch` with three
-times the steps. `pretrained`: the ILD tower from contrastive pretraining, fine-tuned. `auxiliary`: the same from its
-control, which was pretrained by the auxiliary objective alone. `ridge`: ridge regression on the
-frozen pretrained tower.
+times the steps. `pretrained`: the ILD tower from contrastive pretraining, fine-tuned. `slow_tower`: the same with the
+tower at three tenths of the learning rate. `auxiliary`: `pretrained` from its control, which was pretrained by the
+auxiliary objective alone. `ridge`: ridge regression on the frozen pretrained tower.
 
 Arms of fused inference, which also see a micrograph of the material, and in cohort B its protocols, through the frozen
 towers. `early_fusion`: ILD tower from random weights, its pooled features beside theirs. `cross_attention`: the same,
@@ -53,6 +53,7 @@ class Network:
     model: type[nn.Module] = regression.Regressor
     others: str = ""  # what it sees of the other modalities: tokens or embeddings; "": nothing
     length: int = 1  # steps, of the schedule's
+    tower_rate: float = 1.0  # learning rate of the tower, of the schedule's
 
 
 NETWORKS = {
@@ -60,6 +61,7 @@ NETWORKS = {
     "scratch": Network("ild"),
     "scratch_long": Network("ild", length=3),
     "pretrained": Network(weights="pretrained"),
+    "slow_tower": Network(weights="pretrained", tower_rate=0.3),
     "auxiliary": Network(weights="pretrained/control"),
     "early_fusion": Network("ild", model=regression.Fusion, others="tokens"),
     "cross_attention": Network("ild", model=regression.CrossAttention, others="tokens"),
@@ -424,6 +426,7 @@ def solve(cfg: Properties, fit: Fit) -> dict[str, Any]:
                 steps=fit.steps,
                 **options,
                 seed=fit.seed,
+                tower_rate=NETWORKS[fit.arm].tower_rate,
                 state=scratch.folder("properties", key(t, fit)) / "state.safetensors",
                 tell=workers.tell,
             )

@@ -303,6 +303,7 @@ def train(
     weight_decay: float,
     seed: int,
     state: Path,
+    tower_rate: float = 1.0,
     tell: Callable[[int], None] = lambda steps: None,
 ) -> Predictions:
     """Train a network; keep the weights that are best on validation.
@@ -320,6 +321,7 @@ def train(
         weight_decay: of AdamW.
         seed: of the order of the rows.
         state: file of the training state, from which a killed fit goes on to the same weights.
+        tower_rate: the rate of `model.tower`, of `learning_rate`.
         tell: called with the number of steps done since the last call.
     """
     device = next(model.parameters()).device
@@ -336,7 +338,12 @@ def train(
             ([weight * decides for weight, decides in zip(targets.values(), deciding)], "cpu"),
         )
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=weight_decay)
+    tower = {name for name, _ in model.named_parameters() if name.startswith("tower.")}
+    groups = [
+        {"params": [p for name, p in model.named_parameters() if (name in tower) == inside], "of": share}
+        for inside, share in ((True, tower_rate), (False, 1.0))
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=weight_decay)
     start, best, kept = restore(state, model, optimizer) if state.exists() else (0, math.inf, weights(model))
     checks = {round(steps * (i + 1) / CHECKS) for i in range(CHECKS)}
     tell(start)
@@ -347,7 +354,7 @@ def train(
         error.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * rate(step, steps)
+            group["lr"] = learning_rate * rate(step, steps) * group["of"]
         optimizer.step()
         if step + 1 in checks:
             reached = float(score(predict(model, inputs, parts["val"]), scaled[parts["val"]]))
