@@ -105,6 +105,7 @@ def fit(cfg: Properties, each: Fit) -> dict[str, Any]:
             learning_rate=cfg.learning_rate,
             weight_decay=cfg.weight_decay,
             seed=each.seed,
+            tower_rate=fits.NETWORKS[each.arm].tower_rate,
             state=scratch.folder("release", key) / "state.safetensors",
             tell=workers.tell,
         )
