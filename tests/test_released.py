@@ -213,24 +213,36 @@ def test_predictions_do_not_depend_on_company(model):
 # Neighbours and recipes
 
 
-def test_a_crystal_of_the_index_is_its_own_nearest(model):
+def by_hand(model, z, among):
+    """Similarities to every row of the index, and the rows from the most similar to the least."""
+    product = np.minimum((z @ model.index.axes.T) @ model.index.vectors[among].T, 1)
+    return product, np.argsort(-product, axis=1, kind="stable")
+
+
+def test_neighbours_are_the_rows_of_largest_product(model):
     found = model.neighbours(CURATED.structures, 3)
     assert len(found) == 72
     assert found["rank"].tolist() == [1, 2, 3] * 24
-    assert (found.groupby("query").similarity.diff().dropna() <= 1e-6).all()
-    first = found[found["rank"] == 1]
-    assert (first.mp_id.to_numpy() == CURATED.materials.mp_id).mean() > 0.8  # 8 bits in a space of salts that are alike
-    assert first.similarity.min() > 0.99
+    product, rows = by_hand(model, model.embed(structures=CURATED.structures), "crystal")
+    np.testing.assert_allclose(found.similarity, np.take_along_axis(product, rows[:, :3], 1).ravel(), atol=1e-6)
+    place = CURATED.materials.mp_id.searchsorted(found.mp_id)
+    np.testing.assert_allclose(product[found["query"], place], found.similarity, atol=1e-6)
+    assert (CURATED.materials.formula.to_numpy()[place] == found.formula).all()
+    itself = product[np.arange(24), np.arange(24)]  # a crystal is as near to itself as 8 bits allow
+    np.testing.assert_allclose(itself, 1, atol=0.02)
     one = model.neighbours(NACL, 1)
     assert one["query"].tolist() == [0]
 
 
 def test_neighbours_across_modalities(model):
-    text = CURATED.protocols.text_L1.iloc[3]
-    found = model.neighbours(model.embed(protocols=[text]), 2, among="protocol")
-    assert CURATED.protocols.protocol_id.iloc[3] in found.protocol_id.tolist()
+    z = model.embed(protocols=[CURATED.protocols.text_L1.iloc[3]])
+    found = model.neighbours(z, 2, among="protocol")
     assert list(found) == ["query", "rank", "similarity", "protocol_id"]
-    assert len(model.neighbours(model.embed(protocols=[text])[0], 4, among="crystal")) == 4
+    product, _ = by_hand(model, z, "protocol")
+    place = CURATED.protocols.protocol_id.searchsorted(found.protocol_id)
+    np.testing.assert_allclose(product[0, place], found.similarity, atol=1e-6)
+    assert found.similarity[0] == pytest.approx(product.max(), abs=1e-6)
+    assert len(model.neighbours(z[0], 4, among="crystal")) == 4
     with pytest.raises(ValueError, match="among must be one of crystal, protocol, got 'image'"):
         model.neighbours(NACL, 1, among="image")
     with pytest.raises(ValueError, match="8 columns, got"):
@@ -327,5 +339,6 @@ def test_weights_of_another_shape_are_refused(copy):
     about = json.loads((copy / "config.json").read_text())
     with pytest.raises(ValueError, match=r"weight 'towers.crystal.*' has shape .*, expected"):
         released.load(edited(copy, pretrain={**about["pretrain"], "width": 16}))
-    with pytest.raises(ValueError, match=r"member 0 for formation_energy_eV_atom, .*missing or unknown"):
-        released.ensembles(copy, {**about, "predictors": [{**about["predictors"][0], "tower": "cgconv"}]})
+    groups = [{**group, "tower": "ild"} for group in about["predictors"]]
+    with pytest.raises(ValueError, match=r"member 0 for bulk_modulus_GPa, .*missing or unknown"):
+        released.ensembles(copy, {**about, "predictors": groups})

@@ -23,9 +23,7 @@ IMAGES = (".png", ".tif", ".tiff")
 SUFFIXES = (".npy", ".safetensors")  # of what `embed` writes
 WIDTH = 60  # letters of a cell of a table for people
 
-Files = Annotated[
-    list[Path], typer.Argument(help="CIF, POSCAR, OPTIMADE .json; for vectors also images, protocols")
-]
+Files = Annotated[list[Path], typer.Argument(help="CIF, POSCAR, OPTIMADE .json; for vectors also images, protocols")]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="profile with a released model, or its folder")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="print CSV")]

@@ -44,7 +44,8 @@ class Index:
         """
         if among not in self.vectors:
             raise ValueError(f"among must be one of {', '.join(self.vectors)}, got {among!r}")
-        return embed.nearest((queries @ self.axes.T).astype(np.float32), self.vectors[among], k)
+        rows, similarity = embed.nearest((queries @ self.axes.T).astype(np.float32), self.vectors[among], k)
+        return rows, np.minimum(similarity, 1)  # 8 bits may round to a little more
 
 
 def build(vectors: Mapping[str, Float[np.ndarray, "n dim"]], tables: Mapping[str, pd.DataFrame], *, size: int) -> Index:
