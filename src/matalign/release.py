@@ -39,8 +39,9 @@ def arms(cfg: Release) -> list[dict[str, Any]]:
     if not file.exists():
         raise FileNotFoundError(f"{file} is not there; the stage `properties` makes it")
     rows = json.loads(file.read_text())["fits"]
-    groups = dict.fromkeys(row["targets"] for row in rows)
-    return [predictors.chosen(rows, targets) for targets in groups]
+    fitted = {row["targets"] for row in rows}
+    groups = fits.groups(config.load("properties", cfg.profile))
+    return [predictors.chosen(rows, targets) for targets in groups if targets in fitted]
 
 
 def plan(cfg: Release) -> tuple[config.Properties, list[Fit]]:
@@ -67,9 +68,9 @@ def build(cfg: Release) -> dict[str, Any]:
     model, ensembles = released.towers(folder, about), released.ensembles(folder, about)
     store, tables = model.graphs(t.curated.structures), []
     members = predictors.said(ensembles, store)
-    rows = {target: fits.rows(t, fit) for fit in planned for target in fit.weights}
+    parts_of = {target: fits.rows(t, fit) for fit in planned for target in fit.weights}
     calibrations: dict[str, Calibration] = {}
-    for target, parts in rows.items():
+    for target, parts in ((target, parts_of[target]) for target in members):
         if target != METAL:
             val, true = known(t, target, parts["val"])
             calibrations[target] = predictors.calibrate(members[target][:, val], true)
@@ -109,11 +110,9 @@ def write_weights(cfg: Release, folder: Path, t: fits.Task, fitted: Mapping[Fit,
         tower = name.split(".")[1] if name.startswith("towers.") else "heads"
         parts.setdefault(tower, {})[name] = weight
     weights = [file for tower, tensors in sorted(parts.items()) for file in packed.write(folder, tower, tensors)]
-    groups: dict[str, list[Fit]] = {}
-    for fit in fitted:
-        groups.setdefault(fit.targets, []).append(fit)
     rows, tensors = [], {}
-    for number, same in enumerate(groups.values()):
+    for number, targets in enumerate(fits.groups(t.cfg)):
+        same = [fit for fit in fitted if fit.targets == targets]
         fit, scale = same[0], {name: fitted[same[0]][name].tolist() for name in ("mean", "std")}
         row = {"targets": list(fit.weights), "members": len(same), "arm": fit.arm, "steps": fit.steps}
         rows.append(row | {"tower": fits.NETWORKS[fit.arm].tower} | scale)
