@@ -19,6 +19,10 @@ install_import_hook(
         "matalign.losses",
         "matalign.inputs",
         "matalign.own",
+        "matalign.packed",
+        "matalign.index",
+        "matalign.predictors",
+        "matalign.released",
     ],
     "beartype.beartype",
 )

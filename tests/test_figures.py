@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matalign import figures, losses, paper, tables
 
 MADE = ("curation", "letter", "training", "learning_curve", "parity", "fusion", "retrieval", "gallery_curve")
-MADE += ("recommendation", "defects", "dose", "reliability", "ablations_loss", "ablations_pairs")
+MADE += ("calibration", "recommendation", "defects", "dose", "reliability", "ablations_loss", "ablations_pairs")
 STAGE = {
     "curation": "curate",
     "letter": "letter",
@@ -27,7 +27,7 @@ STAGE = {
     "fusion": "properties",
 }
 STAGE |= {"retrieval": "retrieval", "recommendation": "recommendation", "defects": "defects", "dose": "defects"}
-STAGE |= {"gallery_curve": "retrieval", "reliability": "defects"}
+STAGE |= {"calibration": "release", "gallery_curve": "retrieval", "reliability": "defects"}
 
 
 @pytest.fixture(autouse=True)

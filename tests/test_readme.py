@@ -64,7 +64,7 @@ def test_tables_are_those_of_their_sources():
 
 
 def test_the_modality_shown_is_the_file():
-    (shown,) = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.M | re.S)
+    (shown,) = re.findall(r'^```python\n(""".*?)^```', TEXT, flags=re.M | re.S)
     assert shown == (REPOSITORY / "src" / "matalign" / "encoders" / "composition.py").read_text()
     names = re.search(r"`modalities: &modalities (.*?)` switches", TEXT)[1].split()
     assert set(names) == set(encoders.names())

@@ -86,6 +86,12 @@ SYMBOLS = {
     "bulk_modulus_GPa": "$K$",
     "shear_modulus_GPa": "$G$",
 }
+TARGETS = {  # colour and marker of a target, where a figure tells targets and not arms apart
+    "formation_energy_eV_atom": ("#0072B2", "o"),
+    "band_gap_eV": ("#D55E00", "v"),
+    "bulk_modulus_GPa": ("#000000", "s"),
+    "shear_modulus_GPa": ("#56B4E9", "D"),
+}
 CURVES = ("formation_energy_eV_atom", "band_gap_eV")  # what the learning curve shows
 DEFECTS = ["pristine", "vacancy", "substitution", "interstitial", "planar_fault"]
 ABLATION_TASKS = {  # (task, metric) -> how it is headed
@@ -376,6 +382,42 @@ def parity(metrics: Metrics, *, unit: str = "eV/atom") -> Figure:
     ax.plot(ends, ends, color="#888888", lw=0.8, zorder=1)
     ax.scatter(true, predicted, s=5, lw=0, alpha=0.45, color=COLOURS["pretrained"], zorder=2)
     ax.set(xlabel=f"true $E_f$ ({unit})", ylabel=f"predicted $E_f$ ({unit})", xlim=ends, ylim=ends, aspect="equal")
+    return fig
+
+
+def calibration(metrics: Metrics) -> Figure:
+    """Share of the test labels that intervals hold against the share meant; observed metals against P(metal).
+
+    Hollow, dashed: of chemical systems that no training material has.
+    """
+    fig, ((held, metal),) = _figure(1, 2, width=PAGE_IN, height=2.4)
+    for ax in (held, metal):
+        ax.plot([0, 1], [0, 1], color="#888888", lw=0.8, zorder=1)
+    for target, (colour, marker) in TARGETS.items():
+        for materials in ("all", "new chemical systems"):
+            rows = [r for r in metrics["coverage"] if (r["target"], r["materials"]) == (target, materials)]
+            if not rows:
+                continue
+            value, every = [r["value"] for r in rows], materials == "all"
+            held.errorbar(
+                [r["nominal"] for r in rows],
+                value,
+                yerr=_bars(value, [r["low"] for r in rows], [r["high"] for r in rows]),
+                color=colour,
+                marker=marker,
+                mfc=colour if every else "white",
+                ls="-" if every else "--",
+                lw=0.8,
+                label=SYMBOLS[target] if every else None,
+            )
+    held.set(xlabel="nominal coverage", ylabel="test labels held", xlim=(0.45, 1), ylim=(0, 1.03))
+    rows = metrics["reliability"]
+    n = max(1, sum(r["n"] for r in rows))
+    at = [r["probability"] for r in rows], [r["observed"] for r in rows]
+    metal.plot(*at, color="#009E73", lw=0.8, zorder=2)
+    metal.scatter(*at, s=[4 + 120 * r["n"] / n for r in rows], color="#009E73", lw=0, alpha=0.8, zorder=3)
+    metal.set(xlabel="P(metal)", ylabel="share of metals", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    _legend(fig, [held], columns=4)
     return fig
 
 

@@ -12,8 +12,8 @@ import typst
 
 from matalign import figures, losses, paths, tables
 
-STAGES = ("curate", "pretrain", "properties", "retrieval", "recommendation", "defects", "ablations")
-LATER = ("recommendation", "ablations")  # results of older code lack them
+STAGES = ("curate", "pretrain", "properties", "release", "retrieval", "recommendation", "defects", "ablations")
+LATER = ("release", "recommendation", "ablations")  # results of older code lack them
 SOURCE = paths.ROOT / "paper"
 EPOCH = 1_735_689_600  # 2025-01-01, the time every PDF is stamped with: the same input gives the same bytes
 
@@ -41,7 +41,7 @@ def read(folder: Path) -> dict[str, Metrics]:
 def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
     """Every figure of the paper by name; one whose rows a profile leaves out is an empty panel.
 
-    `gallery_curve` and `reliability` are drawn only from metrics that have their rows.
+    `calibration`, `gallery_curve` and `reliability` are drawn only from metrics that have their rows.
     """
     drawn = {
         "method": figures.method(),
@@ -56,6 +56,8 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
         "dose": figures.dose(metrics["defects"]),
         **figures.ablations(metrics.get("ablations")),
     }
+    if "release" in metrics:
+        drawn["calibration"] = figures.calibration(metrics["release"])
     if "gallery_curve" in metrics["retrieval"]:
         drawn["gallery_curve"] = figures.gallery_curve(metrics["retrieval"])
     if "reliability" in metrics["defects"]:
