@@ -8,14 +8,15 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe"
-).split()
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+    "--remote-debugging-pipe",
+)
 PATIENCE_S = 60.0
 KEYS = {"Enter": 13, "Escape": 27, "ArrowDown": 40, "ArrowUp": 38, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9}
 
@@ -140,25 +141,21 @@ def browsing(folder: Path) -> Iterator[Page]:
     back, back_write = os.pipe()
 
     def pipes() -> None:  # Chromium reads commands from 3 and writes answers to 4
-        os.dup2(os.dup(to_read), 3)
-        os.dup2(os.dup(back_write), 4)
+        for here, there in zip((os.dup(to_read), os.dup(back_write)), (3, 4)):
+            os.dup2(here, there)
 
-    log = open(folder / "chromium.log", "wb")
-    high = [os.dup(fd) if fd < 5 else fd for fd in (to_read, back_write)]
-    to_read, back_write = high
     command = [chromium(), *FLAGS, f"--user-data-dir={folder / 'profile'}", "about:blank"]
-    process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=pipes, pass_fds=(3, 4))
+    with open(folder / "chromium.log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=pipes, close_fds=False)
     os.close(to_read)
     os.close(back_write)
     try:
         yield Page(to, back)
     finally:
-        with suppress(OSError):
-            os.close(to)
+        os.close(to)  # it ends when nobody can command it
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
         os.close(back)
-        log.close()

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import typst
 
-from matalign import figures, losses, paths, tables
+from matalign import config, figures, losses, paths, tables
 
 STAGES = ("curate", "pretrain", "properties", "retrieval", "recommendation", "defects", "ablations")
-LATER = ("recommendation", "ablations")  # results of older code lack them
+LATER = ("recommendation", "ablations", "atlas")  # results of older code lack them
 SOURCE = paths.ROOT / "paper"
 EPOCH = 1_735_689_600  # 2025-01-01, the time every PDF is stamped with: the same input gives the same bytes
 
@@ -129,7 +129,7 @@ def cost(folder: Path) -> tables.Table:
     Raises:
         FileNotFoundError: a stage has left no provenance.
     """
-    files = {stage: folder / "provenance" / f"{stage}.json" for stage in (*STAGES, "paper")}
+    files = {stage: folder / "provenance" / f"{stage}.json" for stage in config.STAGES}
     made = {s: json.loads(f.read_text()) for s, f in files.items() if s not in LATER or f.exists()}
     made = {stage: {**record, **record.get("computed", {})} for stage, record in made.items()}
     rows = [

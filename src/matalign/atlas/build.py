@@ -40,7 +40,7 @@ PROPERTIES = {  # column of the curated set -> label, unit, whether its colours 
     "bulk_modulus_GPa": ("bulk modulus", "GPa", True),
     "shear_modulus_GPa": ("shear modulus", "GPa", True),
 }
-# Name, colour in light and in dark: Okabe and Ito's, which stay apart for the colour-blind, two of them lifted for dark.
+# Name, colour in light and in dark: Okabe and Ito's, which stay apart for the colour-blind, lifted for dark.
 CLASSES = (
     ("oxides", "#0072B2", "#3D8FE0"),
     ("oxides with another non-metal", "#56B4E9", "#9AD5F5"),
@@ -50,8 +50,15 @@ CLASSES = (
     ("borides, carbides, silicides, hydrides", "#D55E00", "#EF7B2B"),
     ("intermetallics and elements", "#8A8F98", "#7F858F"),
 )
-ANIONS = (("O",), (), ("F", "Cl", "Br", "I"), ("S", "Se", "Te"), ("N", "P", "As", "Sb", "Bi"), ("H", "B", "C", "Si", "Ge"))
-NON_METALS = "H B C N Si P S As Se Te F Cl Br I".split()
+ANIONS = (
+    ("O",),
+    (),
+    ("F", "Cl", "Br", "I"),
+    ("S", "Se", "Te"),
+    ("N", "P", "As", "Sb", "Bi"),
+    ("H", "B", "C", "Si", "Ge"),
+)
+NON_METALS = ("H", "B", "C", "N", "Si", "P", "S", "As", "Se", "Te", "F", "Cl", "Br", "I")
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Space:
         return {name: (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32) for name, z in shifted.items()}
 
     def nearest(self, query: str, target: str, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and cosines (n, k) of each query's nearest of a modality, itself left out; across modalities, centred."""
+        """Rows and cosines (n, k) of each query's nearest of a modality, less itself; of another modality, centred."""
         if query == target:
             vectors = self.vectors[query]
             index, cosine = embed.nearest(vectors, vectors, min(k + 1, len(vectors)))
@@ -157,7 +164,11 @@ def place(cfg: Atlas, found: Space) -> Map:
         return {"points": layout.tsne(near, start, iterations=cfg.iterations, threads=cfg.threads)}
 
     key = {"vectors": hashlib.blake2b(crystals.data, digest_size=8).hexdigest(), "threads": cfg.threads}
-    key |= {"attracted": cfg.attracted, "iterations": cfg.iterations, "code": scratch.code_digest("atlas.layout", "embed")}
+    key |= {
+        "attracted": cfg.attracted,
+        "iterations": cfg.iterations,
+        "code": scratch.code_digest("atlas.layout", "embed"),
+    }
     points = {"crystal": scratch.memo("atlas-map", key, compute)["points"]}
     rest = [name for name in found.vectors if name != "crystal"]
     for name in rest:
@@ -209,7 +220,7 @@ class Content:
 
     @property
     def open(self) -> bool:
-        """Whether what comes from the sources may be shown: the sample is the project's own, a local page stays here."""
+        """Whether what the sources hold may be shown: the sample is the project's own, a local page stays here."""
         return self.local or self.curated.synthetic
 
     @property

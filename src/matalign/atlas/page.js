@@ -407,9 +407,14 @@ function fly(to) {
   flight = requestAnimationFrame(step);
 }
 
+// Show a point with the crystals nearest to it, wherever they lie on the map.
 function show(item) {
-  const { xy } = layers[item.name], scale = Math.max(state.view.scale, 6 * fitted().scale);
-  fly({ x: xy[2 * item.row], y: xy[2 * item.row + 1], scale });
+  const whole = fitted(), places = [item, ...neighbours(item).filter(({ name }) => name === "crystals")];
+  const bounds = [0, 1].map((d) => places.map(({ name, row }) => layers[name].xy[2 * row + d])).map((v) => [Math.min(...v), Math.max(...v)]);
+  const span = Math.max(...bounds.map(([low, high]) => high - low), LAST / 40);
+  const scale = whole.scale * Math.min(Math.max(1, (0.6 * LAST) / span), 24);
+  const left = (LAST / 2 - whole.x) * whole.scale; // half of what the controls take
+  fly({ x: (bounds[0][0] + bounds[0][1]) / 2 - left / scale, y: (bounds[1][0] + bounds[1][1]) / 2, scale });
 }
 
 const pointers = new Map();
@@ -474,9 +479,6 @@ map.addEventListener("keydown", (event) => {
   if (event.target !== map || event.ctrlKey || event.metaKey || event.altKey) return;
   const moves = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
   if (moves[event.key]) pan(...moves[event.key]);
-  else if (event.key === "+" || event.key === "=") zoom(1.4);
-  else if (event.key === "-") zoom(1 / 1.4);
-  else if (event.key === "0") fly(fitted());
   else if (event.key === "Enter") {
     const found = pick(screen.width / screen.ratio / 2, screen.height / screen.ratio / 2, 200);
     if (found) select(found);
@@ -553,8 +555,8 @@ function panel() {
   }
   const row = layers[item.name].of[item.row], recipe = item.name === "protocols" ? data.recipes?.[item.row] : null;
   const views = [
-    [cell(row, 200, 170), "unit cell"],
-    [item.name === "protocols" ? null : micrograph(row, 128), "simulated micrograph"],
+    [cell(row, 160, 140), "unit cell"],
+    [item.name === "protocols" ? null : micrograph(row, 112), "simulated micrograph"],
   ].filter(([view]) => view);
   const facts = known(row);
   side.replaceChildren(
@@ -738,8 +740,8 @@ function legend() {
     const n = arrays[`property/${state.colour}`].reduce((sum, v) => sum + !Number.isNaN(v), 0);
     const how = { predicted: "predicted by the model", synthetic: "synthetic", labelled: "of the sources" }[data.labelled];
     made.replaceChildren(bar,
-      element("div", { class: "ends" }, ...state.range.map((v) => element("span", {}, number(v))), element("span", {}, property.unit + (property.log ? ", log" : ""))),
-      element("div", { class: "note" }, `${counted(n)} of ${counted(ids.length)} crystals, ${how}; the outermost hundredths share the colours of the ends${n < ids.length ? "; grey: no value" : ""}`));
+      element("div", { class: "ends" }, element("span", {}, number(state.range[0])), element("span", {}, `${number(state.range[1])} ${property.unit}`)),
+      element("div", { class: "note" }, `${counted(n)} of ${counted(ids.length)} crystals, ${how}; ${property.log ? "colours by the logarithm; " : ""}the outermost hundredths share the colours of the ends${n < ids.length ? "; grey: no value" : ""}`));
   }
 }
 
@@ -753,14 +755,15 @@ function search(text) {
   if (!query) return [];
   index ??= formulas.map((formula, row) => ({ row, lower: formula.toLowerCase(), id: ids[row].toLowerCase(), key: canonical(formula), has: new Set(formula.match(/[A-Z][a-z]?/g)) }));
   const lower = query.toLowerCase(), key = canonical(query);
-  const listed = query.split(/[\s,-]+/).filter(Boolean), elements = listed.length > 1 && listed.every((s) => /^[A-Z][a-z]?$/.test(s)) ? listed : null;
-  const single = /^[A-Z][a-z]?$/.test(query);
+  const single = /^[A-Z][a-z]?$/.test(query), listed = query.split(/[\s,-]+/).filter(Boolean);
+  // Ba Ti O, Ba-Ti-O, or the elements of a formula: crystals that have them all, those with no other first
+  const elements = listed.length > 1 && listed.every((s) => /^[A-Z][a-z]?$/.test(s)) ? listed : Object.keys(composition(query) ?? {});
   const rank = (each) => {
     if (each.id === lower) return 0;
     if (key && each.key === key) return each.lower === lower ? 1 : 2;
-    if (elements) return elements.every((s) => each.has.has(s)) ? (each.has.size === elements.length ? 3 : 4) : 9;
-    if (each.lower.startsWith(lower)) return single && !each.has.has(query) ? 9 : 5;
-    if (single) return each.has.has(query) ? 6 : 9;
+    if (single) return each.has.has(query) ? (each.lower.startsWith(lower) ? 3 : 4) : 9;
+    if (each.lower.startsWith(lower)) return 3;
+    if (elements.length && elements.every((s) => each.has.has(s))) return each.has.size === elements.length ? 5 : 6;
     if (each.lower.includes(lower)) return 7;
     return each.id.includes(lower) ? 8 : 9;
   };
@@ -823,11 +826,14 @@ box.addEventListener("keydown", (event) => {
 });
 
 addEventListener("keydown", (event) => {
-  const typing = event.target.matches?.("input[type=search], select");
-  if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) {
+  if (event.target.matches?.("input[type=search], select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "/") {
     event.preventDefault();
     box.focus();
-  } else if (event.key === "Escape" && !byId("about").open && state.selected) {
+  } else if (event.key === "+" || event.key === "=") zoom(1.4);
+  else if (event.key === "-") zoom(1 / 1.4);
+  else if (event.key === "0") fly(fitted());
+  else if (event.key === "Escape" && !byId("about").open && state.selected) {
     select(null);
     map.focus();
   }
