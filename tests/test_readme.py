@@ -129,7 +129,7 @@ def test_fill_makes_each_table_between_its_marks(tmp_path):
     assert filled.startswith(start + "a\n<!-- table: claims -->\n| claim | value | threshold | verdict |\n| --- |")
     assert filled.count("| PASS |") + filled.count("| FAIL |") == 7
     assert "| defects | 5.2 | 2 | 0 | a processor |" in filled
-    assert "| all | 30.0 |  |  |  |" in filled
+    assert "| all | 38.2 |  |  |  |" in filled
     assert filled.endswith("<!-- end -->\nc\n")
     assert paper.fill(filled, folder) == filled
     assert paper.fill(filled, tmp_path / "absent") == filled

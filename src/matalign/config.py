@@ -162,6 +162,15 @@ class Ablations(Stage):
 
 
 @dataclass(frozen=True)
+class Atlas(Stage):
+    """05c_atlas: the map of the space, one page."""
+
+    attracted: int  # nearest neighbours of a crystal that t-SNE draws towards it
+    iterations: int  # of t-SNE
+    neighbours: int  # listed for each point, of each modality
+
+
+@dataclass(frozen=True)
 class Paper(Stage):
     """06_paper: tables, figures, PDF."""
 
@@ -177,6 +186,7 @@ STAGES: dict[str, type[Stage]] = {
     "recommendation": Recommendation,
     "defects": Defects,
     "ablations": Ablations,
+    "atlas": Atlas,
     "paper": Paper,
 }
 T = TypeVar("T", bound=Stage)

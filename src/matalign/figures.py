@@ -6,7 +6,7 @@ trains or evaluates imports this one, so a change of colour re-runs the paper al
 
 import io
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -575,6 +575,28 @@ def ablation(metrics: Metrics, group: str) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(3))
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    return fig
+
+
+def atlas(points: np.ndarray, group: np.ndarray, *, names: Sequence[str], colours: Sequence[str]) -> Figure:
+    """The map of a space.
+
+    Args:
+        points: (n, 2) places; only who is near whom means something.
+        group: (n,) which colour each has.
+        names: of the groups.
+        colours: of the groups.
+    """
+    fig, axes = _figure(1, 1, width=PAGE_IN, height=4.2)
+    ax = axes[0, 0]
+    for row, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        xy = points[group == row]
+        if len(xy):
+            size = np.clip(20_000 / len(points), 1, 12)
+            ax.scatter(*xy.T, s=size, lw=0, color=colour, label=f"{name} ({len(xy):,})", rasterized=True)
+    ax.set(aspect="equal", xticks=[], yticks=[])
+    sns.despine(ax=ax, left=True, bottom=True)
+    fig.legend(loc="outside right upper", markerscale=np.sqrt(20 / size))
     return fig
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import typst
 
-from matalign import figures, losses, paths, tables
+from matalign import config, figures, losses, paths, tables
 
 STAGES = ("curate", "pretrain", "properties", "release", "retrieval", "recommendation", "defects", "ablations")
-LATER = ("release", "recommendation", "ablations")  # results of older code lack them
+LATER = ("release", "recommendation", "ablations", "atlas")  # results of older code lack them
 SOURCE = paths.ROOT / "paper"
 EPOCH = 1_735_689_600  # 2025-01-01, the time every PDF is stamped with: the same input gives the same bytes
 
@@ -163,7 +163,7 @@ def cost(folder: Path) -> tables.Table:
     Raises:
         FileNotFoundError: a stage has left no provenance.
     """
-    made = provenance(folder, (*STAGES, "paper"))
+    made = provenance(folder, config.STAGES)
     rows = [
         {
             "stage": stage,
