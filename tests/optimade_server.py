@@ -54,7 +54,8 @@ class OnOrder:
 
 
 async def answer(send, status, body):
-    await send({"type": "http.response.start", "status": status, "headers": [(b"retry-after", b"0")]})
+    headers = [(b"retry-after", b"0")] if status == 429 else []  # with it, others would be asked again by default
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
