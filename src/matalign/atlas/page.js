@@ -412,7 +412,7 @@ function show(item) {
   const whole = fitted(), places = [item, ...neighbours(item).filter(({ name }) => name === "crystals")];
   const bounds = [0, 1].map((d) => places.map(({ name, row }) => layers[name].xy[2 * row + d])).map((v) => [Math.min(...v), Math.max(...v)]);
   const span = Math.max(...bounds.map(([low, high]) => high - low), LAST / 40);
-  const scale = whole.scale * Math.min(Math.max(1, (0.6 * LAST) / span), 24);
+  const scale = whole.scale * Math.min(Math.max(1, (0.6 * LAST) / span), 12);
   const left = (LAST / 2 - whole.x) * whole.scale; // half of what the controls take
   fly({ x: (bounds[0][0] + bounds[0][1]) / 2 - left / scale, y: (bounds[1][0] + bounds[1][1]) / 2, scale });
 }
