@@ -172,7 +172,7 @@ def place(cfg: Atlas, found: Space) -> Map:
 
     key = {"vectors": hashlib.blake2b(crystals.data, digest_size=8).hexdigest(), "threads": cfg.threads}
     key |= {"attracted": cfg.attracted, "iterations": cfg.iterations}
-    key |= {"code": scratch.code_digest("atlas.layout", "embed")}
+    key |= {"code": scratch.code_digest("atlas.layout")}
     points = {"crystal": scratch.memo("atlas-map", key, compute)["points"]}
     rest = [name for name in found.vectors if name != "crystal"]
     for name in rest:
