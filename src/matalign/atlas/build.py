@@ -11,7 +11,6 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,25 +68,30 @@ class Space:
     of: Mapping[str, np.ndarray]  # modality -> (n,)
     thumbnails: np.ndarray  # (images, THUMBNAIL_PX, THUMBNAIL_PX) uint8; the micrographs as the model was shown them
 
-    @cached_property
-    def centred(self) -> dict[str, np.ndarray]:
-        """The same less their modality's mean: modalities lie apart in the space (Liang et al., NeurIPS 2022)."""
-        shifted = {name: z - z.mean(0) for name, z in self.vectors.items()}
-        return {name: (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32) for name, z in shifted.items()}
-
     def nearest(self, query: str, target: str, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and cosines (n, k) of each query's nearest of a modality, less itself; of another modality, centred."""
+        """Rows and cosines (n, k) of each query's nearest of a modality, less itself."""
         if query == target:
             vectors = self.vectors[query]
             index, cosine = embed.nearest(vectors, vectors, min(k + 1, len(vectors)))
             keep = layout.others(index)
             return index[keep].reshape(len(vectors), -1), cosine[keep].reshape(len(vectors), -1)
-        return embed.nearest(self.centred[query], self.centred[target], min(k, len(self.of[target])))
+        return embed.nearest(self.vectors[query], self.vectors[target], min(k, len(self.of[target])))
 
     def recall(self, query: str, *, centred: bool) -> float:
-        """Share of a modality's items whose own crystal is among the `TOP` nearest crystals."""
-        vectors = self.centred if centred else self.vectors
-        index, _ = embed.nearest(vectors[query], vectors["crystal"], min(TOP, len(vectors["crystal"])))
+        """Share of a modality's items whose own crystal is among the `TOP` nearest crystals.
+
+        Args:
+            query: the modality.
+            centred: subtract each modality's mean first (modalities lie apart: Liang et al., NeurIPS 2022); measured to
+                tell whether it would help.
+        """
+        query_vectors, crystals = self.vectors[query], self.vectors["crystal"]
+        if centred:
+            query_vectors, crystals = (
+                (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+                for z in (query_vectors - query_vectors.mean(0), crystals - crystals.mean(0))
+            )
+        index, _ = embed.nearest(query_vectors, crystals, min(TOP, len(crystals)))
         return float((self.of["crystal"][index] == self.of[query][:, None]).any(1).mean())
 
 
@@ -158,32 +162,33 @@ def place(cfg: Atlas, found: Space) -> Map:
     if len(crystals) < 3:
         raise ValueError(f"a map needs three crystals or more, got {len(crystals)}")
     start = layout.principal(crystals)
+    k = dict.fromkeys(found.vectors, cfg.neighbours) | {"crystal": max(cfg.neighbours, cfg.attracted, TOP)}
+    near = {(a, b): found.nearest(a, b, k[b]) for a in found.vectors for b in found.vectors}
+    own = near["crystal", "crystal"][0]
 
     def compute() -> scratch.Result:
-        near, _ = found.nearest("crystal", "crystal", cfg.attracted)
-        return {"points": layout.tsne(near, start, iterations=cfg.iterations, threads=cfg.threads)}
+        attracted = own[:, : cfg.attracted]
+        return {"points": layout.tsne(attracted, start, iterations=cfg.iterations, threads=cfg.threads)}
 
     key = {"vectors": hashlib.blake2b(crystals.data, digest_size=8).hexdigest(), "threads": cfg.threads}
-    key |= {
-        "attracted": cfg.attracted,
-        "iterations": cfg.iterations,
-        "code": scratch.code_digest("atlas.layout", "embed"),
-    }
+    key |= {"attracted": cfg.attracted, "iterations": cfg.iterations}
+    key |= {"code": scratch.code_digest("atlas.layout")}
     points = {"crystal": scratch.memo("atlas-map", key, compute)["points"]}
     rest = [name for name in found.vectors if name != "crystal"]
     for name in rest:
-        points[name] = layout.place(*found.nearest(name, "crystal", cfg.attracted), points["crystal"])
-    nearest = {(a, b): found.nearest(a, b, cfg.neighbours) for a in points for b in points}
-    near, _ = found.nearest("crystal", "crystal", TOP)
+        index, cosine = near[name, "crystal"]
+        points[name] = layout.place(index[:, : cfg.attracted], cosine[:, : cfg.attracted], points["crystal"])
+    nearest = {pair: tuple(each[:, : cfg.neighbours] for each in both) for pair, both in near.items()}
+    recalls = [
+        {"of": NAMES[name], "top": TOP, "centred": centred, "recall": found.recall(name, centred=centred)}
+        for name in rest
+        for centred in (False, True)
+    ]
     scores = {
         "counts": {NAMES[name]: len(xy) for name, xy in points.items()},
-        "map": layout.kept(near, crystals, points["crystal"]),
-        "principal_components": layout.kept(near, crystals, start),
-        "own_crystal": [
-            {"of": NAMES[name], "top": TOP, "centred": c, "recall": found.recall(name, centred=c)}
-            for name in rest
-            for c in (False, True)
-        ],
+        "map": layout.kept(own[:, :TOP], crystals, points["crystal"]),
+        "principal_components": layout.kept(own[:, :TOP], crystals, start),
+        "own_crystal": recalls,
     }
     return Map(points, nearest, scores)
 

@@ -412,7 +412,7 @@ function show(item) {
   const whole = fitted(), places = [item, ...neighbours(item).filter(({ name }) => name === "crystals")];
   const bounds = [0, 1].map((d) => places.map(({ name, row }) => layers[name].xy[2 * row + d])).map((v) => [Math.min(...v), Math.max(...v)]);
   const span = Math.max(...bounds.map(([low, high]) => high - low), LAST / 40);
-  const scale = whole.scale * Math.min(Math.max(1, (0.6 * LAST) / span), 24);
+  const scale = whole.scale * Math.min(Math.max(1, (0.6 * LAST) / span), 12);
   const left = (LAST / 2 - whole.x) * whole.scale; // half of what the controls take
   fly({ x: (bounds[0][0] + bounds[0][1]) / 2 - left / scale, y: (bounds[1][0] + bounds[1][1]) / 2, scale });
 }
@@ -849,16 +849,16 @@ function about() {
     [`the same two on a map of the first two principal components`, `${percent(plain.among_k)}, ${percent(plain.among_5k)}`],
     [`the first on a random map`, percent(kept.chance)],
     [`trustworthiness (1: no false neighbour on the map)`, kept.trustworthiness.toFixed(3)],
-    ...own.filter((each) => each.centred).map((each) => [
+    ...own.filter((each) => !each.centred).map((each) => [
       `${each.of} with their own crystal among the ${each.top} nearest of ${counted(layers.crystals.n)}`,
-      `${percent(each.recall)} (${percent(own.find((o) => o.of === each.of && !o.centred).recall)} as trained)`]),
+      `${percent(each.recall)} (${percent(own.find((o) => o.of === each.of && o.centred).recall)} centred)`]),
   ];
   byId("about-text").append(
     element("p", {}, `Three towers put crystals, protocols and micrographs into one space of unit vectors; this is the space of the profile “${data.profile}” as a map. ` +
       (data.synthetic ? "All materials, values, recipes and images of the sample are synthetic: they show that the pipeline works, and nothing about real materials." : "Micrographs are simulated from the crystals.")),
     element("p", {}, "Crystals are placed by t-SNE, which keeps neighbours together; the distance between two groups, their size and their orientation mean little. " +
       "Protocols and micrographs stand beside the crystals that are nearest to them. The lists of neighbours are exact: they are taken in the space, not on the map. " +
-      "Modalities lie apart in the space, so between two of them cosines are taken after the mean of each is subtracted."),
+      "Modalities lie apart in the space, so a cosine between two of them is smaller than within one; “centred” below tells what subtracting the mean of each would change."),
     element("p", {}, data.labelled === "predicted" && data.properties.length
       ? "Values are the model's predictions, for crystals that it was trained on too."
       : data.labelled === "predicted" ? "This page holds no values, cells or recipes: nothing out of the sources is in it." : "Values are the labels of the curated set."),
