@@ -22,7 +22,7 @@ def test_every_path_exists():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
     files = [c for c in CODE if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", c) and ("/" in c or "." in c)]
     assert len(files) > 10
-    made = ("results/", ".venv")  # by make
+    made = ("results/", ".venv", "data/index/")  # by make, or by whoever builds an atlas of his own
     missing = [f for f in links + files if not f.startswith(made) and not (REPOSITORY / f).exists()]
     assert missing == []
 
