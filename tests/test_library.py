@@ -27,6 +27,7 @@ def raw(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "DATA", tmp_path / "data")
     folder = tmp_path / "data" / "raw"
     folder.mkdir(parents=True)
+    shutil.copy(paths.SAMPLE.parent / "sources.yaml", paths.DATA)
     lines = (paths.SAMPLE / "protocols.jsonl").read_text().splitlines()
     (folder / "protocols.jsonl").write_text("\n".join(lines[:5]) + "\n")
     return folder

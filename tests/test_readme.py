@@ -128,8 +128,8 @@ def test_fill_makes_each_table_between_its_marks(tmp_path):
     start = "<!-- table: bench -->\n| what | ratio |\n| --- | --- |\n| a thing, timed | 1,234 |\n<!-- end -->\n"
     assert filled.startswith(start + "a\n<!-- table: claims -->\n| claim | value | threshold | verdict |\n| --- |")
     assert filled.count("| PASS |") + filled.count("| FAIL |") == 7
-    assert "| defects | 5.2 | 2 | 0 | a processor |" in filled
-    assert "| all | 38.2 |  |  |  |" in filled
+    assert "| defects | 6.2 | 2 | 0 | a processor |" in filled
+    assert "| all | 47.5 |  |  |  |" in filled
     assert filled.endswith("<!-- end -->\nc\n")
     assert paper.fill(filled, folder) == filled
     assert paper.fill(filled, tmp_path / "absent") == filled
