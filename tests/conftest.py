@@ -3,6 +3,7 @@
 from multiprocessing import set_forkserver_preload
 
 import numpy as np
+import pandas as pd
 import pytest
 from jaxtyping import install_import_hook
 
@@ -16,9 +17,17 @@ install_import_hook(
         "matalign.encoders.xrd",
         "matalign.regression",
         "matalign.losses",
+        "matalign.inputs",
+        "matalign.own",
+        "matalign.packed",
+        "matalign.index",
+        "matalign.predictors",
+        "matalign.released",
     ],
     "beartype.beartype",
 )
+
+from matalign import dataset  # noqa: E402, after the hook
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 Crystal = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -92,3 +101,45 @@ def crystals(nacl, si, srtio3, molecule, one_atom, isolated, skewed, large) -> d
         "skewed": skewed,
         "large": large,
     }
+
+
+@pytest.fixture
+def structures(nacl, si, srtio3):
+    """Three of them in one."""
+    return dataset.Structures.pack([nacl, si, srtio3])
+
+
+@pytest.fixture
+def curated(structures):
+    """Three materials, one with a formula that pandas may take for a missing value, one without labels."""
+    materials = pd.DataFrame(
+        {
+            "mp_id": ["mp-1", "mp-2", "mp-3"],
+            "formula": ["NaN", "Si", "SrTiO3"],
+            "chemsys": ["N-Na", "Si", "O-Sr-Ti"],
+            "n_atoms": [2, 2, 5],
+            "space_group": [225, 227, 221],
+            "source": "megnet",
+            "formation_energy_eV_atom": [-2.1, 0.0, np.nan],
+            "band_gap_eV": [5.0, 0.0, np.nan],
+            "is_metal": [0.0, 1.0, np.nan],
+            "bulk_modulus_GPa": np.nan,
+            "shear_modulus_GPa": np.nan,
+        }
+    )
+    protocols = pd.DataFrame(
+        {
+            "protocol_id": ["a-1", "a-2"],
+            "mp_id": ["mp-3", "mp-3"],
+            "doi": ["10.1/x", ""],
+            "method": ["solid-state", "sol-gel"],
+            "target_formula": "SrTiO3",
+            "precursors": [["SrCO3", "TiO2"], ["SrO"]],
+            "max_temperature_C": [1200.0, np.nan],
+            **{f"text_L{level}": f"level {level}" for level in range(4)},
+            "train_ok": [True, False],
+        }
+    )
+    splits = pd.DataFrame({"mp_id": materials.mp_id, "random": "train", "chemsys": "test", "pretrain": "excluded"})
+    extras = {"xrd": np.array([[0.5, 1], [1, 0.25], [np.nan, np.nan]], np.float16)}
+    return dataset.Curated(materials, structures, protocols, splits, {"counts": {"materials": 3}}, extras=extras)

@@ -29,6 +29,7 @@ def metrics(*, synthetic=False, runs=RUNS, property_arms=PROPERTY_ARMS, levels=(
         "curate": {"stage": "curate", **head, **curate()},
         "pretrain": {"stage": "pretrain", **head, **pretrain()},
         "properties": {"stage": "properties", **head, **properties(runs, property_arms)},
+        "release": {"stage": "release", **head, **release()},
         "retrieval": {"stage": "retrieval", **head, **retrieval(levels)},
         "recommendation": {"stage": "recommendation", **head, **recommendation()},
         "defects": {"stage": "defects", **head, **defects()},
@@ -190,6 +191,22 @@ def retrieval(levels):
         | {"threshold": 0.0, "unit": "", "verdict": "PASS", "note": ""},
     ]
     return {"results": results, "comparisons": comparisons, "gallery_curve": curve, "claims": claims}
+
+
+def release():
+    coverage = [
+        {"target": target, "materials": materials, "nominal": level, "half_width": 0.1}
+        | interval(min(0.99, level - lost), 0.02)
+        | {"n_test": n, "n_chemsys": n}
+        for target in ("formation_energy_eV_atom", "band_gap_eV", "bulk_modulus_GPa", "shear_modulus_GPa")
+        for materials, lost, n in (("all", 0.01, 2000), ("new chemical systems", 0.06, 700))
+        for level in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+    ]
+    bins = [
+        {"bin_low": b / 10, "bin_high": (b + 1) / 10, "probability": b / 10 + 0.05, "observed": b / 10 + 0.03, "n": 200}
+        for b in range(10)
+    ]
+    return {"coverage": coverage, "reliability": bins}
 
 
 def recommendation():

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matalign import figures, losses, paper, tables
 
 MADE = ("curation", "letter", "training", "learning_curve", "parity", "fusion", "retrieval", "gallery_curve")
-MADE += ("recommendation", "defects", "dose", "reliability", "ablations_loss", "ablations_pairs")
+MADE += ("calibration", "recommendation", "defects", "dose", "reliability", "ablations_loss", "ablations_pairs")
 STAGE = {
     "curation": "curate",
     "letter": "letter",
@@ -27,7 +27,7 @@ STAGE = {
     "fusion": "properties",
 }
 STAGE |= {"retrieval": "retrieval", "recommendation": "recommendation", "defects": "defects", "dose": "defects"}
-STAGE |= {"gallery_curve": "retrieval", "reliability": "defects"}
+STAGE |= {"calibration": "release", "gallery_curve": "retrieval", "reliability": "defects"}
 
 
 @pytest.fixture(autouse=True)
@@ -336,3 +336,10 @@ def test_metrics_without_the_newer_rows_are_drawn(metrics):
     assert not {"gallery_curve", "reliability"} & set(paper.drawings(old))
     names = {t.name for t in tables.build(metrics)} - {t.name for t in tables.build(old)}
     assert names == {"gallery_curve"}
+
+
+def test_the_map_names_and_counts_its_groups():
+    points = np.random.default_rng(0).normal(size=(50, 2))
+    fig = figures.atlas(points, np.repeat([0, 2], [20, 30]), names=["a", "b", "c"], colours=["#0072B2"] * 3)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["a (20)", "c (30)"]
+    assert [len(drawn.get_offsets()) for drawn in fig.axes[0].collections] == [20, 30]

@@ -105,7 +105,7 @@ def test_nbval_executes_every_notebook(tmp_path):
     before = {f.name: f.read_bytes() for f in (project.results / "metrics").iterdir()}
     shutil.rmtree(project.root / "data" / "curated")  # the notebooks write all anew, one after the other
     shutil.rmtree(project.root / "results")
-    for kind in ("properties", "retrieval", "defects", "ablations"):  # pretraining and texts stay
+    for kind in ("properties", "release", "retrieval", "defects", "ablations"):  # pretraining and texts stay
         for kept in (project.root / ".scratch").glob(f"{kind}*"):
             shutil.rmtree(kept)
     tiny = {stage: dataclasses.asdict(config.load(stage, PROFILE)) for stage in config.STAGES}

@@ -129,6 +129,44 @@ def test_holds_with_parts_missing(results, change):
     assert paper.overflowing(folder, title=TITLE) == []
 
 
+def provenance(folder, *, sha="0123456789abcdef"):
+    """Leaves what the stages leave about themselves; one of them was run again and loaded all its fits."""
+    (folder / "provenance").mkdir()
+    for i, stage in enumerate(paper.STAGES):
+        made = {
+            "minutes": i + 0.25,
+            "machine": {"cores": 2, "gpus": [], "cpu": "x"},
+            "git": {"sha": sha, "dirty": False},
+        }
+        if stage == "pretrain":
+            made |= {"minutes": 0.01, "computed": {**made, "minutes": 77.5, "git": {"sha": "f" * 40}}}
+        (folder / "provenance" / f"{stage}.json").write_text(json.dumps(made))
+
+
+def test_a_number_leads_to_the_notebook_and_the_commit_that_made_it(results):
+    folder = results(plausible.metrics())
+    assert paper.origins(folder) == []
+    assert "way back" not in words(folder)
+    provenance(folder)
+    found = {row["stage"]: row for row in paper.origins(folder)}
+    assert list(found) == list(paper.STAGES)
+    assert all((paths.NOTEBOOKS / row["notebook"]).exists() for row in found.values())
+    assert (found["pretrain"]["commit"], found["pretrain"]["minutes"]) == ("fffffff", "77.5")
+    assert (found["curate"]["commit"], found["curate"]["minutes"]) == ("0123456", "0.2")
+    text = words(folder)
+    assert "All stages took 99 minutes" in text
+    assert "02_pretrain.ipynb" in text
+    assert "fffffff" in text
+    assert len(paper.pages(folder, title=TITLE)) <= 6
+
+
+def test_minutes_are_no_part_of_the_synthetic_paper(results):
+    folder = results(plausible.metrics(synthetic=True))
+    before = paper.document(folder, title=TITLE, source=paper.SOURCE)
+    provenance(folder)
+    assert paper.document(folder, title=TITLE, source=paper.SOURCE) == before
+
+
 def test_what_runs_off_the_page_is_named(results, tmp_path):
     source = tmp_path / "paper"
     shutil.copytree(paper.SOURCE, source)

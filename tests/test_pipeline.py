@@ -104,7 +104,7 @@ def test_saving_notebooks_in_jupyterlab_runs_no_stage_again(copy):
 def test_figures_are_no_part_of_what_a_fit_depends_on():
     calls = [re.findall(r"scratch\.code_digest\(\"(.*?)\"\)", f.read_text()) for f in scratch.SOURCE.rglob("*.py")]
     modules = {module for found in calls for module in found}
-    assert {"train", "fits", "retrieval", "defects"} <= modules
+    assert {"train", "fits", "predictors", "retrieval", "defects"} <= modules
     for module in modules:
         assert "figures.py" not in [f.name for f in scratch.import_closure(module)], module
 
@@ -130,7 +130,7 @@ def test_a_colour_retrains_nothing(copy, whole):
 
 
 def test_the_first_run_computes_the_fits(whole):
-    for stage in ("pretrain", "properties", "retrieval", "defects", "ablations"):
+    for stage in ("pretrain", "properties", "release", "retrieval", "defects", "ablations"):
         fits = whole.provenance(stage)["fits"].values()
         assert sum(fit["computed"] for fit in fits) > 0, stage
 
@@ -144,7 +144,7 @@ def test_a_parameter_runs_what_depends_on_it_and_nothing_else(copy):
     head, tiny = params.split("\ntiny:\n")
     (copy.root / "params.yaml").write_text(head + "\ntiny:\n" + tiny.replace("bootstrap: 20", "bootstrap: 21"))
     assert ran(copy.repro("--dry", "--force-downstream")) == [
-        f"{s}@tiny" for s in ("properties", "retrieval", "recommendation", "defects", "ablations", "paper")
+        f"{s}@tiny" for s in ("properties", "release", "retrieval", "recommendation", "defects", "ablations", "paper")
     ]
 
 

@@ -1,9 +1,21 @@
 """matalign: crystal structures, synthesis protocols and micrographs in one space."""
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Threads that wait for one another sleep instead of spinning: beside any other busy process a step on two cores is
 # otherwise ten times slower. OpenMP reads this when torch is loaded, so it stands before all other imports.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+if TYPE_CHECKING:
+    from matalign.released import Released
+
 __version__ = "0.1.0"
+
+
+def load(profile_or_path: str | Path) -> "Released":
+    """A released model by its profile ("laptop") or its folder; see `released.load`."""
+    from matalign import released  # here: torch and the rest take seconds
+
+    return released.load(profile_or_path)

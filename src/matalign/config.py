@@ -89,6 +89,18 @@ class Properties(Stage):
 
 
 @dataclass(frozen=True)
+class Release(Stage):
+    """03b_release: the model that others use."""
+
+    members: int  # of each ensemble of predictors
+    image_bits: int  # of a weight of the image tower's convolutions
+    index_size: int  # components that vectors are kept in, of the space's `embed_dim`
+    micrographs: int  # that the error of those bits is measured on, of materials that pretraining has not seen
+    queries: int  # of each modality, that the index is compared with the full vectors on
+    bootstrap: int
+
+
+@dataclass(frozen=True)
 class Retrieval(Stage):
     """04_retrieval: structures and protocols, against counting elements."""
 
@@ -150,6 +162,15 @@ class Ablations(Stage):
 
 
 @dataclass(frozen=True)
+class Atlas(Stage):
+    """05c_atlas: the map of the space, one page."""
+
+    attracted: int  # nearest neighbours of a crystal that t-SNE draws towards it
+    iterations: int  # of t-SNE
+    neighbours: int  # listed for each point, of each modality
+
+
+@dataclass(frozen=True)
 class Paper(Stage):
     """06_paper: tables, figures, PDF."""
 
@@ -160,10 +181,12 @@ STAGES: dict[str, type[Stage]] = {
     "curate": Curate,
     "pretrain": Pretrain,
     "properties": Properties,
+    "release": Release,
     "retrieval": Retrieval,
     "recommendation": Recommendation,
     "defects": Defects,
     "ablations": Ablations,
+    "atlas": Atlas,
     "paper": Paper,
 }
 T = TypeVar("T", bound=Stage)

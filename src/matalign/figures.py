@@ -6,7 +6,7 @@ trains or evaluates imports this one, so a change of colour re-runs the paper al
 
 import io
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +85,12 @@ SYMBOLS = {
     "is_metal": "metal",
     "bulk_modulus_GPa": "$K$",
     "shear_modulus_GPa": "$G$",
+}
+TARGETS = {  # colour and marker of a target, where a figure tells targets and not arms apart
+    "formation_energy_eV_atom": ("#0072B2", "o"),
+    "band_gap_eV": ("#D55E00", "v"),
+    "bulk_modulus_GPa": ("#000000", "s"),
+    "shear_modulus_GPa": ("#56B4E9", "D"),
 }
 CURVES = ("formation_energy_eV_atom", "band_gap_eV")  # what the learning curve shows
 DEFECTS = ["pristine", "vacancy", "substitution", "interstitial", "planar_fault"]
@@ -379,6 +385,42 @@ def parity(metrics: Metrics, *, unit: str = "eV/atom") -> Figure:
     return fig
 
 
+def calibration(metrics: Metrics) -> Figure:
+    """Share of the test labels that intervals hold against the share meant; observed metals against P(metal).
+
+    Hollow, dashed: of chemical systems that no training material has.
+    """
+    fig, ((held, metal),) = _figure(1, 2, width=PAGE_IN, height=2.4)
+    for ax in (held, metal):
+        ax.plot([0, 1], [0, 1], color="#888888", lw=0.8, zorder=1)
+    for target, (colour, marker) in TARGETS.items():
+        for materials in ("all", "new chemical systems"):
+            rows = [r for r in metrics["coverage"] if (r["target"], r["materials"]) == (target, materials)]
+            if not rows:
+                continue
+            value, every = [r["value"] for r in rows], materials == "all"
+            held.errorbar(
+                [r["nominal"] for r in rows],
+                value,
+                yerr=_bars(value, [r["low"] for r in rows], [r["high"] for r in rows]),
+                color=colour,
+                marker=marker,
+                mfc=colour if every else "white",
+                ls="-" if every else "--",
+                lw=0.8,
+                label=SYMBOLS[target] if every else None,
+            )
+    held.set(xlabel="nominal coverage", ylabel="test labels held", xlim=(0.45, 1), ylim=(0, 1.03))
+    rows = metrics["reliability"]
+    n = max(1, sum(r["n"] for r in rows))
+    at = [r["probability"] for r in rows], [r["observed"] for r in rows]
+    metal.plot(*at, color="#009E73", lw=0.8, zorder=2)
+    metal.scatter(*at, s=[4 + 120 * r["n"] / n for r in rows], color="#009E73", lw=0, alpha=0.8, zorder=3)
+    metal.set(xlabel="P(metal)", ylabel="share of metals", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    _legend(fig, [held], columns=4)
+    return fig
+
+
 def retrieval(metrics: Metrics, *, query: str = "structure", target: str = "text", metric: str = "MRR") -> Figure:
     """MRR by mask level, full gallery and hard gallery."""
     rows = retrieval_rows(metrics["results"])
@@ -533,6 +575,28 @@ def ablation(metrics: Metrics, group: str) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(3))
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    return fig
+
+
+def atlas(points: np.ndarray, group: np.ndarray, *, names: Sequence[str], colours: Sequence[str]) -> Figure:
+    """The map of a space.
+
+    Args:
+        points: (n, 2) places; only who is near whom means something.
+        group: (n,) which colour each has.
+        names: of the groups.
+        colours: of the groups.
+    """
+    fig, axes = _figure(1, 1, width=PAGE_IN, height=4.2)
+    ax = axes[0, 0]
+    for row, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        xy = points[group == row]
+        if len(xy):
+            size = np.clip(20_000 / len(points), 1, 12)
+            ax.scatter(*xy.T, s=size, lw=0, color=colour, label=f"{name} ({len(xy):,})", rasterized=True)
+    ax.set(aspect="equal", xticks=[], yticks=[])
+    sns.despine(ax=ax, left=True, bottom=True)
+    fig.legend(loc="outside right upper", markerscale=np.sqrt(20 / size))
     return fig
 
 

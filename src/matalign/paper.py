@@ -3,17 +3,17 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import typst
 
-from matalign import figures, losses, paths, tables
+from matalign import config, figures, losses, paths, tables
 
-STAGES = ("curate", "pretrain", "properties", "retrieval", "recommendation", "defects", "ablations")
-LATER = ("recommendation", "ablations")  # results of older code lack them
+STAGES = ("curate", "pretrain", "properties", "release", "retrieval", "recommendation", "defects", "ablations")
+LATER = ("release", "recommendation", "ablations", "atlas")  # results of older code lack them
 SOURCE = paths.ROOT / "paper"
 EPOCH = 1_735_689_600  # 2025-01-01, the time every PDF is stamped with: the same input gives the same bytes
 
@@ -41,7 +41,7 @@ def read(folder: Path) -> dict[str, Metrics]:
 def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
     """Every figure of the paper by name; one whose rows a profile leaves out is an empty panel.
 
-    `gallery_curve` and `reliability` are drawn only from metrics that have their rows.
+    `calibration`, `gallery_curve` and `reliability` are drawn only from metrics that have their rows.
     """
     drawn = {
         "method": figures.method(),
@@ -56,6 +56,8 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
         "dose": figures.dose(metrics["defects"]),
         **figures.ablations(metrics.get("ablations")),
     }
+    if "release" in metrics:
+        drawn["calibration"] = figures.calibration(metrics["release"])
     if "gallery_curve" in metrics["retrieval"]:
         drawn["gallery_curve"] = figures.gallery_curve(metrics["retrieval"])
     if "reliability" in metrics["defects"]:
@@ -108,7 +110,7 @@ def compiler(folder: Path, *, title: str, source: Path) -> typst.Compiler:
     """Typst set up for a results folder; all paths in the document are relative to what it and `source` share."""
     folder, source = folder.resolve(), source.resolve()
     root = Path(os.path.commonpath([folder, source]))
-    inputs = {"results": f"/{folder.relative_to(root)}", "title": title}
+    inputs = {"results": f"/{folder.relative_to(root)}", "title": title, "origins": json.dumps(origins(folder))}
     return typst.Compiler(source / "main.typ", root=root, ignore_system_fonts=True, sys_inputs=inputs)
 
 
@@ -118,10 +120,42 @@ def overflowing(folder: Path, *, title: str, source: Path = SOURCE) -> list[str]
     return [f"{end['name']}, page {end['page']}" for end in (e["value"] for e in ends) if end["y"] > TEXT_END_PT]
 
 
-def cost(folder: Path) -> tables.Table:
-    """Minutes of each stage, from provenance: outside the claim of identity, so for the README and not for the PDF.
+def provenance(folder: Path, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What each stage has left in `results/<profile>/provenance`.
 
-    Of a stage that was run again and loaded all its fits, they are those of the run that computed them.
+    Of a stage that was run again and loaded all its fits: minutes, machine and commit of the run that computed them.
+
+    Raises:
+        FileNotFoundError: a stage has left none; those in `LATER` may.
+    """
+    files = {stage: folder / "provenance" / f"{stage}.json" for stage in stages}
+    made = {s: json.loads(f.read_text()) for s, f in files.items() if s not in LATER or f.exists()}
+    return {stage: {**record, **record.get("computed", {})} for stage, record in made.items()}
+
+
+def origins(folder: Path) -> list[dict[str, str]]:
+    """Where the numbers of the paper come from: a row a stage, from its notebook to the commit that ran it.
+
+    Empty where the claim of identity includes a second run, whose minutes are others: for the synthetic sample; and for
+    results without provenance.
+    """
+    curated = folder / "metrics" / "curate.json"
+    if not (folder / "provenance" / "curate.json").exists() or json.loads(curated.read_text())["synthetic"]:
+        return []
+    return [
+        {
+            "stage": stage,
+            "notebook": next(paths.NOTEBOOKS.glob(f"*_{stage}.ipynb")).name,
+            "commit": made["git"]["sha"][:7] if made["git"] else "",
+            "minutes": f"{made['minutes']:.1f}",
+            "cores": str(made["machine"]["cores"]),
+        }
+        for stage, made in provenance(folder, STAGES).items()
+    ]
+
+
+def cost(folder: Path) -> tables.Table:
+    """Minutes of each stage; see `provenance`.
 
     Args:
         folder: `results/<profile>`.
@@ -129,9 +163,7 @@ def cost(folder: Path) -> tables.Table:
     Raises:
         FileNotFoundError: a stage has left no provenance.
     """
-    files = {stage: folder / "provenance" / f"{stage}.json" for stage in (*STAGES, "paper")}
-    made = {s: json.loads(f.read_text()) for s, f in files.items() if s not in LATER or f.exists()}
-    made = {stage: {**record, **record.get("computed", {})} for stage, record in made.items()}
+    made = provenance(folder, config.STAGES)
     rows = [
         {
             "stage": stage,

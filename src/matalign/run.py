@@ -22,7 +22,7 @@ from matalign import check, config, page, paths, provenance, scratch
 # jsonschema would import it for an optional check of addresses; building its grammar takes two seconds in every stage
 sys.modules.setdefault("rfc3987_syntax", None)
 
-NUMBERS = ("01", "02", "03", "04", "04b", "05", "05b", "06")
+NUMBERS = ("01", "02", "03", "03b", "04", "04b", "05", "05b", "05c", "06")
 NAMES = {stage: f"{number}_{stage}" for number, stage in zip(NUMBERS, config.STAGES, strict=True)}
 SOURCES = paths.NOTEBOOKS / ".source"
 ADDRESS = r" at 0x[0-9a-f]+"  # of an object in memory
