@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+import yaml
 from sklearn.metrics import accuracy_score, f1_score
 
 from matalign import (
@@ -139,6 +140,13 @@ def test_each_group_of_targets_has_its_weights_and_runs():
         "bulk_modulus_GPa:1": fits.cells("chemsys:20:3 chemsys:100:1"),
     }
     assert Fit(f"{E_F}:1 is_metal:0.1", "dummy", "A", "random", 5, 0).weights == {E_F: 1.0, "is_metal": 0.1}
+
+
+@pytest.mark.parametrize("profile", sorted(yaml.safe_load(paths.PARAMS.read_text()).keys() - {"base", "profiles"}))
+def test_every_profile_says_which_groups_run_where(profile):
+    found = fits.groups(config.load("properties", profile))
+    assert E_F in next(iter(found))
+    assert set(config.load("properties", profile).arms.split()) <= set(fits.ARMS)
 
 
 @pytest.mark.parametrize(
