@@ -144,7 +144,8 @@ def test_a_parameter_runs_what_depends_on_it_and_nothing_else(copy):
     head, tiny = params.split("\ntiny:\n")
     (copy.root / "params.yaml").write_text(head + "\ntiny:\n" + tiny.replace("bootstrap: 20", "bootstrap: 21"))
     assert ran(copy.repro("--dry", "--force-downstream")) == [
-        f"{s}@tiny" for s in ("properties", "release", "retrieval", "recommendation", "defects", "ablations", "paper")
+        f"{s}@tiny"
+        for s in ("properties", "release", "retrieval", "recommendation", "defects", "ablations", "atlas", "paper")
     ]
 
 
