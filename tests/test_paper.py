@@ -154,7 +154,7 @@ def test_a_number_leads_to_the_notebook_and_the_commit_that_made_it(results):
     assert (found["pretrain"]["commit"], found["pretrain"]["minutes"]) == ("fffffff", "77.5")
     assert (found["curate"]["commit"], found["curate"]["minutes"]) == ("0123456", "0.2")
     text = words(folder)
-    assert "All stages took 106 minutes" in text
+    assert "The last runs of all stages took 106 minutes" in text
     assert "02_pretrain.ipynb" in text
     assert "fffffff" in text
     assert len(paper.pages(folder, title=TITLE)) <= 6

@@ -426,7 +426,7 @@ def retrieval(metrics: Metrics, *, query: str = "structure", target: str = "text
     rows = retrieval_rows(metrics["results"])
     rows = [r for r in rows if (r["query"], r["target"], r["metric"]) == (query, target, metric)]
     galleries = [g for g in ("full", "hard") if any(r["gallery"] == g for r in rows)]
-    fig, axes = _figure(1, max(len(galleries), 1), width=COLUMN_IN, height=2.5, sharey=True)
+    fig, axes = _figure(1, max(len(galleries), 1), width=COLUMN_IN, height=2.05, sharey=True)
     for ax, gallery in zip(axes[0], galleries, strict=False):
         here = [r for r in rows if r["gallery"] == gallery]
         _curves(ax, here, x="level")
@@ -479,7 +479,7 @@ def defects(metrics: Metrics) -> Figure:
     """Macro-F1 of every arm, and recall of every defect class, above it the share that the noise leaves visible."""
     rows = {r["arm"]: r for r in metrics["results"] if r["metric"] == "macro_F1"}
     names = ordered(rows)
-    fig, ((score, recall),) = _figure(1, 2, width=PAGE_IN, height=0.95 + 0.2 * len(names), width_ratios=[1, 1.2])
+    fig, ((score, recall),) = _figure(1, 2, width=PAGE_IN, height=0.85 + 0.155 * len(names), width_ratios=[1, 1.2])
     for i, name in enumerate(names):
         r, look = rows[name], arm(name)
         error = _bars([r["value"]], [r["low"]], [r["high"]])
