@@ -342,3 +342,8 @@ def test_weights_of_another_shape_are_refused(copy):
     groups = [{**group, "tower": "ild"} for group in about["predictors"]]
     with pytest.raises(ValueError, match=r"member 0 for bulk_modulus_GPa, .*missing or unknown"):
         released.ensembles(copy, {**about, "predictors": groups})
+
+
+@pytest.mark.parametrize(("written", "spelled"), [("C1O3Sr1", "SrCO3"), ("O2Ti1", "TiO2"), ("Ti1", "Ti"), ("O2", "O2")])
+def test_precursors_are_spelled_as_chemists_do(written, spelled):
+    assert released.reduced(written) == spelled

@@ -175,6 +175,7 @@ class Released:
         heat = near.max_temperature_C.dropna()
         with regression.on_threads(self._study.cfg.threads):
             sets = recommendation.recommend(self._study, formula(crystals[0][0]), k=k)["sets"]
+        sets = [{**row, "precursors": " + ".join(map(reduced, row["precursors"].split(" + ")))} for row in sets]
         return Recipes(
             formula=formula(crystals[0][0]),
             protocols=near[[*columns, "protocol_id"]],
@@ -237,6 +238,13 @@ def formula(numbers: np.ndarray) -> str:
     from pymatgen.core import Composition, Element
 
     return Composition(Counter(Element.from_Z(int(z)).symbol for z in numbers)).reduced_formula
+
+
+def reduced(written: str) -> str:
+    """A formula as chemists spell it: SrCO3 for C1O3Sr1."""
+    from pymatgen.core import Composition
+
+    return Composition(written).reduced_formula
 
 
 class Remembered(recommendation.Study):
