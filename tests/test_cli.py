@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from matalign import cli, paths, released, sources
+from matalign import cli, dataset, paths, released, sources
 
 CIF = """data_nacl
 _cell_length_a 3.99
@@ -218,3 +218,29 @@ def test_the_installed_command_starts_fast_and_works(folder, files):
     assert ended.returncode == 1, ended.stderr
     assert json.loads(ended.stdout)[0]["formula"] == "NaCl"
     assert "half.cif: disordered" in ended.stderr
+
+
+def test_ones_own_folder_becomes_a_set(folder, files, tmp_path):
+    (tmp_path / "manifest.csv").write_text("id,structure\nsalt,good.cif\n")
+    ended = CliRunner().invoke(cli.app, ["import", str(tmp_path), "lab"])
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.stdout == f"1 materials, 0 protocols in {paths.curated('lab')}\n"
+    assert dataset.read(paths.curated("lab")).materials.formula.tolist() == ["NaCl"]
+    table = tmp_path / "table.csv"
+    pd.DataFrame({"material_id": ["a", "b"], "cif": [CIF, "nothing"]}).to_csv(table, index=False)
+    ended = CliRunner().invoke(cli.app, ["import", str(table), "csv"])
+    assert ended.exit_code == 0, ended.stderr
+    assert "left out: 1 × " in ended.stderr
+
+
+def test_a_bad_folder_is_told_by_row_and_a_profiles_name_is_refused_first(folder, files, tmp_path):
+    (tmp_path / "manifest.csv").write_text("id,structure\nsalt,half.cif\n")
+    ended = CliRunner().invoke(cli.app, ["import", str(tmp_path), "bad"])
+    assert ended.exit_code == 1
+    assert "row 2: half.cif: disordered" in ended.stderr
+    assert not paths.curated("bad").exists()
+    ended = CliRunner().invoke(cli.app, ["import", str(tmp_path / "absent"), "laptop"])
+    assert "that is no profile" in ended.stderr
+    ended = CliRunner().invoke(cli.app, ["import", "nowhere", "lab-2"])
+    assert ended.exit_code == 1
+    assert "no provider 'nowhere'; one of mp, oqmd" in ended.stderr

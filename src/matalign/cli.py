@@ -158,6 +158,35 @@ def fetch(names: Annotated[list[str] | None, typer.Argument(help="sources; all i
     raise typer.Exit(int(failed))
 
 
+@app.command(name="import")
+def import_(
+    source: Annotated[
+        str, typer.Argument(help="folder with manifest.csv, CSV with a column cif, or OPTIMADE provider")
+    ],
+    name: Annotated[str, typer.Argument(help="of the set: data/curated/<name>")],
+    filter: Annotated[str, typer.Option(help="OPTIMADE query, such as 'elements HAS \"Ti\" AND nsites<=20'")] = "",
+    limit: Annotated[int, typer.Option("--max", min=0, help="take so many of a provider's structures; 0: all")] = 0,
+) -> None:
+    """Make a curated set of one's own data; what is wrong with a manifest is told by row, and nothing is imported."""
+    from matalign import own
+
+    try:
+        own.checked_name(name)
+        if Path(source).is_dir():
+            found = own.import_folder(source)
+        elif Path(source).suffix.lower() == ".csv":
+            found = own.import_csv(source)
+        else:
+            found = own.import_optimade(source, filter, max_structures=limit)
+        folder = own.write(name, found)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    for row in found.audit["skipped"]:
+        print("left out: {rows} × {reason}, first {first}".format(**row), file=sys.stderr)
+    print(f"{len(found.materials):,} materials, {len(found.protocols):,} protocols in {folder}")
+
+
 def load(model: str) -> "Released":
     """The model; one that is not there or not whole is an error of usage."""
     from matalign import released

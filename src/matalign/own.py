@@ -132,13 +132,18 @@ def write(name: str, curated: Curated) -> Path:
     """Put a set into `data/curated/<name>`, where `dataset.read(paths.curated(name))` and the notebooks find it.
 
     Raises:
-        ValueError: the name is that of a profile of params.yaml, or no folder's name.
+        ValueError: see `checked_name`.
     """
-    if name in yaml.safe_load(paths.PARAMS.read_text()) or not re.fullmatch(r"[\w-]+", name):
-        raise ValueError(f"{name!r}: expected a name of letters, digits, _ and - that is no profile of params.yaml")
-    folder = paths.curated(name)
+    folder = paths.curated(checked_name(name))
     dataset.write(folder, curated)
     return folder
+
+
+def checked_name(name: str) -> str:
+    """The name of a set; raises a ValueError if it is that of a profile of params.yaml, or no folder's name."""
+    if name in yaml.safe_load(paths.PARAMS.read_text()) or not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f"{name!r}: expected a name of letters, digits, _ and - that is no profile of params.yaml")
+    return name
 
 
 def micrographs(
