@@ -206,7 +206,14 @@ def release():
         {"bin_low": b / 10, "bin_high": (b + 1) / 10, "probability": b / 10 + 0.05, "observed": b / 10 + 0.03, "n": 200}
         for b in range(10)
     ]
-    return {"coverage": coverage, "reliability": bins}
+    errors = {"formation_energy_eV_atom": ("MAE", "eV/atom"), "is_metal": ("accuracy", "")}
+    results = [
+        {"target": target, "materials": materials, "metric": metric, "unit": unit, **interval(0.5, 0.02)}
+        | {"n_test": n, "n_chemsys": n}
+        for target, (metric, unit) in errors.items()
+        for materials, n in (("all", 2000), ("new chemical systems", 700))
+    ]
+    return {"members": 3, "results": results, "coverage": coverage, "reliability": bins}
 
 
 def recommendation():

@@ -261,6 +261,7 @@ def test_no_variants_make_empty_tables_at_once(project):
     made = ablation_scores.evaluate(make(variants=""))  # there is no model
     assert made["results"] == made["comparisons"] == made["pairs"] == made["statements"] == []
     assert tables.ablations(made) == tables.ablations(None) == []
+    assert tables.ablation_summary(made) == tables.ablation_summary(None) == []
     assert figures.ablations(made) == figures.ablations(None) == {}
     json.dumps(made, allow_nan=False)
 
@@ -298,7 +299,7 @@ def test_table_marks_base_and_emergent_alignment():
     import plausible
 
     metrics = plausible.metrics()["ablations"]
-    losses, pairs, _ = tables.ablations(metrics)
+    losses, pairs = tables.ablations(metrics)
     cells = {line[0]: line[1:] for line in losses.cells}
     assert list(cells) == ["pairwise (base)", "seed", "seed-noself", "anchored", "sigmoid"]
     column = losses.header.index("image → protocol\nL1 MRR") - 1
@@ -307,3 +308,17 @@ def test_table_marks_base_and_emergent_alignment():
     assert cells["seed"][-3:] == ["1.90", "1.20, 0.40", "1.20, 0.40"]
     assert "log(M/(M−1))" in losses.caption
     assert "log" not in pairs.caption
+
+
+def test_the_summary_has_the_base_once_and_what_differs_from_it():
+    import plausible
+
+    summary, _ = tables.ablation_summary(plausible.metrics()["ablations"])
+    assert [line[:2] for line in summary.cells] == [
+        ["", "base"],
+        *(["loss", name] for name in ("seed", "seed-noself", "anchored", "sigmoid")),
+        ["pairs", "shuffled"],
+    ]
+    assert summary.header[2::2] == ["structure → protocol,\nL1 MRR", "image → protocol,\nL1 MRR"]
+    assert [line[3] for line in summary.cells] == ["", *["0.010"] * 5]
+    assert [line[4].endswith("†") for line in summary.cells] == [False, False, False, True, False, False]

@@ -8,7 +8,7 @@ import matplotlib as mpl
 import plausible
 import pytest
 
-from matalign import config, figures, paper, paths, tables
+from matalign import config, figures, paper, paths, predictors, tables
 
 TITLE = "One space"
 
@@ -197,9 +197,36 @@ def test_a_stage_without_metrics_is_named(results):
         paper.read(folder / "metrics")
 
 
+def test_ablations_of_another_profile_are_printed_and_not_drawn_again(tmp_path, results):
+    metrics = plausible.metrics()
+    theirs = metrics["ablations"] | {"profile": "small"}
+    metrics["ablations"] |= {"results": [], "comparisons": [], "pairs": [], "statements": []}
+    folder = results(metrics, name="mine")
+    with pytest.raises(FileNotFoundError, match=r"small/metrics/ablations.json; run the stage ablations first"):
+        paper.read(folder / "metrics", ablations="small")
+    (tmp_path / "small" / "metrics").mkdir(parents=True)
+    (tmp_path / "small" / "metrics" / "ablations.json").write_text(json.dumps(theirs))
+    read = paper.read(folder / "metrics", ablations="small")
+    made = tables.build(read)
+    assert [t.name for t in made if t.name.startswith("ablations")] == ["ablations", "ablations_statements"]
+    assert not [name for name in paper.drawings(read) if name.startswith("ablations")]
+    tables.write(made, folder / "tables")
+    assert "results/small/tables/ablations_*" in words(folder)
+    assert "no variant beats the base; worse: seed, sigmoid" in words(folder)
+
+
+def test_the_released_intervals_stand_beside_their_errors():
+    table = tables.released(plausible.metrics()["release"])
+    assert tables.HELD == predictors.LEVEL
+    energy, metal = table.cells
+    assert energy[:3] == ["formation energy, MAE eV/atom", "0.500 [0.490, 0.510]", "0.890 [0.872, 0.908]"]
+    assert energy[4] == "0.840 [0.823, 0.857]"
+    assert metal[2] == metal[4] == tables.MISSING
+
+
 def test_results_without_a_later_stage_still_make_a_paper(results):
     metrics = plausible.metrics()
-    del metrics["recommendation"]
+    del metrics["recommendation"], metrics["release"]
     folder = results(metrics)
     assert "precursors.csv" not in {f.name for f in (folder / "tables").iterdir()}
     assert paper.typeset(folder, title=TITLE).exists()

@@ -1,7 +1,11 @@
 """The README names only what exists, and its tables are those of their sources."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -43,15 +47,17 @@ def test_every_profile_and_stage_named_exists():
 
 
 def test_every_result_file_is_made():
-    """The files of the result table exist in a profile's results, where there are any."""
+    """The files of the result table exist in a profile's results, where there are any; but for those out of git."""
     named = [c.removeprefix("results/<p>/") for c in CODE if c.startswith("results/<p>/")]
     assert len(named) >= 15
     folders = [f for f in (REPOSITORY / "results").glob("*") if (f / "paper.pdf").exists()]
     if not folders:
         pytest.skip("no profile has been run: no results folder to look into")
     for folder in folders:
-        missing = [name for name in named if not (folder / name).exists()]
-        assert missing == [], folder.name
+        missing = [str(folder / name) for name in named if not (folder / name).exists()]
+        command = ["git", "check-ignore", "--no-index", "--", folder, *missing]
+        ignored = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.split()
+        assert set(missing) <= set(ignored), folder.name
 
 
 def test_environment_variable_is_the_codes():
@@ -133,3 +139,22 @@ def test_fill_makes_each_table_between_its_marks(tmp_path):
     assert filled.endswith("<!-- end -->\nc\n")
     assert paper.fill(filled, folder) == filled
     assert paper.fill(filled, tmp_path / "absent") == filled
+
+
+def test_the_tour_prints_what_it_is_said_to(tmp_path, monkeypatch):
+    """Its commands, run as they stand there: words and layout the same, numbers within what processors differ by."""
+    if not (LAPTOP / "model").is_dir():
+        pytest.skip("results/laptop/model is absent: the tour needs the released model")
+    script, printed = re.search(r"## Five minutes\n.*?```sh\n(.*?)```\n\n```\n(.*?)```", TEXT, flags=re.S).groups()
+    script = script.replace("source .venv/bin/activate\n", "")
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    ended = subprocess.run(["bash", "-ec", script], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    said, expected = ended.stdout.split(), printed.split()
+    assert len(said) == len(expected)
+    for got, told in zip(said, expected, strict=True):
+        got, told = got.strip("[],"), told.strip("[],")
+        if re.fullmatch(r"-?[\d.]+", told):
+            assert float(got) == pytest.approx(float(told), rel=0.02, abs=0.002)
+        else:
+            assert got == told

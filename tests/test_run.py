@@ -1,12 +1,17 @@
+import base64
 import dataclasses
+import io
 import json
 import logging
 import os
+import re
 import shutil
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 from project import REPOSITORY
 
 from matalign import check, config, page, paths, provenance, run, scratch
@@ -171,6 +176,36 @@ def test_formulas_are_drawn_and_prices_left_alone(tmp_path):
     assert notebook.cells[0].source == text
     page.write(notebook, tmp_path / "b.html")
     assert (tmp_path / "b.html").read_text().replace("<title>b<", "<title>a<") == first
+
+
+def test_pictures_of_a_page_are_smaller_and_look_the_same(tmp_path):
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(4, 3))
+    ax = fig.subplots()
+    ax.imshow(np.linspace(0, 1, 400).reshape(20, 20), cmap="gray")
+    ax.plot(3, 3, "s", color="#882255")  # few pixels, which a palette by frequency makes grey
+    file = io.BytesIO()
+    fig.savefig(file, format="png")
+    picture = base64.b64encode(file.getvalue()).decode()
+    output = new_output("display_data", data={"image/png": picture})
+    page.write(new_notebook(cells=[new_code_cell("x", outputs=[output])]), tmp_path / "a.html")
+    small = re.search(r"data:image/png;base64,([^\"]+)", (tmp_path / "a.html").read_text())[1]
+    assert len(small) < 0.6 * len(picture)
+    before, after = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(p))).convert("RGB"), float) for p in (picture, small)
+    )
+    assert np.abs(before - after).mean() < 2
+    colour = np.array([0x88, 0x22, 0x55])
+    assert np.abs(after - colour).max(2).min() < 12
+    assert output.data["image/png"] == picture
+
+
+def test_every_formula_of_the_notebooks_can_be_drawn():
+    for file in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
+        for cell in nbformat.read(file, as_version=4).cells:
+            found = page.FORMULA.finditer(cell.source) if cell.cell_type == "markdown" else ()
+            assert [m[0] for m in found if page.drawn(m) == m[0]] == [], file.name
 
 
 def test_switch_rewrites_the_block_of_profiles_and_nothing_else(project):

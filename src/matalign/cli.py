@@ -280,8 +280,9 @@ def one_of(as_json: bool, as_csv: bool) -> None:
 
 def ranges(rows: "pd.DataFrame") -> "pd.DataFrame":
     """Predictions for people: each value with its interval in one cell."""
-    out = rows[["file", "formula"]].copy()
-    for name in [c.removesuffix("_low") for c in rows if c.endswith("_low")]:
+    told = [c.removesuffix("_low") for c in rows if c.endswith("_low")]
+    out = rows[[c for c in rows if not c.startswith(tuple(told))]].copy()
+    for name in told:
         each = zip(rows[name], rows[f"{name}_low"], rows[f"{name}_high"])
         out[name] = [f"{value:.3g} [{low:.3g}, {high:.3g}]" for value, low, high in each]
     return out
@@ -295,6 +296,8 @@ def show(rows: "pd.DataFrame", *, as_json: bool, as_csv: bool) -> None:
         print(rows.to_csv(index=False), end="")
     elif len(rows):
         short = rows.map(lambda x: x[: WIDTH - 1] + "…" if isinstance(x, str) and len(x) > WIDTH else x)
+        for name in (c for c in short if c.endswith("_C")):  # whole degrees
+            short[name] = short[name].map("{:.0f}".format, na_action="ignore").fillna("")
         print(short.to_string(index=False, float_format="{:.3g}".format))
 
 

@@ -175,6 +175,7 @@ class Paper(Stage):
     """06_paper: tables, figures, PDF."""
 
     title: str
+    ablations: str  # profile whose ablations are printed; "": its own
 
 
 STAGES: dict[str, type[Stage]] = {

@@ -16,7 +16,7 @@ import torch
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from matalign import config, dataset, embed, figures, graphs, imaging, inputs, paths, released
+from matalign import cli, config, dataset, embed, figures, graphs, imaging, inputs, paths, protocols, released
 from matalign.atlas import build, layout
 from matalign.dataset import Structures
 
@@ -94,11 +94,11 @@ class Explorer:
 
     def properties(self) -> pd.DataFrame:
         """What is known, and what the released model predicts with its intervals."""
-        told = self.released.predict(self.structure).T
+        told = cli.ranges(self.released.predict(self.structure)).T
         told.columns = ["predicted"]
         if self.row is not None:
             told.insert(0, "in the set", self.curated.materials.iloc[self.row])
-        return told.dropna(how="all")
+        return told
 
     def surroundings(self, cutoff_A: float = 6.0, neighbours: int = 16) -> Figure:
         """Each atom's neighbours by distance, and its own cutoff, as the crystal tower sees them."""
@@ -110,7 +110,7 @@ class Explorer:
         ax.scatter(distance, graph.edge_index[1], s=12, lw=0, color=colours[0], label="neighbour")
         ax.scatter(graph.edge_cutoff, range(len(numbers)), marker="|", s=60, color=colours[1], label="cutoff")
         ax.set(xlabel="distance (Å)", ylabel="atom", yticks=range(len(numbers)))
-        ax.legend()
+        fig.legend(loc="outside upper center", ncols=2)
         return fig
 
     def micrographs(
@@ -134,7 +134,9 @@ class Explorer:
         """How it was made: the first record at each mask level; of a pasted crystal none is known."""
         table = self.curated.protocols
         known = table[table.mp_id == self.curated.materials.mp_id[self.row]] if self.row is not None else table[:0]
-        return known[[f"text_L{level}" for level in range(4)]].head(1).T.set_axis(["text"][: len(known)], axis=1)
+        if not len(known):
+            return pd.DataFrame({"text": ["the set has no protocol of it"]})
+        return known[[f"text_L{level}" for level in protocols.LEVELS]].head(1).T.set_axis(["text"], axis=1)
 
     def neighbours(self) -> tuple[pd.DataFrame, Figure]:
         """The nearest of each modality in the space, and by shared elements, which a model has to beat.
@@ -231,7 +233,7 @@ def shown(view: Callable[[], Any]) -> None:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}")
         return
-    with pd.option_context("display.max_colwidth", 120):
-        for each in found if isinstance(found, tuple) else (found,):
-            display(each)
+    for each in found if isinstance(found, tuple) else (found,):
+        table = isinstance(each, pd.DataFrame)
+        display(each.style.format(precision=3, na_rep="").set_properties(**{"text-align": "left"}) if table else each)
     plt.close("all")

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from matalign import png
+
 Metrics = Mapping[str, Any]
 Row = Mapping[str, Any]
 
@@ -164,11 +166,12 @@ def save(fig: Figure, folder: Path, name: str) -> list[Path]:
         The two files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    raster, pdf, drawn = folder / f"{name}.png", folder / f"{name}.pdf", io.BytesIO()
     with mpl.rc_context({"pdf.fonttype": 42}):
-        fig.savefig(png, metadata={"Software": None})
+        fig.savefig(drawn, format="png")
+        raster.write_bytes(png.palette(drawn.getvalue()))
         fig.savefig(pdf, metadata={"Creator": None, "Producer": None, "CreationDate": None})
-    return [png, pdf]
+    return [raster, pdf]
 
 
 def arm(name: str) -> Arm:

@@ -12,6 +12,7 @@ body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 sans
 pre { overflow-x: auto; font-size: 13px; line-height: 1.4; }
 img { max-width: 100%; }
 img.display { display: block; margin: 1rem auto; }
+.jp-OutputArea-output { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; }
 td, th { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #ddd; }
 .jp-InputPrompt, .jp-OutputPrompt { display: none; }
@@ -29,10 +30,15 @@ def write(notebook, file: Path) -> None:
     from nbformat import from_dict
     from pygments.formatters import HtmlFormatter
 
+    from matalign import png
+
     notebook = from_dict(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = FORMULA.sub(drawn, cell.source)
+        for output in cell.get("outputs", ()):
+            if picture := output.get("data", {}).get("image/png"):
+                output.data["image/png"] = base64.b64encode(png.palette(base64.b64decode(picture))).decode()
     page = HTMLExporter(template_name="basic", embed_images=True, exclude_anchor_links=True)
     body, _ = page.from_notebook_node(notebook)
     head = f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{file.stem}</title>'

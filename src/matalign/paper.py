@@ -22,20 +22,24 @@ TEXT_END_PT = 72 * (11 - 0.85) + 1  # US letter less the bottom margin of main.t
 Metrics = Mapping[str, Any]
 
 
-def read(folder: Path) -> dict[str, Metrics]:
+def read(folder: Path, *, ablations: str = "") -> dict[str, Metrics]:
     """Metrics of the stages; of those in `LATER`, if they are there.
 
     Args:
         folder: `results/<profile>/metrics`.
+        ablations: the profile whose ablations are read; "": this one's.
 
     Raises:
         FileNotFoundError: a stage has not written its metrics.
     """
-    there = [stage for stage in STAGES if stage not in LATER or (folder / f"{stage}.json").exists()]
-    missing = [stage for stage in there if not (folder / f"{stage}.json").exists()]
+    files = {stage: folder / f"{stage}.json" for stage in STAGES}
+    if ablations:
+        files["ablations"] = folder.parents[1] / ablations / "metrics" / "ablations.json"
+    there = [stage for stage, file in files.items() if stage not in LATER or ablations or file.exists()]
+    missing = [stage for stage in there if not files[stage].exists()]
     if missing:
-        raise FileNotFoundError(f"{folder}: no {missing[0]}.json; run the stage {missing[0]} first")
-    return {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in there}
+        raise FileNotFoundError(f"no {files[missing[0]]}; run the stage {missing[0]} first")
+    return {stage: json.loads(files[stage].read_text()) for stage in there}
 
 
 def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
@@ -54,7 +58,7 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
         "retrieval": figures.retrieval(metrics["retrieval"]),
         "defects": figures.defects(metrics["defects"]),
         "dose": figures.dose(metrics["defects"]),
-        **figures.ablations(metrics.get("ablations")),
+        **figures.ablations(tables.own_ablations(metrics)),
     }
     if "release" in metrics:
         drawn["calibration"] = figures.calibration(metrics["release"])
@@ -137,7 +141,7 @@ def origins(folder: Path) -> list[dict[str, str]]:
     """Where the numbers of the paper come from: a row a stage, from its notebook to the commit that ran it.
 
     Empty where the claim of identity includes a second run, whose minutes are others: for the synthetic sample; and for
-    results without provenance.
+    results without provenance. Without a row of the ablations where the profile ran none.
     """
     curated = folder / "metrics" / "curate.json"
     if not (folder / "provenance" / "curate.json").exists() or json.loads(curated.read_text())["synthetic"]:
@@ -151,6 +155,7 @@ def origins(folder: Path) -> list[dict[str, str]]:
             "cores": str(made["machine"]["cores"]),
         }
         for stage, made in provenance(folder, STAGES).items()
+        if stage != "ablations" or json.loads((folder / "metrics" / "ablations.json").read_text())["results"]
     ]
 
 

@@ -26,6 +26,7 @@ NAMES = {
     "shear_modulus_GPa": "shear modulus",
 }
 PRINTED_METRICS = ("MAE", "F1", "accuracy")  # of a target, the first that it has
+HELD = 0.9  # the released intervals, `predictors.LEVEL`
 MISSING = "–"
 INTERVAL = "Brackets: 95 % interval, bootstrap over {unit} and seeds."
 SYNTHETIC = "Numbers come from the synthetic sample."
@@ -411,15 +412,78 @@ def defect_differences(metrics: Metrics) -> Table:
     return Table("defect_differences", caption(text, metrics, unit="hosts"), frame(rows), header, cells)
 
 
+def released(metrics: Metrics) -> Table:
+    """The released model: what each predictor errs by, and how many test materials its intervals hold."""
+    held = {(r["target"], r["materials"]): r for r in metrics["coverage"] if r["nominal"] == HELD}
+    rows = [r for r in metrics["results"] if r["metric"] in ("MAE", "accuracy")]
+    of = {(r["target"], r["materials"]): r for r in rows}
+    groups = list(dict.fromkeys(r["materials"] for r in rows))
+    cells = []
+    for target in dict.fromkeys(r["target"] for r in rows):
+        line = [
+            f"{NAMES.get(target, target)}, {with_unit(of[target, groups[0]]['metric'], of[target, groups[0]]['unit'])}"
+        ]
+        for group in groups:
+            line += [interval(r[target, group]) if (target, group) in r else MISSING for r in (of, held)]
+        cells.append(line)
+    text = f"The released predictors on the random split's test set, ensembles of {metrics['members']}, trained on its "
+    text += "training part. Held: the share of materials whose value lies within the interval that is meant to hold "
+    text += f"{HELD:.0%} (file calibration.pdf). Brackets: 95 % interval, bootstrap over chemical systems."
+    text += f" {SYNTHETIC}" if metrics["synthetic"] else ""
+    header = ["target", *(f"{group},\n{what}" for group in groups for what in ("error", "held"))]
+    return Table("released", text, pd.DataFrame([*rows, *held.values()]), header, cells)
+
+
+def own_ablations(metrics: Mapping[str, Metrics]) -> Metrics | None:
+    """Of the metrics of a paper's stages, those of the ablations if this profile ran them."""
+    found = metrics.get("ablations")
+    return found if found and found["profile"] == metrics["curate"]["profile"] else None
+
+
 def ablations(metrics: Metrics | None) -> list[Table]:
-    """One table a group of variants, and one of what the groups show; none where no variant was run.
+    """One table a group of variants; none where no variant was run.
 
     Args:
         metrics: of the stage, None if the results hold none.
     """
+    return [ablation(metrics, group) for group in (figures.ablation_groups(metrics) if metrics else [])]
+
+
+def ablation_summary(metrics: Metrics | None) -> list[Table]:
+    """All variants by the measures of the statements and by emergent alignment, and the statements.
+
+    Args:
+        metrics: of the stage, None if the results hold none; no table where no variant was run.
+    """
     if not metrics or not metrics["results"]:
         return []
-    return [*(ablation(metrics, group) for group in figures.ablation_groups(metrics)), ablation_statements(metrics)]
+    told = [(s["task"], s["metric"]) for s in metrics["statements"]] + [("image_text_L1", "MRR")]
+    columns = [c for c in figures.ABLATION_TASKS if c in told]
+    rows = [r for r in metrics["results"] if (r["task"], r["metric"]) in columns]
+    p = {(r["group"], r["variant"], r["task"], r["metric"]): r["p_holm"] for r in metrics["comparisons"]}
+    cells = []
+    for group, variant in dict.fromkeys((r["group"], r["variant"]) for r in rows):
+        by = {(r["task"], r["metric"]): r for r in rows if (r["group"], r["variant"]) == (group, variant)}
+        base = any(r["base"] for r in by.values())
+        if base and cells:
+            continue  # it stands once, at the top
+        line = ["", "base"] if base else [group, variant]
+        for c in columns:
+            line.append(interval(by[c]) + "†" * by[c]["emergent"] if c in by else MISSING)
+            line.append("" if base else number(p.get((group, variant, *c))))
+        cells.append(line)
+    text = (
+        "Ablations, one factor at a time from a base (pairwise loss, ILD of order 3, three modalities, batches of 128, "
+    )
+    text += f"texts at L1; files results/{metrics['profile']}/tables/ablations_*, with more tasks), "
+    text += f"{counted((r['seeds'] for r in rows), 'seed')} each. Formation energy in eV/atom, from "
+    text += f"{metrics['label_percent']:g} % of the training labels (n = {span(metrics['n_labels'])}). "
+    text += "p: difference to the base, Holm-corrected within the group. "
+    text += "†: emergent, the two sides were never trained against one another."
+    header = ["group", "variant"]
+    for task, metric in columns:
+        header += [_task({"task": task, "metric": metric}).replace(", ", ",\n"), "p"]
+    return [Table("ablations", caption(text, metrics), pd.DataFrame(rows), header, cells), ablation_statements(metrics)]
 
 
 def ablation(metrics: Metrics, group: str) -> Table:
@@ -522,7 +586,9 @@ def build(metrics: Mapping[str, Metrics]) -> list[Table]:
         *(recommendation(metrics["recommendation"]) if "recommendation" in metrics else ()),
         defects(metrics["defects"]),
         defect_differences(metrics["defects"]),
-        *ablations(metrics.get("ablations")),
+        *([released(metrics["release"])] if "release" in metrics else []),
+        *ablations(own_ablations(metrics)),
+        *ablation_summary(metrics.get("ablations")),
         claims(metrics),
     ]
 
