@@ -213,6 +213,7 @@ def test_ablations_of_another_profile_are_printed_and_not_drawn_again(tmp_path, 
     tables.write(made, folder / "tables")
     assert "results/small/tables/ablations_*" in words(folder)
     assert "no variant beats the base; worse: seed, sigmoid" in words(folder)
+    assert "no loss has compared (anchored) find one another with an MRR of 0.021" in words(folder)
 
 
 def test_the_released_intervals_stand_beside_their_errors():

@@ -479,7 +479,7 @@ def ablation_summary(metrics: Metrics | None) -> list[Table]:
     text += f"{counted((r['seeds'] for r in rows), 'seed')} each. Formation energy in eV/atom, from "
     text += f"{metrics['label_percent']:g} % of the training labels (n = {span(metrics['n_labels'])}). "
     text += "p: difference to the base, Holm-corrected within the group. "
-    text += "†: emergent, the two sides were never trained against one another."
+    text += "†: emergent, the two sides were never trained against one another. The objective none: not trained at all."
     header = ["group", "variant"]
     for task, metric in columns:
         header += [_task({"task": task, "metric": metric}).replace(", ", ",\n"), "p"]
