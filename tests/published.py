@@ -53,7 +53,7 @@ def model(root: Path):
         The folder of the model, its metrics, its stage's config.
     """
     cfg = tiny.pretrain(tiny.bert(root / "bert"), modalities="crystal text image", image_px=32, epochs=1)
-    caches = (fits.task, fits.graphs, fits.frozen, fits.fingerprint)
+    caches = (fits.task, fits.graphs, fits.frozen, embed.fingerprint)
     with pytest.MonkeyPatch.context() as patch:
         for name, folder in {"ROOT": root, "DATA": root / "data", "SCRATCH": root / "scratch"}.items():
             patch.setattr(paths, name, folder)

@@ -234,11 +234,11 @@ class Inputs:
         others: Sequence[Float16[np.ndarray, "M _ _"] | Float32[np.ndarray, "M _ _"]] = (),
         device: torch.device | str = "cpu",
     ) -> None:
-        self.store, self.others, self.device = store, [torch.from_numpy(x) for x in others], device
+        self.store, self.others, self.device = store.to(device), [torch.from_numpy(x) for x in others], device
 
     def __call__(self, rows: Int[Tensor, " B"]) -> list[Any]:
         """A batch of graphs and the others' tokens."""
-        return [self.store.batch(rows).to(self.device), *(x[rows].float().to(self.device) for x in self.others)]
+        return [self.store.batch(rows), *(x[rows].float().to(self.device) for x in self.others)]
 
     def pooled(self, rows: Int[np.ndarray, " n"]) -> list[Float[Tensor, "n _"]]:
         """Of each other modality, the mean over its tokens."""
