@@ -32,6 +32,7 @@ SPLITS = {"train": 0.7, "val": 0.1, "test": 0.2}  # of the hosts
 FULL_DOSE_E_A2 = (1e3, 1e5)  # of test images; the others leave out the lowest and highest decile (of the logarithm)
 DOSE_DECILES_E_A2 = (10**3.2, 10**4.8)
 CHUNK = 125  # images rendered at once
+TOLD = 20  # steps of which one tells its loss: a GPU is then waited for
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def fit_network(shots: Shots, cfg: Defects, *, seed: int, device: str = "cpu", s
     tower = ImageTower(depth=cfg.depth, channels=2)
     net = nn.Sequential(tower, nn.Linear(tower.dim, len(DEFECTS))).to(device)
     usable = np.flatnonzero((shots.kind == 0) | (shots.visibility >= 1))
-    kind = torch.as_tensor(shots.kind, device=device)
+    everything, kind = shots.images.to(device), torch.as_tensor(shots.kind, device=device)
     steps = cfg.epochs * -(-len(usable) // cfg.batch_size)
     optimiser = torch.optim.AdamW(net.parameters(), lr=cfg.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, cfg.learning_rate, total_steps=steps + 1, pct_start=0.2)
@@ -152,18 +153,20 @@ def fit_network(shots: Shots, cfg: Defects, *, seed: int, device: str = "cpu", s
     with tqdm(total=steps, initial=done * steps // cfg.epochs, desc="image network", mininterval=1) as bar:
         for epoch in range(done, cfg.epochs):
             for batch in np.array_split(rng.permutation(usable), -(-len(usable) // cfg.batch_size)):
-                images = shots.images[batch].to(device).float()
+                rows = torch.as_tensor(batch, device=device)
+                images = everything[rows].float()
                 images = torch.rot90(images, int(rng.integers(4)), dims=(2, 3))
                 images = images.flip(3) if rng.integers(2) else images
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device == "cuda"):
                     logits = net[1](tower(images)[0])
-                loss = F.cross_entropy(logits.float(), kind[torch.as_tensor(batch, device=device)])
+                loss = F.cross_entropy(logits.float(), kind[rows])
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 schedule.step()
                 bar.update()
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                if bar.n % TOLD == 0:
+                    bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             if state:
                 checkpoint(state, net, optimiser, schedule, rng, epochs=epoch + 1)
     if state:
