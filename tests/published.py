@@ -11,7 +11,7 @@ import plausible
 import pytest
 import tiny
 
-from matalign import checkpoints, config, dataset, fits, paths, release, scratch, train
+from matalign import checkpoints, config, dataset, embed, fits, paths, release, scratch, train
 from matalign.dataset import Curated
 
 LABELS = {"formation_energy_eV_atom": -1.0, "band_gap_eV": 4.0, "bulk_modulus_GPa": 50.0, "shear_modulus_GPa": 20.0}

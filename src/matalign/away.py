@@ -47,7 +47,7 @@ FINISHED = ("model", "result.safetensors")
 KEPT = ("key.json", "pretrain.json", "times.jsonl", "seconds.json", *FINISHED)  # of a finished result
 MANIFEST = "manifest.json"
 PACK_BYTES = 60_000_000  # that the project's files and the pack may have together
-PART_BYTES, PARTS = 15_000_000, 4  # of results: in a file, and files
+PART_BYTES = 15_000_000  # of results in one file
 CHUNK_BYTES = 4_000_000  # that are compressed by themselves, side by side
 
 
@@ -84,7 +84,7 @@ def pack(profile: str, *, half: bool = False) -> tuple[Path, int]:
     Raises:
         ValueError: it would be too large beside them; or layers of the text model are to be trained.
     """
-    cfg, about = config.load("pretrain", profile), identity(profile) | {"half": half}
+    cfg, about = config.load("pretrain", profile), identity(profile)
     files = {f"curated/{file.name}": file.read_bytes() for file in sorted(paths.curated(profile).iterdir())}
     if "text" in cfg.modalities.split():
         if cfg.unfreeze_layers:
@@ -94,7 +94,7 @@ def pack(profile: str, *, half: bool = False) -> tuple[Path, int]:
         with tempfile.TemporaryDirectory() as folder:
             text.carry(encoders.build("text", cfg), sorted(set(texts)), Path(folder), half=half)
             where = text.carried(cfg.text_model).relative_to(paths.SCRATCH)
-            files |= {f"scratch/{where}/{file.name}": file.read_bytes() for file in Path(folder).iterdir()}
+            files[f"scratch/{where}/{text.FEATURES}"] = (Path(folder) / text.FEATURES).read_bytes()
     content = lzma.compress(tarred(files | {MANIFEST: json.dumps(about).encode()}), preset=9)
     names = check.git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     own = sum((paths.ROOT / name).stat().st_size for name in set(filter(None, names)) if (paths.ROOT / name).is_file())
@@ -134,13 +134,16 @@ def untarred(content: bytes) -> dict[str, bytes]:
     return found
 
 
-def work(profile: str, *, minutes: float = 0.0, out: Path | None = None, processes: int = 1) -> bool:
+def work(
+    profile: str, *, minutes: float = 0.0, out: Path | None = None, megabytes: float = 0.0, processes: int = 1
+) -> bool:
     """Do what is still to be done.
 
     Args:
         profile: packed or curated.
         minutes: stop after so many; 0: at the end of all work.
         out: folder for the results, to be unpacked elsewhere.
+        megabytes: of these at most; 0: as many as there are.
         processes: fits at a time.
 
     Returns:
@@ -167,8 +170,9 @@ def work(profile: str, *, minutes: float = 0.0, out: Path | None = None, process
     over = child.exitcode is None
     child.join()
     if out:
-        for part in send(profile, out):
-            print(f"{part}: {part.stat().st_size / 1e6:.1f} MB")
+        parts, left = send(profile, out, room=round(1e6 * megabytes))
+        size = sum(part.stat().st_size for part in parts) / 1e6
+        print(f"{len(parts)} files, {size:.1f} MB, in {out}; results without room: {left}")
     if child.exitcode and not over:
         raise RuntimeError(f"the work ended with exit code {child.exitcode}")
     print("time is over; the same command goes on from here" if over else "all is done", flush=True)
@@ -226,10 +230,16 @@ def _fit(cfg: config.Properties, planned: Sequence[Fit], processes: int) -> None
         print(f"{number}/{len(planned)} {what}: {seconds:.1f} s{speed}", flush=True)
 
 
-def send(profile: str, out: Path) -> list[Path]:
+def send(profile: str, out: Path, *, room: int = 0) -> tuple[list[Path], int]:
     """Write the finished results of a profile, models first, then the newest, as the parts of one file.
 
-    What would go beyond all parts is left for a later run.
+    Args:
+        profile: whose.
+        out: folder.
+        room: bytes that all parts may have; 0: as many as there are.
+
+    Returns:
+        The parts, and how many results found no room: they are for a later run, when others are not new any more.
     """
     about, found = identity(profile), []
     for key in (key for stage in STAGES for key in (paths.SCRATCH / stage).glob("*/key.json")):
@@ -237,20 +247,22 @@ def send(profile: str, out: Path) -> list[Path]:
         mine = (values["data"], values["code"]) == (about["data"], about["code"][key.parent.parent.name])
         found += [(file.name != "model", -file.stat().st_mtime, key.parent) for file in made if mine and file.exists()]
     by = provenance.machine() | {"python": platform.python_version(), "torch": torch.__version__}
-    results, room = {MANIFEST: json.dumps(about | {"by": by}).encode()}, PARTS * PART_BYTES - 10_000
+    if (carried := text.carried(config.load("pretrain", profile).text_model)).exists():
+        by["text_features"] = str(scratch.load(carried / text.FEATURES)["features"].dtype)
+    results, size = {MANIFEST: json.dumps(about | {"by": by}).encode()}, 20_000  # with tar's own
     for _, _, folder in sorted(found):
         files = sorted(file for name in KEPT for file in (folder / name, *(folder / name).glob("*")) if file.is_file())
         content = compressed(tarred({str(file.relative_to(folder)): file.read_bytes() for file in files}))
-        if len(content) + 1024 <= room:  # with its head in the tar file
+        if not room or size + len(content) + 1024 <= room:
             results[f"{folder.relative_to(paths.SCRATCH)}"] = content
-            room -= len(content) + 1024
+            size += len(content) + 1024
     whole = tarred(results)
     out.mkdir(parents=True, exist_ok=True)
     count = -(-len(whole) // PART_BYTES)
     parts = [out / f"{profile}-{number + 1}-of-{count}.tar" for number in range(count)]
     for number, part in enumerate(parts):
         part.write_bytes(whole[number * PART_BYTES : (number + 1) * PART_BYTES])
-    return parts
+    return parts, 1 + len(found) - len(results)
 
 
 def compressed(content: bytes) -> bytes:
@@ -309,6 +321,7 @@ def main() -> None:
     packing.add_argument("--half", action="store_true", help="text features in half precision")
     working.add_argument("--minutes", type=float, default=0.0, help="stop after so many; 0: when all is done")
     working.add_argument("--out", type=Path, help="folder for the results")
+    working.add_argument("--megabytes", type=float, default=0.0, help="of results at most; 0: all")
     working.add_argument("--processes", type=int, default=1, help="fits at a time")
     unpacking.add_argument("files", nargs="+", type=Path, help="all that one run of work has written")
     args = parser.parse_args()
@@ -318,7 +331,8 @@ def main() -> None:
             size = f"{file.stat().st_size / 1e6:.1f} MB beside the project's {own / 1e6:.1f} MB"
             print(f"{file.relative_to(paths.ROOT)}: {size}")
         elif args.verb == "work":
-            work(args.profile, minutes=args.minutes, out=args.out, processes=args.processes)
+            options = {"out": args.out, "megabytes": args.megabytes, "processes": args.processes}
+            work(args.profile, minutes=args.minutes, **options)
         else:
             print(f"{len(unpack(args.files))} results are new here")
     except (ValueError, RuntimeError, FileNotFoundError, subprocess.CalledProcessError) as error:

@@ -28,6 +28,7 @@ MAX_TOKENS = 128  # longer texts are cut
 BUCKET = 16  # tokens; texts are padded to the next multiple
 ROWS = 32  # texts in a batch of `features`
 SHARD = 2048  # texts in a file of the cache
+FEATURES = "features.safetensors"  # that were taken along
 
 
 def minilm() -> Path:
@@ -193,7 +194,7 @@ class CarriedTower(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        stored = scratch.load(folder / "features.safetensors")
+        stored = scratch.load(folder / FEATURES)
         self.dim, self.fingerprint, self.absent = (stored[name] for name in ("dim", "fingerprint", "parameters"))
         self.known = dict(zip(stored["hashes"], stored["features"].astype(np.float32), strict=True))
 
@@ -231,7 +232,7 @@ def carry(tower: TextTower, texts: Sequence[str], folder: Path, *, half: bool = 
     about = {"dim": tower.dim, "fingerprint": tower.fingerprint, "hashes": [_hash(text) for text in texts]}
     about["parameters"] = sum(p.numel() for p in tower.parameters())
     features = tower.features(texts, progress=True).numpy().astype(np.float16 if half else np.float32)
-    scratch.save(folder / "features.safetensors", {**about, "features": features})
+    scratch.save(folder / FEATURES, {**about, "features": features})
 
 
 def _hash(text: str) -> str:
