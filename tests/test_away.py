@@ -151,8 +151,10 @@ def test_a_missing_or_damaged_part_is_told(here, parts, tmp_path):
     content = bytearray(copies[0].read_bytes())
     content[5000:5040] = bytes(40)
     copies[0].write_bytes(content)
+    here.enter("empty")
     with pytest.raises(ValueError, match="damaged"):
         away.unpack(copies)
+    here.enter()
 
 
 def test_results_without_room_wait_and_models_go_first(here, parts, monkeypatch, tmp_path):

@@ -43,7 +43,8 @@ def test_pretraining_on_a_gpu_is_that_of_the_processor(bert):
         at_gpu, model_gpu = trained(bert, device)
     assert at_gpu.history[0]["loss_val"] == pytest.approx(at.history[0]["loss_val"], rel=1e-5)
     own, other = (embed.load(folder).aligned.weights() for folder in (model, model_gpu))
-    assert all(torch.equal(w.bfloat16().float(), other[name]) for name, w in own.items())  # stored in half the bits
+    torch.testing.assert_close(other, own, rtol=2**-7, atol=3e-3)  # Adam's first steps are as long where noise is all
+    assert all(torch.equal(w, w.bfloat16().float()) for w in other.values())
     sizes = [sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (model, model_gpu)]
     assert sizes[1] < 0.6 * sizes[0]
 
@@ -82,13 +83,18 @@ def test_defects_on_a_gpu_are_those_of_the_processor(monkeypatch):
     def seen(device):
         shots = defects.shoot(hosts, "train", cfg, epoch=0, seed=0, device=device)
         tower = defects.fit_network(shots, cfg, seed=0, device=device, state=paths.ROOT / "state")
-        return shots, defects.features(tower, shots.images, device=device)
+        features = defects.features(tower, shots.images, device=device)
+        parts = dict.fromkeys(("train", "val", "test"), features)
+        kind = dict.fromkeys(parts, shots.kind)
+        options = {"epochs": 1, "learning_rate": 1e-3, "seed": 0, "device": device}
+        return shots, features, defects.fit_head(parts, parts, kind, **options)["test"]
 
-    shots, own = seen("cpu")
+    shots, *own = seen("cpu")
     with pretend.gpu():
-        shots_gpu, there = seen("cuda")
+        shots_gpu, *there = seen("cuda")
     assert torch.equal(shots.images, shots_gpu.images)
-    np.testing.assert_allclose(there, own, rtol=1e-4, atol=1e-5)
+    for a, b in zip(there, own, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_on_a_gpu_embeds_as_on_the_processor(bert):

@@ -166,8 +166,8 @@ def work(
     child = multiprocessing.get_context("spawn").Process(target=_work, args=(profile, processes, os.getpid()))
     child.start()
     child.join(max(0.0, start + 60 * minutes - time.monotonic()) if minutes else None)
-    child.kill()  # does nothing to a process that has ended; those that it has started die with it
-    over = child.exitcode is None
+    over = child.is_alive()
+    child.kill()  # with it die those that it has started
     child.join()
     if out:
         parts, left = send(profile, out, room=round(1e6 * megabytes))

@@ -249,6 +249,7 @@ def fit_head(
     epochs: int,
     learning_rate: float,
     seed: int,
+    device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Fit one arm's head; the epoch of lowest validation loss counts (the last, without validation images).
 
@@ -259,6 +260,7 @@ def fit_head(
         epochs: passes over the training images, 256 at a time.
         learning_rate: of AdamW, one-cycle.
         seed: of initialisation, order and dropout.
+        device: where to fit.
 
     Returns:
         Class probabilities of the "val" (N_val, 5) and of the "test" images (N_test, 5).
@@ -268,11 +270,11 @@ def fit_head(
     def scaled(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:  # by the training images' mean and spread
         mean, spread = arrays["train"].mean(0), arrays["train"].std(0)
         spread = np.maximum(spread, 1e-3)
-        return {s: torch.as_tensor((a - mean) / spread, dtype=torch.float32) for s, a in arrays.items()}
+        return {s: torch.as_tensor((a - mean) / spread, dtype=torch.float32, device=device) for s, a in arrays.items()}
 
     x, c = scaled(features), scaled(context)
-    y = {s: torch.as_tensor(kind[s]) for s in ("train", "val")}
-    head = Head(x["train"].shape[1], c["train"].shape[1])
+    y = {s: torch.as_tensor(kind[s], device=device) for s in ("train", "val")}
+    head = Head(x["train"].shape[1], c["train"].shape[1]).to(device)
     optimiser = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.1)
     batches = -(-len(y["train"]) // 256)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=epochs * batches + 1)
@@ -295,7 +297,7 @@ def fit_head(
         head.load_state_dict(state)
     head.eval()
     with torch.no_grad():
-        return {s: head(x[s], c[s]).softmax(1).numpy() for s in ("val", "test")}
+        return {s: head(x[s], c[s]).softmax(1).cpu().numpy() for s in ("val", "test")}
 
 
 def host_texts(hosts: Hosts, curated: Curated, model: embed.Model) -> np.ndarray:
@@ -385,7 +387,12 @@ def run(cfg: Defects, *, told_of: Callable[[str], None] = lambda what: None) -> 
                 of_host = {s: told[arm][listed(hosts, s, cfg)[0]] for s in SPLITS}
                 context = {s: np.concatenate([view[s], of_host[s]], axis=1) for s in SPLITS}
                 seen = {s: np.zeros_like(x) for s, x in images.items()} if arm == "context" else images
-                options = {"epochs": cfg.head_epochs, "learning_rate": cfg.learning_rate, "seed": seed}
+                options = {
+                    "epochs": cfg.head_epochs,
+                    "learning_rate": cfg.learning_rate,
+                    "seed": seed,
+                    "device": device,
+                }
                 return fit_head(seen, context, kind, **options)
 
             head_key = {**network_key, **read, "arm": arm, "head_epochs": cfg.head_epochs}

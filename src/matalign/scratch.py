@@ -122,7 +122,12 @@ def _without_prose(code: str) -> str:
 
 
 def _nodes(node: Any) -> Any:
-    """A syntax tree as nested lists; fields that say nothing are left out, as other versions of Python have others."""
+    """A syntax tree as nested lists, without what differs between versions of Python.
+
+    That are fields that say nothing, and empty pieces of an f-string.
+    """
+    if isinstance(node, ast.JoinedStr):
+        return [_nodes(piece) for piece in node.values if not (isinstance(piece, ast.Constant) and piece.value == "")]
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
         return [type(node).__name__, *([name, _nodes(value)] for name, value in fields)]
