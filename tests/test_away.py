@@ -135,7 +135,7 @@ def test_what_comes_back_is_loaded_and_is_what_would_have_been_computed_here(her
 def test_results_of_other_code_or_data_are_refused(here, parts, monkeypatch):
     digest = scratch.code_digest
     monkeypatch.setattr(scratch, "code_digest", lambda module: digest(module) + ("x" if module == "fits" else ""))
-    with pytest.raises(ValueError, match=r"tiny-1-of-\d\.tar: of other code for properties; take the commit"):
+    with pytest.raises(ValueError, match=r"tiny-01-of-\d\d\.tar: of other code for properties; take the commit"):
         away.unpack(parts)
     monkeypatch.undo()
     curated = dataset.read(paths.curated("tiny"))

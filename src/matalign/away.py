@@ -38,11 +38,7 @@ from matalign.encoders import text
 from matalign.fits import Fit
 
 FOLDER = paths.ROOT / ".away"
-STAGES = {
-    "pretrain": "train",
-    "properties": "fits",
-    "defects-head": "defects",
-}  # in scratch -> module that its key names
+STAGES = {"pretrain": "train", "properties": "fits", "defects-head": "defects"}  # -> module whose code is in the key
 FINISHED = ("model", "result.safetensors")
 KEPT = ("key.json", "pretrain.json", "times.jsonl", "seconds.json", *FINISHED)  # of a finished result
 MANIFEST = "manifest.json"
@@ -258,8 +254,10 @@ def send(profile: str, out: Path, *, room: int = 0) -> tuple[list[Path], int]:
             size += len(content) + 1024
     whole = tarred(results)
     out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob(f"{profile}-*-of-*.tar"):
+        old.unlink()
     count = -(-len(whole) // PART_BYTES)
-    parts = [out / f"{profile}-{number + 1}-of-{count}.tar" for number in range(count)]
+    parts = [out / f"{profile}-{number + 1:02d}-of-{count:02d}.tar" for number in range(count)]
     for number, part in enumerate(parts):
         part.write_bytes(whole[number * PART_BYTES : (number + 1) * PART_BYTES])
     return parts, 1 + len(found) - len(results)
