@@ -11,7 +11,7 @@ import plausible
 import pytest
 import tiny
 
-from matalign import checkpoints, config, dataset, fits, paths, release, scratch, train
+from matalign import checkpoints, config, dataset, embed, fits, paths, release, scratch, train
 from matalign.dataset import Curated
 
 LABELS = {"formation_energy_eV_atom": -1.0, "band_gap_eV": 4.0, "bulk_modulus_GPa": 50.0, "shear_modulus_GPa": 20.0}
@@ -53,7 +53,7 @@ def model(root: Path):
         The folder of the model, its metrics, its stage's config.
     """
     cfg = tiny.pretrain(tiny.bert(root / "bert"), modalities="crystal text image", image_px=32, epochs=1)
-    caches = (fits.task, fits.graphs, fits.frozen, fits.fingerprint)
+    caches = (fits.task, fits.graphs, fits.frozen, embed.fingerprint)
     with pytest.MonkeyPatch.context() as patch:
         for name, folder in {"ROOT": root, "DATA": root / "data", "SCRATCH": root / "scratch"}.items():
             patch.setattr(paths, name, folder)

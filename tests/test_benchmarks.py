@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
-from benchmarks import comparison, run
+import torch
+from benchmarks import comparison, run, scale
 from project import REPOSITORY
 from test_house import lock
 
 from matalign import paper
+from matalign.graphs import GraphStore
 
 FOLDER = REPOSITORY / "results" / "bench"
 
@@ -113,6 +115,26 @@ def test_named_benchmark_is_measured_again_and_the_others_stay(bench):
     assert sorted(f.name for f in run.FOLDER.iterdir()) == ["bench.csv", "bench.json", "bench.png"]
     with pytest.raises(SystemExit):
         main("four")
+
+
+def test_repeated_store_holds_the_same_crystals_again(structures):
+    store = GraphStore.build(structures, cutoff_A=4.0, neighbours=6)
+    twice = scale.repeated(store, 2)
+    assert len(twice) == 2 * len(store) == 6
+    once, again = store.batch(torch.tensor([2, 0])), twice.batch(torch.tensor([5, 3]))
+    for name in ("z", "edge_index", "edge_vec", "edge_cutoff", "batch", "ptr"):
+        assert torch.equal(getattr(once, name), getattr(again, name)), name
+
+
+def test_scale_measures_each_size_and_batch(monkeypatch, curated):
+    monkeypatch.setattr(scale, "SECONDS", 0.0)
+    monkeypatch.setattr(scale.dataset, "read", lambda folder: curated)
+    rows = scale.measure("tiny", [2, 6], [2, 3])
+    places = [(row["what"], row["structures"], row["batch"]) for row in rows]
+    assert places == [(w, n, b) for n in (2, 6) for b in (2, 3) for w in ("training", "embedding")]
+    assert all(row["atoms_per_s"] >= 2 * row["structures_per_s"] > 0 for row in rows)  # no crystal has one atom
+    axes = scale.figure({"one": {"rows": rows}, "another": {"rows": rows}}).axes
+    assert [len(ax.lines) for ax in axes] == 4 * [4]
 
 
 @pytest.fixture

@@ -189,6 +189,28 @@ def test_network_tells_a_bright_image_from_a_dark_one(cfg):
     np.testing.assert_array_equal(defects.features(defects.fit_network(shots, quick, seed=0), images), x)
 
 
+def test_killed_network_goes_on_to_the_same_weights(cfg, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    kind = np.repeat([0, 1], 20)
+    shots = Shots(torch.as_tensor(rng.normal(size=(40, 2, 32, 32))).half(), kind, kind, kind, np.ones(40), np.ones(40))
+    quick, state = dataclasses.replace(cfg, epochs=3, batch_size=16), tmp_path / "state"
+    whole = defects.fit_network(shots, quick, seed=0).state_dict()
+    checkpoint = defects.checkpoint
+
+    def killed_in_the_second(*args, epochs):
+        if epochs == 2:
+            raise KeyboardInterrupt
+        checkpoint(*args, epochs=epochs)
+
+    monkeypatch.setattr(defects, "checkpoint", killed_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        defects.fit_network(shots, quick, seed=0, state=state)
+    monkeypatch.setattr(defects, "checkpoint", checkpoint)
+    resumed = defects.fit_network(shots, quick, seed=0, state=state).state_dict()
+    assert all(torch.equal(w, resumed[name]) for name, w in whole.items())
+    assert not state.exists()
+
+
 # The stage
 
 

@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import signal
@@ -71,6 +72,28 @@ def test_code_digest_follows_code_and_not_prose(package):
     assert scratch.code_digest("high") == before
     (package / "low.py").write_text("VALUE = 2\n")
     assert scratch.code_digest("high") != before
+
+
+def test_code_digest_is_the_same_under_other_versions_of_python(package, monkeypatch):
+    (package / "low.py").write_text('def f(x, w=None, *, y=()):\n    return f"{x:>{w}}a"\n')
+    before, parse = scratch.code_digest("low"), ast.parse
+
+    def later(code):
+        """As newer versions have it: fields that are empty, an empty piece at the end of a format."""
+        tree = parse(code)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                node._fields, node.type_params = (*node._fields, "type_params"), []
+            if isinstance(node, ast.FormattedValue) and node.format_spec:
+                node.format_spec.values.append(ast.Constant(""))
+        return tree
+
+    monkeypatch.setattr(ast, "parse", later)
+    scratch._without_prose.cache_clear()
+    assert scratch.code_digest("low") == before
+    (package / "low.py").write_text('def f(x, w=None, *, y=()):\n    return f"{x:<{w}}a"\n')
+    assert scratch.code_digest("low") != before
+    scratch._without_prose.cache_clear()
 
 
 def test_memo_computes_once_per_key():

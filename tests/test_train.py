@@ -292,7 +292,7 @@ def test_dry_run_takes_two_steps_and_publishes_nothing(project, bert, monkeypatc
 def test_two_nodes_are_the_run_of_one_process(project, bert):
     # 24 views in batches of 7: shares of 4 and 3 rows
     cfg = tiny.pretrain(bert, batch_size=7, gpus="2")
-    folder = launch.folder(cfg, ranks=2)
+    folder = launch.folder(cfg)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{s.getsockname()[1]}"
@@ -334,7 +334,7 @@ def test_two_nodes_are_the_run_of_one_process(project, bert):
 
 def test_a_killed_rank_ends_the_job_in_seconds_and_resume_goes_on(project, bert):
     cfg = tiny.pretrain(bert, epochs=40, patience=40, checkpoint_steps=3)
-    folder, killed = launch.folder(cfg, ranks=2), []
+    folder, killed = launch.folder(cfg), []
 
     def kill():
         while not (folder / "state.safetensors").exists():
@@ -353,7 +353,7 @@ def test_a_killed_rank_ends_the_job_in_seconds_and_resume_goes_on(project, bert)
     assert not (folder / "model").exists()
     steps = checkpoints.restore(folder / "state.safetensors", align.build(cfg)).steps
     assert 3 <= steps < 40 * 4
-    resumed, one = (checkpoints.metrics(train.fit(cfg, f)) for f in (folder, launch.folder(cfg, ranks=1)))
+    resumed, one = (checkpoints.metrics(f) for f in (train.fit(cfg, folder), fit(cfg, "one")))
     assert [s["loss"] for s in resumed["steps"]] == pytest.approx([s["loss"] for s in one["steps"]], rel=1e-3)
 
 

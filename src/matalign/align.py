@@ -91,7 +91,8 @@ class AlignModel(nn.Module):
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of each tower, of all heads together, of the denoiser if there is one; frozen ones count."""
         parts = {**self.towers, "heads": self.heads, **({"denoiser": self.denoiser} if self.denoiser else {})}
-        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        elsewhere = {name: getattr(part, "absent", 0) for name, part in parts.items()}
+        return {name: elsewhere[name] + sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
     def weights(self) -> dict[str, Tensor]:
         """The state that training makes: all but frozen layers, which come from their own files."""
@@ -145,13 +146,20 @@ def assemble(cfg: Pretrain, towers: Mapping[str, nn.Module]) -> AlignModel:
     return AlignModel(towers, embed_dim=cfg.embed_dim, temperature=cfg.temperature, denoiser=denoiser)
 
 
-def save(model: AlignModel, folder: Path) -> None:
-    """Write `<modality>.safetensors` (or `<modality>-00000.safetensors`, … of ≤ 15 MB) and `heads.safetensors`."""
+def save(model: AlignModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write `<modality>.safetensors` (or `<modality>-00000.safetensors`, … of ≤ 15 MB) and `heads.safetensors`.
+
+    Args:
+        model: whose weights.
+        folder: where to.
+        dtype: of the floating-point numbers on disk; None: the model's.
+    """
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in model.weights().items():
         part, _, rest = name.partition(".")
         modality = rest.partition(".")[0] if part == "towers" else "heads"
-        groups.setdefault(modality, {})[name] = tensor.detach().cpu().contiguous()
+        kept = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+        groups.setdefault(modality, {})[name] = tensor.detach().to("cpu", kept).contiguous()
     for modality, tensors in groups.items():
         shards: list[dict[str, Tensor]] = [{}]
         for name, tensor in tensors.items():
@@ -165,5 +173,5 @@ def save(model: AlignModel, folder: Path) -> None:
 
 
 def load(model: AlignModel, folder: Path) -> None:
-    """Read into `model` what `save` wrote."""
+    """Read into `model`, in its precision, what `save` wrote."""
     model.load_weights({k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()})

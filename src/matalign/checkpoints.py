@@ -68,12 +68,15 @@ def restore(file: Path, model: align.AlignModel, optimizer: torch.optim.Optimize
 
 
 def export(examples: Examples, at: Progress, folder: Path) -> None:
-    """Write the finished model: weights, `config.json` with all that a reader needs to know of them, and the log."""
+    """Write the finished model: weights, `config.json` with all that a reader needs to know of them, and the log.
+
+    Weights that a GPU has trained are kept in bfloat16, in which it has multiplied them.
+    """
     model, curated, towers = examples.model, examples.curated, examples.model.towers
     temporary = folder / ".model"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    align.save(model, temporary)
+    align.save(model, temporary, dtype=torch.bfloat16 if examples.device.type == "cuda" else None)
     shutil.copy(folder / "log.jsonl", temporary)
     about = {
         "pretrain": dataclasses.asdict(examples.cfg),

@@ -9,7 +9,10 @@ What the network sees is the micrograph and, beside it, what of it does not repe
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +32,7 @@ SPLITS = {"train": 0.7, "val": 0.1, "test": 0.2}  # of the hosts
 FULL_DOSE_E_A2 = (1e3, 1e5)  # of test images; the others leave out the lowest and highest decile (of the logarithm)
 DOSE_DECILES_E_A2 = (10**3.2, 10**4.8)
 CHUNK = 125  # images rendered at once
+TOLD = 20  # steps of which one tells its loss: a GPU is then waited for
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,14 @@ def choose_hosts(curated: Curated, *, hosts: int, seed: int) -> Hosts:
     return Hosts(curated.structures.take(rows), ids[rows], split[rows])
 
 
+def listed(hosts: Hosts, split: str, cfg: Defects) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images of a split, all classes from each view: (N,) rows of hosts, numbers of views, rows of DEFECTS."""
+    chosen = np.flatnonzero(hosts.split == split)
+    host = np.repeat(chosen, cfg.images_per_class * len(DEFECTS))
+    view = np.tile(np.repeat(np.arange(cfg.images_per_class), len(DEFECTS)), len(chosen))
+    return host, view, np.tile(np.arange(len(DEFECTS)), len(chosen) * cfg.images_per_class)
+
+
 def shoot(hosts: Hosts, split: str, cfg: Defects, *, epoch: int, seed: int, device: str = "cpu") -> Shots:
     """Render a split's hosts in all five classes.
 
@@ -99,10 +111,7 @@ def shoot(hosts: Hosts, split: str, cfg: Defects, *, epoch: int, seed: int, devi
     test = split == "test"
     dose = FULL_DOSE_E_A2 if test else DOSE_DECILES_E_A2
     optics = Optics(image_px=cfg.image_px, pixel_A=cfg.pixel_A, dose_e_A2=dose)
-    chosen = np.flatnonzero(hosts.split == split)
-    host = np.repeat(chosen, cfg.images_per_class * len(DEFECTS))
-    view = np.tile(np.repeat(np.arange(cfg.images_per_class), len(DEFECTS)), len(chosen))
-    kind = np.tile(np.arange(len(DEFECTS)), len(chosen) * cfg.images_per_class)
+    host, view, kind = listed(hosts, split, cfg)
     parts = []
     for start in tqdm(range(0, len(host), CHUNK), f"{split} images", mininterval=1, disable=len(host) < 20 * CHUNK):
         at = slice(start, start + CHUNK)
@@ -118,7 +127,7 @@ def shoot(hosts: Hosts, split: str, cfg: Defects, *, epoch: int, seed: int, devi
     return Shots(images, kind, host, axis.numpy().astype(np.int64), doses.numpy(), visibility.numpy())
 
 
-def fit_network(shots: Shots, cfg: Defects, *, seed: int, device: str = "cpu") -> ImageTower:
+def fit_network(shots: Shots, cfg: Defects, *, seed: int, device: str = "cpu", state: Path | None = None) -> ImageTower:
     """Train the image network that all arms share: image -> class.
 
     Defects below the noise are left out of training: their images are those of a pristine crystal with another name.
@@ -129,32 +138,79 @@ def fit_network(shots: Shots, cfg: Defects, *, seed: int, device: str = "cpu") -
         cfg: depth, epochs, batch size, learning rate.
         seed: of initialisation, order and symmetries.
         device: where to train.
+        state: file of the training state after an epoch, from which a killed training goes on to the same weights.
     """
     torch.manual_seed(seed)
     tower = ImageTower(depth=cfg.depth, channels=2)
     net = nn.Sequential(tower, nn.Linear(tower.dim, len(DEFECTS))).to(device)
     usable = np.flatnonzero((shots.kind == 0) | (shots.visibility >= 1))
-    kind = torch.as_tensor(shots.kind, device=device)
+    everything, kind = shots.images.to(device), torch.as_tensor(shots.kind, device=device)
     steps = cfg.epochs * -(-len(usable) // cfg.batch_size)
     optimiser = torch.optim.AdamW(net.parameters(), lr=cfg.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, cfg.learning_rate, total_steps=steps + 1, pct_start=0.2)
     rng = np.random.default_rng(seed)
-    with tqdm(total=steps, desc="image network", mininterval=1) as bar:
-        for _ in range(cfg.epochs):
+    done = restore(state, net, optimiser, schedule, rng) if state and state.exists() else 0
+    with tqdm(total=steps, initial=done * steps // cfg.epochs, desc="image network", mininterval=1) as bar:
+        for epoch in range(done, cfg.epochs):
             for batch in np.array_split(rng.permutation(usable), -(-len(usable) // cfg.batch_size)):
-                images = shots.images[batch].to(device).float()
+                rows = torch.as_tensor(batch, device=device)
+                images = everything[rows].float()
                 images = torch.rot90(images, int(rng.integers(4)), dims=(2, 3))
                 images = images.flip(3) if rng.integers(2) else images
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device == "cuda"):
                     logits = net[1](tower(images)[0])
-                loss = F.cross_entropy(logits.float(), kind[torch.as_tensor(batch, device=device)])
+                loss = F.cross_entropy(logits.float(), kind[rows])
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 schedule.step()
                 bar.update()
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                if bar.n % TOLD == 0:
+                    bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            if state:
+                checkpoint(state, net, optimiser, schedule, rng, epochs=epoch + 1)
+    if state:
+        state.unlink()
     return tower.eval()
+
+
+def checkpoint(
+    file: Path,
+    net: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    rng: np.random.Generator,
+    *,
+    epochs: int,
+) -> None:
+    """Write where training stands after so many epochs."""
+    tensors = {f"net.{name}": w for name, w in net.state_dict().items()}
+    for i, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{i}.{name}": m for name, m in moments.items()}
+    rest = {"epochs": epochs, "groups": optimiser.state_dict()["param_groups"], "schedule": schedule.state_dict()}
+    arrays = {name: t.cpu().numpy() for name, t in tensors.items()}
+    scratch.save(file, arrays | rest | {"rng": rng.bit_generator.state})
+
+
+def restore(
+    file: Path,
+    net: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    rng: np.random.Generator,
+) -> int:
+    """Read what `checkpoint` wrote; how many epochs are done."""
+    stored, moments = scratch.load(file), {}
+    tensors = {name: torch.from_numpy(value) for name, value in stored.items() if isinstance(value, np.ndarray)}
+    net.load_state_dict({k.removeprefix("net."): t for k, t in tensors.items() if k.startswith("net.")})
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser."):
+            _, i, what = name.split(".")
+            moments.setdefault(int(i), {})[what] = tensor
+    optimiser.load_state_dict({"state": moments, "param_groups": stored["groups"]})
+    schedule.load_state_dict(stored["schedule"])
+    rng.bit_generator.state = stored["rng"]
+    return stored["epochs"]
 
 
 @torch.no_grad()
@@ -193,6 +249,7 @@ def fit_head(
     epochs: int,
     learning_rate: float,
     seed: int,
+    device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Fit one arm's head; the epoch of lowest validation loss counts (the last, without validation images).
 
@@ -203,6 +260,7 @@ def fit_head(
         epochs: passes over the training images, 256 at a time.
         learning_rate: of AdamW, one-cycle.
         seed: of initialisation, order and dropout.
+        device: where to fit.
 
     Returns:
         Class probabilities of the "val" (N_val, 5) and of the "test" images (N_test, 5).
@@ -212,11 +270,11 @@ def fit_head(
     def scaled(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:  # by the training images' mean and spread
         mean, spread = arrays["train"].mean(0), arrays["train"].std(0)
         spread = np.maximum(spread, 1e-3)
-        return {s: torch.as_tensor((a - mean) / spread, dtype=torch.float32) for s, a in arrays.items()}
+        return {s: torch.as_tensor((a - mean) / spread, dtype=torch.float32, device=device) for s, a in arrays.items()}
 
     x, c = scaled(features), scaled(context)
-    y = {s: torch.as_tensor(kind[s]) for s in ("train", "val")}
-    head = Head(x["train"].shape[1], c["train"].shape[1])
+    y = {s: torch.as_tensor(kind[s], device=device) for s in ("train", "val")}
+    head = Head(x["train"].shape[1], c["train"].shape[1]).to(device)
     optimiser = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.1)
     batches = -(-len(y["train"]) // 256)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=epochs * batches + 1)
@@ -239,7 +297,7 @@ def fit_head(
         head.load_state_dict(state)
     head.eval()
     with torch.no_grad():
-        return {s: head(x[s], c[s]).softmax(1).numpy() for s in ("val", "test")}
+        return {s: head(x[s], c[s]).softmax(1).cpu().numpy() for s in ("val", "test")}
 
 
 def host_texts(hosts: Hosts, curated: Curated, model: embed.Model) -> np.ndarray:
@@ -285,11 +343,15 @@ def view_context(axis: np.ndarray, *, pixel_A: float) -> np.ndarray:
     return np.concatenate([np.eye(len(ZONE_AXES))[axis], np.full((len(axis), 1), np.log(pixel_A))], axis=1)
 
 
-def run(cfg: Defects) -> Predictions:
+def run(cfg: Defects, *, told_of: Callable[[str], None] = lambda what: None) -> Predictions:
     """Render, train, and let every arm judge the test images; what an earlier run has fitted is not fitted again.
+
+    A network, with the features of all images, is asked for only where a head is still to be fitted. Heads that a GPU
+    has fitted judged test images of the same views, but of other noise than a processor draws.
 
     Args:
         cfg: the stage's parameters; the curated set and the model of its profile must be there.
+        told_of: called with the name of each part that is done.
     """
     torch.set_num_threads(cfg.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -299,39 +361,43 @@ def run(cfg: Defects) -> Predictions:
     texts = host_texts(hosts, curated, model) if "text" in model.towers else None
     told = contexts(hosts, model.embed_structures(hosts.structures), texts)
     key = {name: value for name, value in vars(cfg).items() if name not in ("profile", "bootstrap", "head_epochs")}
-    key |= {"data": curated.digest, "code": scratch.code_digest("defects"), "device": device}
+    key |= {"data": curated.digest, "code": scratch.code_digest("defects")}
+    read = {"weights": embed.fingerprint(cfg.profile, "pretrained")}
+    read |= {"text": model.towers["text"].fingerprint} if texts is not None else {}
 
     test = shoot(hosts, "test", cfg, epoch=0, seed=cfg.seed, device=device)
-    labels = ("kind", "host", "axis")
+    kind = {s: listed(hosts, s, cfg)[2] for s in SPLITS}
     probability: dict[str, list[np.ndarray]] = {arm: [] for arm in ("majority", *told)}
     validation: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {arm: [] for arm in probability}
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
+        network_key = {**key, "fit_seed": seed}
 
-        def network(seed: int = seed) -> scratch.Result:
-            shots = shoot(hosts, "train", cfg, epoch=0, seed=seed, device=device)
-            tower = fit_network(shots, cfg, seed=seed, device=device)
-            # Heads learn on views that the network has not been trained on, as those of the test are.
-            seen = {s: shoot(hosts, s, cfg, epoch=1, seed=seed, device=device) for s in ("train", "val")}
-            result = {f"features_{s}": features(tower, shots.images, device=device) for s, shots in seen.items()}
-            result |= {f"{name}_{s}": getattr(shots, name) for s, shots in seen.items() for name in labels}
-            return result | {"features_test": features(tower, test.images, device=device)}
+        @cache
+        def network(seed: int = seed, network_key: dict = network_key) -> scratch.Result:
+            state = scratch.folder("defects-network", network_key) / "state.safetensors"
+            make = partial(_network, hosts, test, cfg, seed=seed, device=device, state=state)
+            return scratch.memo("defects-network", network_key, make)
 
-        fitted = scratch.memo("defects-network", {**key, "fit_seed": seed}, network)
-        fitted |= {f"{name}_test": getattr(test, name) for name in labels}
-        images = {s: fitted[f"features_{s}"] for s in SPLITS}
-        kind = {s: fitted[f"kind_{s}"] for s in SPLITS}
-        view = {s: view_context(fitted[f"axis_{s}"], pixel_A=cfg.pixel_A) for s in SPLITS}
         for arm in told:
-            context = {s: np.concatenate([view[s], told[arm][fitted[f"host_{s}"]]], axis=1) for s in SPLITS}
-            seen = {s: np.zeros_like(x) for s, x in images.items()} if arm == "context" else images
-            head_key = {**key, "fit_seed": seed, "arm": arm, "epochs": cfg.head_epochs}
-            head_key["told"] = scratch.digest(np.round(told[arm].astype(np.float64), 5).tolist())
 
-            def head(seen: dict = seen, context: dict = context, kind: dict = kind, seed: int = seed) -> scratch.Result:
-                options = {"epochs": cfg.head_epochs, "learning_rate": cfg.learning_rate, "seed": seed}
+            def head(arm: str = arm, seed: int = seed, network: Callable = network) -> scratch.Result:
+                fitted = network()
+                images = {s: fitted[f"features_{s}"] for s in SPLITS}
+                view = {s: view_context(fitted[f"axis_{s}"], pixel_A=cfg.pixel_A) for s in SPLITS}
+                of_host = {s: told[arm][listed(hosts, s, cfg)[0]] for s in SPLITS}
+                context = {s: np.concatenate([view[s], of_host[s]], axis=1) for s in SPLITS}
+                seen = {s: np.zeros_like(x) for s, x in images.items()} if arm == "context" else images
+                options = {
+                    "epochs": cfg.head_epochs,
+                    "learning_rate": cfg.learning_rate,
+                    "seed": seed,
+                    "device": device,
+                }
                 return fit_head(seen, context, kind, **options)
 
+            head_key = {**network_key, **read, "arm": arm, "head_epochs": cfg.head_epochs}
             made = scratch.memo("defects-head", head_key, head)
+            told_of(f"{arm} seed {seed}")
             probability[arm].append(made["test"])
             validation[arm].append((made["val"], kind["val"]))
         share = np.bincount(kind["train"], minlength=len(DEFECTS)) / len(kind["train"])
@@ -341,3 +407,13 @@ def run(cfg: Defects) -> Predictions:
     stacked = {arm: np.stack(p) for arm, p in probability.items()}
     has_text = np.isin(hosts.mp_id, curated.protocols.mp_id.to_numpy(str))[test.host]
     return Predictions(test, hosts.mp_id[test.host], has_text, stacked, validation, n_hosts, curated.synthetic)
+
+
+def _network(hosts: Hosts, test: Shots, cfg: Defects, *, seed: int, device: str, state: Path) -> dict[str, np.ndarray]:
+    """Train one image network; of each split the features of its images, and their zone axes."""
+    shots = shoot(hosts, "train", cfg, epoch=0, seed=seed, device=device)
+    tower = fit_network(shots, cfg, seed=seed, device=device, state=state)
+    # Heads learn on views that the network has not been trained on, as those of the test are.
+    seen = {s: shoot(hosts, s, cfg, epoch=1, seed=seed, device=device) for s in ("train", "val")} | {"test": test}
+    result = {f"features_{s}": features(tower, shots.images, device=device) for s, shots in seen.items()}
+    return result | {f"axis_{s}": shots.axis for s, shots in seen.items()}

@@ -4,9 +4,11 @@ A model reads what the curated set holds: structures (numbers, fractional coordi
 standardised micrographs. What it returns lies in one space: unit vectors, compared by their dot product.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +47,8 @@ class Model:
         return self.aligned.log_temperature.device
 
     def graphs(self, structures: Structures) -> GraphStore:
-        """Neighbour graphs as this model's crystal tower takes them."""
-        return crystal.graphs(self.config, structures)
+        """Neighbour graphs as this model's crystal tower takes them, where the model is."""
+        return crystal.graphs(self.config, structures, self.device)
 
     def embed(
         self, modality: str, curated: Curated, *, epoch: int = -1
@@ -114,7 +116,7 @@ class Model:
     def _crystals(self, structures: Structures, encode: Callable) -> np.ndarray:
         self._tower("crystal")
         store = self.graphs(structures) if len(structures) else None
-        return self._batched(len(structures), lambda rows: encode(store.batch(rows).to(self.device)), "structures")
+        return self._batched(len(structures), lambda rows: encode(store.batch(rows)), "structures")
 
     @torch.no_grad()
     def _batched(self, n: int, encode: Callable[[Tensor], Tensor], what: str) -> np.ndarray:
@@ -150,6 +152,19 @@ def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
         here, then = model.towers["text"].fingerprint, about["text_model_hash"]
         raise ValueError(f"text model {cfg.text_model!r} has hash {here}; {folder} was trained with {then}")
     return Model(cfg, model.to(device).eval())
+
+
+@cache
+def fingerprint(profile: str, folder: str, modality: str = "") -> str:
+    """Hash of the saved weights of a model's tower, or of all its towers and heads.
+
+    Args:
+        profile: whose results hold the model.
+        folder: the model's, in these.
+        modality: whose tower; "": all.
+    """
+    files = sorted((paths.results(profile) / folder).glob(f"{modality}*.safetensors"))
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
 
 
 @torch.no_grad()

@@ -22,7 +22,6 @@ run beside one another, so the number of threads changes no result; each is kept
 where it was killed.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -293,7 +292,7 @@ def frozen(cfg: Properties, modality: str) -> dict[str, np.ndarray]:
 def features_key(t: Task, modality: str) -> dict[str, Any]:
     """All that `frozen` depends on."""
     model = {k: v for k, v in asdict(t.model.config).items() if k not in ("profile", "threads", "gpus")}
-    out = {"modality": modality, "model": model, "weights": fingerprint(t.cfg.profile, "pretrained")}
+    out = {"modality": modality, "model": model, "weights": embed.fingerprint(t.cfg.profile, "pretrained")}
     out |= {"text": t.model.towers["text"].fingerprint} if modality == "text" else {}
     return out | {"seed": t.cfg.seed, "threads": t.cfg.threads, "data": t.curated.digest, "code": t.code}
 
@@ -332,13 +331,6 @@ def _aligned(t: Task, modality: str, features: np.ndarray) -> np.ndarray:
     return F.normalize(head(torch.from_numpy(features).to(t.device)), dim=1).cpu().numpy()[:, None]
 
 
-@cache
-def fingerprint(profile: str, folder: str, modality: str = "") -> str:
-    """Hash of the saved weights of a model's tower, or of all its towers and heads."""
-    files = sorted((paths.results(profile) / folder).glob(f"{modality}*.safetensors"))
-    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
-
-
 def tower_weights(profile: str, folder: str) -> dict[str, Tensor]:
     """A crystal tower's state, from the folder of a model.
 
@@ -359,7 +351,7 @@ def key(t: Task, fit: Fit) -> dict[str, Any]:
         out |= {name: getattr(t.model.config, name) for name in names}
         out |= {name: getattr(t.cfg, name) for name in ("batch_size", "learning_rate", "weight_decay")}
         if network.weights:
-            out["weights"] = fingerprint(t.cfg.profile, network.weights, "crystal")
+            out["weights"] = embed.fingerprint(t.cfg.profile, network.weights, "crystal")
     return out | {modality: scratch.digest(features_key(t, modality)) for modality in read(t, fit.arm, fit.cohort)}
 
 

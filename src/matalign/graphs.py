@@ -149,15 +149,20 @@ class GraphStore:
             edge_ptr=torch.from_numpy(np.concatenate([[0], np.cumsum(parts.edges_of)])),
         )
 
+    def to(self, device: torch.device | str) -> "GraphStore":
+        """The same graphs on a device, where their batches are made then."""
+        return GraphStore(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
     def __len__(self) -> int:
         return len(self.ptr) - 1
 
     def batch(self, rows: Int[Tensor, " B"]) -> Batch:
         """The crystals of these rows, in this order, as one PyG batch; fields as in the module's table."""
-        atoms, atom_ptr = _ragged(self.ptr, rows)
+        device = self.ptr.device
+        atoms, atom_ptr = _ragged(self.ptr, rows.to(device))
         edges, edge_ptr = _ragged(self.edge_ptr, atoms)
-        batch = torch.repeat_interleave(torch.arange(len(rows)), atom_ptr.diff())
-        centre = torch.repeat_interleave(torch.arange(len(atoms)), edge_ptr.diff())
+        batch = torch.repeat_interleave(torch.arange(len(rows), device=device), atom_ptr.diff())
+        centre = torch.repeat_interleave(torch.arange(len(atoms), device=device), edge_ptr.diff())
         neighbour = self.neighbour[edges].long() + atom_ptr[batch[centre]]
         return Batch(
             z=self.z[atoms].long(),
@@ -172,6 +177,7 @@ class GraphStore:
 def _ragged(ptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the entries of ragged `rows`, one row after the other, and the first entry of each."""
     size = ptr[rows + 1] - ptr[rows]
-    new_ptr = torch.zeros(len(rows) + 1, dtype=torch.long)
+    new_ptr = torch.zeros(len(rows) + 1, dtype=torch.long, device=ptr.device)
     torch.cumsum(size, 0, out=new_ptr[1:])
-    return torch.arange(int(new_ptr[-1])) + torch.repeat_interleave(ptr[rows] - new_ptr[:-1], size), new_ptr
+    first = torch.repeat_interleave(ptr[rows] - new_ptr[:-1], size)
+    return torch.arange(int(new_ptr[-1]), device=ptr.device) + first, new_ptr

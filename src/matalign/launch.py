@@ -39,19 +39,18 @@ def pretrain(cfg: Pretrain, *, dry_run_ranks: int = 0) -> Path:
         ValueError: `cfg.gpus` asks for more GPUs than there are.
         RuntimeError: training failed; the message is the traceback of the rank that failed first, or which was killed.
     """
-    ranks = dry_run_ranks or rank_count(cfg.gpus)
-    run = folder(cfg, ranks=ranks, stage="dry-run" if dry_run_ranks else "pretrain")
     if dry_run_ranks:
-        shutil.rmtree(run)
-        run = folder(cfg, ranks=ranks, stage="dry-run")
-        torchrun(cfg, run, ranks=ranks, max_steps=DRY_RUN_STEPS, on_cpu=True)
+        shutil.rmtree(folder(cfg, stage="dry-run"))
+        run = folder(cfg, stage="dry-run")
+        torchrun(cfg, run, ranks=dry_run_ranks, max_steps=DRY_RUN_STEPS, on_cpu=True)
         return run / "model"
+    run, ranks = folder(cfg), rank_count(cfg.gpus)
     target = paths.results(cfg.profile) / "pretrained"
     temporary = target.with_name(f".pretrained.{os.getpid()}")
     _train(cfg, run, temporary, ranks=ranks)
     if cfg.control:
         control = alone(cfg)
-        _train(control, folder(control, ranks=ranks), temporary / CONTROL, ranks=ranks)
+        _train(control, folder(control), temporary / CONTROL, ranks=ranks)
     (target.parent / "provenance").mkdir(parents=True, exist_ok=True)
     scratch.write_json(target.parent / "provenance" / "pretrain_epochs.json", checkpoints.epochs(run))
     shutil.rmtree(target, ignore_errors=True)
@@ -77,17 +76,20 @@ def _train(cfg: Pretrain, run: Path, target: Path, *, ranks: int) -> None:
                 "launch.pretrain(cfg, dry_run_ranks=4) tries four ranks on the CPU"
             )
         torchrun(cfg, run, ranks=ranks, on_cpu=not here)
-    scratch.note("pretrain", "computed" if fresh else "loaded", checkpoints.seconds(run))
+    scratch.note("pretrain", "computed" if fresh else "loaded", checkpoints.seconds(run), run)
     shutil.copytree(run / "model", target)
     about = json.loads((target / "config.json").read_text())
     about["pretrain"]["profile"] = cfg.profile  # profiles of one content share a run
     scratch.write_json(target / "config.json", about)
 
 
-def folder(cfg: Pretrain, *, ranks: int, stage: str = "pretrain") -> Path:
-    """The scratch folder of a run, with its `pretrain.json`: what depends on the parameters, the data, the code."""
-    key = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("profile", "control")}
-    key |= {"ranks": ranks, "data": dataset.read(paths.curated(cfg.profile)).digest}
+def folder(cfg: Pretrain, *, stage: str = "pretrain") -> Path:
+    """The scratch folder of a run, with its `pretrain.json`: what depends on the parameters, the data, the code.
+
+    Not on the ranks, which change nothing but rounding: a run goes on, and is found, on a machine of other GPUs.
+    """
+    key = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("profile", "control", "gpus")}
+    key["data"] = dataset.read(paths.curated(cfg.profile)).digest
     path = scratch.folder(stage, key | {"code": scratch.code_digest("train")})
     scratch.write_json(path / "pretrain.json", dataclasses.asdict(cfg))
     return path

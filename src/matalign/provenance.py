@@ -41,18 +41,32 @@ def record(cfg: Stage, *, minutes: float, fits: Path, earlier: Path) -> dict[str
     return made
 
 
-def count_fits(log: Path) -> dict[str, dict[str, float]]:
-    """Per kind of fit: how many this run computed, how many it loaded, and the minutes all took when computed."""
+def count_fits(log: Path) -> dict[str, dict[str, Any]]:
+    """Per kind of fit: how many this run computed, how many it loaded, and the minutes all took when computed.
+
+    Where other machines computed some (`away`), `elsewhere` lists these, each with its fits and their minutes.
+    """
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     counts = Counter((line["stage"], line["state"]) for line in lines)
-    return {
-        kind: {
+    out = {}
+    for kind in sorted({line["stage"] for line in lines}):
+        own, away = [line for line in lines if line["stage"] == kind], {}
+        for line in own:
+            if "elsewhere" in line:
+                away.setdefault(json.dumps(line["elsewhere"]), []).append(line)
+        out[kind] = {
             "computed": counts[kind, "computed"],
             "loaded": counts[kind, "loaded"],
-            "minutes": round(sum(line["seconds"] for line in lines if line["stage"] == kind) / 60, 2),
+            "minutes": _minutes(own),
         }
-        for kind in sorted({line["stage"] for line in lines})
-    }
+        if away:
+            made = [json.loads(by) | {"fits": len(each), "minutes": _minutes(each)} for by, each in away.items()]
+            out[kind]["elsewhere"] = made
+    return out
+
+
+def _minutes(lines: list[dict[str, Any]]) -> float:
+    return round(sum(line["seconds"] for line in lines) / 60, 2)
 
 
 def machine() -> dict[str, Any]:

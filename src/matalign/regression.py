@@ -234,11 +234,11 @@ class Inputs:
         others: Sequence[Float16[np.ndarray, "M _ _"] | Float32[np.ndarray, "M _ _"]] = (),
         device: torch.device | str = "cpu",
     ) -> None:
-        self.store, self.others, self.device = store, [torch.from_numpy(x) for x in others], device
+        self.store, self.others, self.device = store.to(device), [torch.from_numpy(x) for x in others], device
 
     def __call__(self, rows: Int[Tensor, " B"]) -> list[Any]:
         """A batch of graphs and the others' tokens."""
-        return [self.store.batch(rows).to(self.device), *(x[rows].float().to(self.device) for x in self.others)]
+        return [self.store.batch(rows), *(x[rows].float().to(self.device) for x in self.others)]
 
     def pooled(self, rows: Int[np.ndarray, " n"]) -> list[Float[Tensor, "n _"]]:
         """Of each other modality, the mean over its tokens."""
@@ -343,7 +343,8 @@ def train(
         {"params": [p for name, p in model.named_parameters() if (name in tower) == inside], "of": share}
         for inside, share in ((True, tower_rate), (False, 1.0))
     ]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=weight_decay)
+    fused = True if device.type == "cuda" else None  # one kernel a step, of which a GPU would else wait for many
+    optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=weight_decay, fused=fused)
     start, best, kept = restore(state, model, optimizer) if state.exists() else (0, math.inf, weights(model))
     checks = {round(steps * (i + 1) / CHECKS) for i in range(CHECKS)}
     tell(start)
@@ -424,11 +425,14 @@ def on_threads(count: int) -> Iterator[None]:
     """Torch and OpenMP on so many threads, deterministic algorithms only."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable with it
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.set_num_threads(count)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         with threadpool_limits(count):
             yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = filled

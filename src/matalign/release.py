@@ -106,7 +106,8 @@ def write_weights(cfg: Release, folder: Path, t: fits.Task, fitted: Mapping[Fit,
     """Write the weights of towers, heads and predictors; what `config.json` will say of them."""
     pretrained = json.loads((paths.results(cfg.profile) / "pretrained" / "config.json").read_text())
     parts: dict[str, dict[str, torch.Tensor]] = {}
-    for name, weight in packed.stored(t.model.aligned.weights(), bits=cfg.image_bits).items():
+    own = {name: weight.cpu() for name, weight in t.model.aligned.weights().items()}
+    for name, weight in packed.stored(own, bits=cfg.image_bits).items():
         tower = name.split(".")[1] if name.startswith("towers.") else "heads"
         parts.setdefault(tower, {})[name] = weight
     weights = [file for tower, tensors in sorted(parts.items()) for file in packed.write(folder, tower, tensors)]

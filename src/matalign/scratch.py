@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 from matalign import paths
 
 SOURCE = Path(__file__).parent
+ELSEWHERE = "elsewhere.json"  # in a result's folder: which other machine made it (`away.unpack`)
 Result = dict[str, Any]  # arrays and JSON values
 
 
@@ -117,7 +118,20 @@ def _without_prose(code: str) -> str:
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if documented and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
-    return digest(ast.dump(tree))
+    return digest(_nodes(tree))
+
+
+def _nodes(node: Any) -> Any:
+    """A syntax tree as nested lists, without what differs between versions of Python.
+
+    That are fields that say nothing, and empty pieces of an f-string.
+    """
+    if isinstance(node, ast.JoinedStr):
+        return [_nodes(piece) for piece in node.values if not (isinstance(piece, ast.Constant) and piece.value == "")]
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+        return [type(node).__name__, *([name, _nodes(value)] for name, value in fields)]
+    return [_nodes(each) for each in node] if isinstance(node, list) else repr(node)
 
 
 def folder(stage: str, key: Mapping[str, Any]) -> Path:
@@ -206,18 +220,22 @@ def memo(stage: str, key: Mapping[str, Any], compute: Callable[[], Result]) -> R
                 write_json(cost, time.monotonic() - start)
                 save(file, result)
                 state = "computed"
-    note(stage, state, json.loads(cost.read_text()))
+    note(stage, state, json.loads(cost.read_text()), path)
     return load(file)
 
 
-def note(stage: str, state: str, seconds: float) -> None:
+def note(stage: str, state: str, seconds: float, path: Path) -> None:
     """Tell the provenance of the running stage of a fit, by a line in the file that `MATALIGN_FITS` names, if it does.
 
     Args:
         stage: which kind of fit.
         state: ``"computed"`` now, or ``"loaded"`` from an earlier run.
         seconds: what it cost when it was computed.
+        path: its folder, which tells if another machine computed it.
     """
     if log := os.environ.get("MATALIGN_FITS"):
+        line = {"stage": stage, "state": state, "seconds": round(seconds, 3)}
+        if (path / ELSEWHERE).exists():
+            line["elsewhere"] = json.loads((path / ELSEWHERE).read_text())
         with open(log, "a") as file:
-            file.write(json.dumps({"stage": stage, "state": state, "seconds": round(seconds, 3)}) + "\n")
+            file.write(json.dumps(line) + "\n")

@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc-per-node 4 -m matalign.train --config <folder>/pretrain.json
 
-`launch.folder(cfg, ranks=4)` makes that folder, where all state lives: `state.safetensors` (weights, optimiser,
+`launch.folder(cfg)` makes that folder, where all state lives: `state.safetensors` (weights, optimiser,
 position), `best.safetensors`, `log.jsonl`, `times.jsonl`, at the end `model/`. With the folder where all nodes see it,
 several nodes train one model; on node i of two, with eight ranks in all,
 

@@ -22,6 +22,7 @@ et al., ICLR 2020).
 """
 
 import math
+import os
 from functools import cached_property
 from typing import NamedTuple
 
@@ -124,8 +125,11 @@ def table(batch: Batch) -> tuple[Int[Tensor, "atoms k"], Float[Tensor, "atoms k 
 
 
 def pool(atoms: Float[Tensor, "atoms dim"], batch: Batch) -> Float[Tensor, "crystals dim"]:
-    """Mean over the atoms of each crystal; batches hold atoms in crystal order."""
-    return torch.segment_reduce(atoms, "mean", offsets=batch.ptr, axis=0)
+    """Mean over the atoms of each crystal; batches hold atoms in crystal order.
+
+    Under autocast too in the precision of the graph: its sum would else be one of bfloat16.
+    """
+    return torch.segment_reduce(atoms.to(batch.edge_vec.dtype), "mean", offsets=batch.ptr, axis=0)
 
 
 class ElementEmbedding(nn.Module):
@@ -386,9 +390,17 @@ def build(cfg: Pretrain, *, initialise: bool = True) -> nn.Module:
     raise ValueError(f"crystal_tower must be ild or cgconv, got {cfg.crystal_tower!r}")
 
 
-def graphs(cfg: Pretrain, structures: Structures) -> GraphStore:
-    """Neighbour graphs as the tower of a config takes them."""
-    return GraphStore.build(structures, cutoff_A=cfg.cutoff_A, neighbours=cfg.neighbours, workers=cfg.threads)
+def graphs(cfg: Pretrain, structures: Structures, device: torch.device | str = "cpu") -> GraphStore:
+    """Neighbour graphs as the tower of a config takes them.
+
+    Args:
+        cfg: cutoffs; threads, though beside a GPU, where all else waits for the graphs, every core takes part.
+        structures: the crystals.
+        device: where the graphs are kept.
+    """
+    workers = cfg.threads if torch.device(device).type == "cpu" else os.cpu_count()
+    store = GraphStore.build(structures, cutoff_A=cfg.cutoff_A, neighbours=cfg.neighbours, workers=workers)
+    return store.to(device)
 
 
 class Inputs:
@@ -401,11 +413,11 @@ class Inputs:
     @cached_property
     def store(self) -> GraphStore:
         """Graphs of all materials, by row."""
-        return graphs(self.cfg, self.structures)
+        return graphs(self.cfg, self.structures, self.device)
 
     def __call__(self, rows: np.ndarray, keys: np.ndarray) -> Batch:
         """A batch of graphs."""
-        return self.store.batch(torch.from_numpy(rows)).to(self.device)
+        return self.store.batch(torch.from_numpy(rows))
 
     def corrupted(self, rows: np.ndarray, keys: np.ndarray) -> Corrupted:
         """The same graphs, corrupted."""
