@@ -462,7 +462,10 @@ def test_a_missing_column_is_what_remains():
 def test_what_does_not_repeat_does_not_depend_on_the_batch(hosts):
     images = imaging.render(hosts, [0, 1, 2, 3], keys(4), optics=Optics(image_px=32))
     together = imaging.aperiodic(images, pixel_A=0.2)
-    assert torch.equal(together[2:3], imaging.aperiodic(images[2:3], pixel_A=0.2))
+    alone = imaging.aperiodic(images[2:3], pixel_A=0.2)
+    torch.testing.assert_close(
+        together[2:3], alone, rtol=1e-4, atol=1e-4
+    )  # one FFT of many rounds as the processor likes
 
 
 def test_an_empty_image_stays_empty():
