@@ -18,6 +18,7 @@ from matalign import (
     config,
     dataset,
     elements,
+    embed,
     fits,
     launch,
     paths,
@@ -267,7 +268,7 @@ def test_a_new_pretrained_model_refits_only_the_arms_that_use_it(root, monkeypat
     t = fits.task(make())
     every = [dataclasses.replace(FIT, arm=arm, cohort="B") for arm in fits.ARMS]
     before = [fits.key(t, fit) for fit in every]
-    monkeypatch.setattr(fits, "fingerprint", lambda *_: "another")
+    monkeypatch.setattr(embed, "fingerprint", lambda *_: "another")
     changed = {fit.arm for fit, key in zip(every, before) if fits.key(t, fit) != key}
     assert changed == {"pretrained", "slow_tower", "auxiliary", "ridge", *fits.FUSED, *fits.SINGLE}
 
