@@ -23,6 +23,7 @@ from matalign.graphs import GraphStore
 SIZES = (1_000, 4_000, 16_000, 64_000, 1_000_000)
 BATCHES = (64, 256, 1024)
 STEPS, SECONDS = 5, 3.0  # at least so many steps, and so long
+COLOURS = ("#0072B2", "#D55E00", "#000000", "#888888")  # a batch each
 FOLDER = paths.ROOT / "results" / "bench"
 
 
@@ -49,17 +50,19 @@ def main() -> None:
 
 
 def measure(profile: str, sizes: list[int], batches: list[int]) -> list[dict]:
-    """Rows {what, structures, batch, structures_per_s, atoms_per_s, peak_memory_GiB}, a line printed for each."""
+    """Rows {what, structures, batch, structures_per_s, atoms_per_s, peak_memory_GiB}, a line printed for each.
+
+    Memory is the GPU's, and without one the most that the process has held so far.
+    """
     cfg, device = config.load("pretrain", profile), "cuda" if torch.cuda.is_available() else "cpu"
     structures, rows = dataset.read(paths.curated(profile)).structures, []
-    whole = crystal.graphs(cfg, structures, device)
     rng = np.random.default_rng(0)
     order = rng.permutation(len(structures))
     for size in sizes:
         if size <= len(structures):
             store = crystal.graphs(cfg, structures.take(order[:size]), device)
         else:
-            store = repeated(whole, -(-size // len(structures)))
+            store = repeated(crystal.graphs(cfg, structures, device), -(-size // len(structures)))
         for batch in batches:
             tower = encoders.build("crystal", cfg)
             model = regression.Regressor(tower, 1).to(device)
@@ -132,15 +135,16 @@ def figure(found: dict) -> figures.Drawing:
             places[row["what"], row["batch"]].append(row)
         batches = sorted({batch for _, batch in places})
         for (what, batch), rows in places.items():
-            arm = list(figures.ARMS.values())[batches.index(batch)]
-            style = {"color": arm.colour, "marker": arm.marker, "ls": "-" if what == "training" else ":"}
+            style = {"color": COLOURS[batches.index(batch)], "marker": "o", "ls": "-" if what == "training" else ":"}
             for ax, name in ((above, "structures_per_s"), (below, "peak_memory_GiB")):
-                ax.plot([r["structures"] for r in rows], [r[name] for r in rows], label=f"{what}, {batch}", **style)
+                ax.plot(
+                    [r["structures"] for r in rows], [r[name] for r in rows], label=f"{what}, batch {batch}", **style
+                )
         above.set(xscale="log", yscale="log", title=device)
         below.set(xscale="log", yscale="log", xlabel="structures")
     axes[0, 0].set_ylabel("structures/s")
     axes[1, 0].set_ylabel("peak memory (GiB)")
-    axes[0, 0].legend(title="batch", ncols=2)
+    axes[0, 0].legend(ncols=2)
     return fig
 
 

@@ -22,7 +22,6 @@ et al., ICLR 2020).
 """
 
 import math
-import os
 from functools import cached_property
 from typing import NamedTuple
 
@@ -391,15 +390,8 @@ def build(cfg: Pretrain, *, initialise: bool = True) -> nn.Module:
 
 
 def graphs(cfg: Pretrain, structures: Structures, device: torch.device | str = "cpu") -> GraphStore:
-    """Neighbour graphs as the tower of a config takes them.
-
-    Args:
-        cfg: cutoffs; threads, though beside a GPU, where all else waits for the graphs, every core takes part.
-        structures: the crystals.
-        device: where the graphs are kept.
-    """
-    workers = cfg.threads if torch.device(device).type == "cpu" else os.cpu_count()
-    store = GraphStore.build(structures, cutoff_A=cfg.cutoff_A, neighbours=cfg.neighbours, workers=workers)
+    """Neighbour graphs as the tower of a config takes them, on a device."""
+    store = GraphStore.build(structures, cutoff_A=cfg.cutoff_A, neighbours=cfg.neighbours, workers=cfg.threads)
     return store.to(device)
 
 
