@@ -16,7 +16,20 @@ import torch
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from matalign import cli, config, dataset, embed, figures, graphs, imaging, inputs, paths, protocols, released
+from matalign import (
+    cli,
+    config,
+    dataset,
+    embed,
+    figures,
+    galleries,
+    graphs,
+    imaging,
+    inputs,
+    paths,
+    protocols,
+    released,
+)
 from matalign.atlas import build, layout
 from matalign.dataset import Structures
 
@@ -120,9 +133,9 @@ class Explorer:
         optics = imaging.Optics(
             image_px=128, pixel_A=pixel_A, thickness_nm=(thickness_nm,) * 2, dose_e_A2=(10**log10_dose,) * 2
         )
-        keys = [imaging.view_seed(draw, 0, self.profile, view) for view in range(4)]
-        view = imaging.draw_views(np.repeat(self.structure.lattice, 4, axis=0), keys, optics=optics)
-        images = imaging.render(self.structure, [0] * 4, keys, optics=optics)
+        structure, keys = self.structure, [imaging.view_seed(draw, 0, self.profile, view) for view in range(4)]
+        view = imaging.draw_views(np.repeat(structure.lattice, 4, axis=0), keys, optics=optics)
+        images = imaging.render(structure, [0] * 4, keys, optics=optics)
         side = optics.image_px * pixel_A
         fig, axes = plt.subplots(1, 4, figsize=(figures.PAGE_IN, 2), layout="constrained")
         for ax, image, axis in zip(axes, images[:, 0].numpy(), view.axis):
@@ -144,13 +157,12 @@ class Explorer:
         Returns:
             Formulas by rank, and the micrographs that lie nearest.
         """
-        materials, of = self.curated.materials, self.space.of
-        found = {m: self._nearest(m)[0] for m in self.space.vectors}
+        materials, of, structure = self.curated.materials, self.space.of, self.structure
+        vector = self.model.embed_structures(structure)
+        found = {m: self._nearest(vector, m)[0] for m in self.space.vectors}
         columns = {build.NAMES[m]: materials.formula[of[m][index]].tolist() for m, index in found.items()}
-        fractions = self.curated.structures.fractions() > 0
-        mine = self.structure.fractions()[0] > 0
-        jaccard = (fractions & mine).sum(1) / (fractions | mine).sum(1)
-        order = np.argsort(-jaccard, kind="stable")
+        elements, mine = ((s.fractions() > 0).astype(int) for s in (self.curated.structures, structure))
+        order = np.argsort(-galleries.jaccard(mine, elements)[0], kind="stable")
         columns["by shared elements"] = materials.formula[order[order != self.row][:NEAREST]].tolist()
         table = pd.DataFrame({name: pd.Series(each, dtype=str) for name, each in columns.items()}).rename_axis("rank")
         table.index += 1
@@ -166,7 +178,8 @@ class Explorer:
         """Where it lies among the crystals of the atlas."""
         points = self.map.points["crystal"]
         if self.row is None:
-            at = layout.place(*(x[None] for x in self._nearest("crystal")), points)[0]
+            vector = self.model.embed_structures(self.structure)
+            at = layout.place(*(x[None] for x in self._nearest(vector, "crystal")), points)[0]
         else:
             at = points[self.row]
         kinds = build.classes(self.curated.structures)
@@ -183,12 +196,10 @@ class Explorer:
         told = self.released.recommend(self.structure, NEAREST)
         return told.protocols.drop(columns="protocol_id"), told.precursor_sets
 
-    def _nearest(self, modality: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and cosines (k,) of a modality's nearest to the crystal, of crystals less itself."""
+    def _nearest(self, vector: np.ndarray, modality: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and cosines (k,) of a modality's nearest to the crystal's vector (1, dim), of crystals less itself."""
         vectors = self.space.vectors[modality]
-        index, cosine = embed.nearest(
-            self.model.embed_structures(self.structure), vectors, min(NEAREST + 1, len(vectors))
-        )
+        index, cosine = embed.nearest(vector, vectors, min(NEAREST + 1, len(vectors)))
         keep = index[0] != (self.row if modality == "crystal" else None)
         return index[0, keep][:NEAREST], cosine[0, keep][:NEAREST]
 
