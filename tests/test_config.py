@@ -31,7 +31,7 @@ def test_every_profile_defines_every_stage(profile):
 
 
 def test_profiles_are_there():
-    assert {"sample", "laptop", "ablations", "full", "tiny"} <= set(PROFILES)
+    assert {"sample", "laptop", "ablations", "full_cpu", "full", "tiny"} <= set(PROFILES)
 
 
 def test_a_profile_overrides_base_and_leaves_the_rest(params):
