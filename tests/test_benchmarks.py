@@ -129,12 +129,42 @@ def test_repeated_store_holds_the_same_crystals_again(structures):
 def test_scale_measures_each_size_and_batch(monkeypatch, curated):
     monkeypatch.setattr(scale, "SECONDS", 0.0)
     monkeypatch.setattr(scale.dataset, "read", lambda folder: curated)
-    rows = scale.measure("tiny", [2, 6], [2, 3])
+    made = scale.measure("tiny", [2, 6], [2, 3])
+    rows = made["rows"]
     places = [(row["what"], row["structures"], row["batch"]) for row in rows]
     assert places == [(w, n, b) for n in (2, 6) for b in (2, 3) for w in ("training", "embedding")]
     assert all(row["atoms_per_s"] >= 2 * row["structures_per_s"] > 0 for row in rows)  # no crystal has one atom
-    axes = scale.figure({"one": {"rows": rows}, "another": {"rows": rows}}).axes
-    assert [len(ax.lines) for ax in axes] == 4 * [4]
+    assert all(
+        (row["step_GiB"] > 0) == (row["what"] == "training") for row in rows
+    )  # without gradients nothing is kept
+    assert rows[0]["graphs_GiB"] < rows[-1]["graphs_GiB"]
+    axes = scale.figure({"one": made, "another": made}).axes
+    assert [len(ax.lines) for ax in axes] == [4, 4, 3, 3]
+
+
+def test_a_step_keeps_what_its_backward_pass_reads():
+    x = torch.ones(1000, requires_grad=True)
+    assert (
+        scale.added(lambda x: (x.exp() * 2).sum().backward(), lambda: x) == 4000
+    )  # exp keeps its result, the others nothing
+    with torch.no_grad():
+        assert scale.added(torch.exp, lambda: x) == 0
+
+
+def test_outlook_is_linear_in_structures_and_devices():
+    rows = [
+        {"what": "training", "structures": n, "batch": b, "structures_per_s": rate}
+        for n, b, rate in ((10, 64, 900.0), (1000, 64, 500.0), (1000, 256, 400.0))
+    ]
+    graphs = {"structures": 1000, "atoms": 20_000, "bytes": 10**7, "seconds": 2.0, "threads": 2, "views_seconds": 0.1}
+    table = scale.outlook({"a device": {"rows": rows, "graphs": graphs}}).set_index("what")
+    hours, aim, building, views, whole, divided = (row.tolist() for _, row in table.drop(columns="device").iterrows())
+    assert hours == ["0.14", "0.0087", "14", "0.87"]  # at 500 structures/s: of the most structures the fastest
+    assert aim == ["0.0069", "0.00043", "0.69", "0.043"]  # 20 atoms each
+    assert building == ["0.28", "0.017", "28", "1.7"]  # 250 a thread and second
+    assert views == ["0.028", "0.028", "2.8", "2.8"]
+    assert whole == ["10", "10", "1,000", "1,000"]
+    assert divided == ["2.5", "0.16", "250", "16"]
 
 
 @pytest.fixture
@@ -164,6 +194,14 @@ def test_committed_loss_on_a_large_batch_stays_below_two_gigabytes(committed):
     large = committed["losses"]["large"]
     assert (large["batch"], large["modalities"]) == (32768, 3)
     assert 0 < large["peak_MiB"] * 2**20 < 2e9
+
+
+def test_committed_outlook_is_that_of_its_measurements():
+    if not (FOLDER / "scale.json").exists():
+        pytest.skip("results/bench/scale.json is absent: `python -m benchmarks.scale --profile full` makes it")
+    table = pd.read_csv(FOLDER / "scale.csv", dtype=str, keep_default_na=False)
+    again = scale.outlook(json.loads((FOLDER / "scale.json").read_text()))
+    assert table.to_dict("records") == again.to_dict("records")
 
 
 def test_trials_are_told_by_what_they_change():

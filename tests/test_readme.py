@@ -19,7 +19,7 @@ from matalign import config, encoders, figures, paper, paths
 TEXT = (REPOSITORY / "README.md").read_text()
 CODE = re.findall(r"`([^`\n]+)`", TEXT) + re.findall(r"^```sh\n(.*?)^```", TEXT, flags=re.M | re.S)
 LAPTOP = REPOSITORY / "results" / "laptop"
-REMAKE = "make it anew: f.write_text(paper.fill(f.read_text(), paths.results('laptop')))"
+REMAKE = "make it anew: f.write_text(paper.fill(f.read_text(), paths.ROOT / 'results'))"
 
 
 def test_every_path_exists():
@@ -66,7 +66,7 @@ def test_environment_variable_is_the_codes():
 
 
 def test_tables_are_those_of_their_sources():
-    assert paper.fill(TEXT, LAPTOP) == TEXT, REMAKE
+    assert paper.fill(TEXT, LAPTOP.parent) == TEXT, REMAKE
 
 
 def test_the_modality_shown_is_the_file():
@@ -85,7 +85,7 @@ def test_deviations_are_the_papers():
 def test_claims_are_those_of_the_laptop_run():
     if not (LAPTOP / "metrics").is_dir():
         pytest.skip("results/laptop is absent: the README has no claims to compare")
-    block = re.search(r"<!-- table: claims -->\n(.*?)<!-- end -->", TEXT, flags=re.S)[1]
+    block = re.search(r"<!-- table: claims of laptop -->\n(.*?)<!-- end -->", TEXT, flags=re.S)[1]
     claims = [
         c
         for stage in ("properties", "retrieval", "recommendation", "defects")
@@ -123,21 +123,25 @@ def test_fill_makes_each_table_between_its_marks(tmp_path):
         if stage == "pretrain":  # run again in no time
             made = {**made, "minutes": 0.01, "computed": made}
         (folder / "provenance" / f"{stage}.json").write_text(json.dumps(made))
-    text = "a\n<!-- table: claims -->\nformerly\n<!-- end -->\nb\n<!-- table: cost -->\n<!-- end -->\nc\n"
+    text = "a\n<!-- table: claims of laptop -->\nformerly\n<!-- end -->\nb\n"
+    text += (
+        "<!-- table: cost of laptop -->\n<!-- end -->\nc\n<!-- table: claims of absent -->\nas it was\n<!-- end -->\n"
+    )
     text = "<!-- table: bench -->\n<!-- end -->\n" + text
-    assert paper.fill(text, folder).startswith("<!-- table: bench -->\n<!-- end -->\n")
+    assert paper.fill(text, tmp_path).startswith("<!-- table: bench -->\n<!-- end -->\n")
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "bench.csv").write_text('what,ratio\n"a thing, timed","1,234"\n')
     (tmp_path / "bench" / "bench.json").write_text("{}")
-    filled = paper.fill(text, folder)
+    filled = paper.fill(text, tmp_path)
     assert "formerly" not in filled
     start = "<!-- table: bench -->\n| what | ratio |\n| --- | --- |\n| a thing, timed | 1,234 |\n<!-- end -->\n"
-    assert filled.startswith(start + "a\n<!-- table: claims -->\n| claim | value | threshold | verdict |\n| --- |")
+    start += "a\n<!-- table: claims of laptop -->\n| claim | value | threshold | verdict |\n| --- |"
+    assert filled.startswith(start)
     assert filled.count("| PASS |") + filled.count("| FAIL |") == 7
     assert "| defects | 6.2 | 2 | 0 | a processor |" in filled
     assert "| all | 47.5 |  |  |  |" in filled
-    assert filled.endswith("<!-- end -->\nc\n")
-    assert paper.fill(filled, folder) == filled
+    assert filled.endswith("<!-- end -->\nc\n<!-- table: claims of absent -->\nas it was\n<!-- end -->\n")
+    assert paper.fill(filled, tmp_path) == filled
     assert paper.fill(filled, tmp_path / "absent") == filled
 
 

@@ -191,10 +191,10 @@ def deviations(source: Path = SOURCE) -> tables.Table:
     return tables.Table("deviations", "Deviations from the proposal.", rows, list(rows), rows.to_numpy().tolist())
 
 
-def bench(folder: Path) -> tables.Table:
-    """Ours beside its peers, as `make bench` wrote it; timings, so for the README and not for the PDF."""
-    rows = pd.read_csv(folder / "bench.csv", dtype=str, keep_default_na=False)
-    return tables.Table("bench", "Beside the peers.", rows, list(rows), rows.to_numpy().tolist())
+def printed(file: Path) -> tables.Table:
+    """A table that a benchmark has written as it is printed; timings, so for the README and not for the PDF."""
+    rows = pd.read_csv(file, dtype=str, keep_default_na=False)
+    return tables.Table(file.stem, "Timings.", rows, list(rows), rows.to_numpy().tolist())
 
 
 def trials(found: Mapping[str, Any]) -> tables.Table:
@@ -219,25 +219,30 @@ def trials(found: Mapping[str, Any]) -> tables.Table:
 
 
 def fill(text: str, folder: Path, *, source: Path = SOURCE) -> str:
-    """A README with the tables between its marks (``<!-- table: claims -->`` … ``<!-- end -->``) made anew.
+    """A README with the tables between its marks made anew: ``<!-- table: claims of laptop -->`` … ``<!-- end -->``.
+
+    A mark names a table of a profile's paper, or its `cost`; or, of no profile, `deviations`, `bench`, `scale`,
+    `trials`. One whose source is absent stays as it is.
 
     Args:
         text: of the README.
-        folder: `results/<profile>`; `claims` and `cost` stay as they are where it is absent, as do `bench` and `trials`
-            without `results/bench`.
+        folder: `results`.
         source: as in `typeset`.
     """
-    made = {"deviations": deviations(source)}
-    if (folder / "metrics").is_dir():
-        made |= {"claims": tables.claims(read(folder / "metrics")), "cost": cost(folder)}
-    if (folder.parent / "bench" / "bench.csv").exists():
-        made["bench"] = bench(folder.parent / "bench")
-        parts = json.loads((folder.parent / "bench" / "bench.json").read_text())
-        if "energy" in parts:
-            made["trials"] = trials(parts["energy"])
+    made = {("deviations", ""): deviations(source)}
+    for file in (folder / "bench" / name for name in ("bench.csv", "scale.csv")):
+        if file.exists():
+            made[file.stem, ""] = printed(file)
+    if (parts := folder / "bench" / "bench.json").exists() and (energy := json.loads(parts.read_text()).get("energy")):
+        made["trials", ""] = trials(energy)
+    mark = r"(?P<start><!-- table: (?P<name>\w+)(?: of (?P<profile>\w+))? -->).*?(?P<end><!-- end -->)"
+    for profile in {match["profile"] for match in re.finditer(mark, text, flags=re.S)} - {None}:
+        if (folder / profile / "metrics").is_dir():
+            own = [*tables.build(read(folder / profile / "metrics")), cost(folder / profile)]
+            made |= {(table.name, profile): table for table in own}
 
     def replace(match: re.Match) -> str:
-        table = made.get(match["name"])
+        table = made.get((match["name"], match["profile"] or ""))
         return f"{match['start']}\n{tables.markdown(table)}{match['end']}" if table else match[0]
 
-    return re.sub(r"(?P<start><!-- table: (?P<name>\w+) -->).*?(?P<end><!-- end -->)", replace, text, flags=re.S)
+    return re.sub(mark, replace, text, flags=re.S)

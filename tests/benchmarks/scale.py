@@ -4,31 +4,36 @@
 
 Timed are the crystal tower's training step, of a fit of one property, and its embedding without gradients, on a GPU if
 there is one. More structures than the profile has are its own, repeated. It needs no peer, so it runs with the package
-alone, on any machine; `results/bench/scale.json` keeps the rows of each device, `scale.png` shows all.
+alone, on any machine; `results/bench/scale.json` keeps what each device gave, `scale.png` shows it, and `scale.csv`
+says what a million and a hundred million structures would take, if all devices ran at the rate of that one.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from matalign import checkpoints, config, dataset, encoders, figures, paths, provenance, regression, scratch
+from matalign import config, dataset, encoders, figures, imaging, paths, provenance, regression, scratch
 from matalign.encoders import crystal
 from matalign.graphs import GraphStore
 
-SIZES = (1_000, 4_000, 16_000, 64_000, 1_000_000)
+SIZES = (1_000, 4_000, 16_000, 38_000, 1_000_000)
 BATCHES = (64, 256, 1024)
 STEPS, SECONDS = 5, 3.0  # at least so many steps, and so long
 COLOURS = ("#0072B2", "#D55E00", "#000000", "#888888")  # a batch each
 FOLDER = paths.ROOT / "results" / "bench"
+MANY, DEVICES = (10**6, 10**8), (4, 64)  # structures and devices that `outlook` is for
+GOAL_ATOMS_PER_S = 200_000  # of a training step on one GPU of the H200's class: what is aimed at, not measured
 
 
 def main() -> None:
-    """Measure, and draw the figure anew."""
+    """Measure; draw the figure and write the table anew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="sample", help="whose curated crystals to take")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of structures")
@@ -37,32 +42,42 @@ def main() -> None:
     file = FOLDER / "scale.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     machine = provenance.machine()
-    made = {
-        "profile": args.profile,
-        "machine": machine,
-        "torch": torch.__version__,
-        "rows": measure(args.profile, args.sizes, args.batches),
-    }
+    made = {"profile": args.profile, "machine": machine, "torch": torch.__version__, "git": provenance.commit()}
+    made |= measure(args.profile, args.sizes, args.batches)
     found = json.loads(file.read_text()) if file.exists() else {}
     found |= {(machine["gpus"] or [f"{machine['cpu']}, {torch.get_num_threads()} threads"])[0]: made}
     scratch.write_json(file, found)
     figures.save(figure(found), FOLDER, "scale")
+    outlook(found).to_csv(FOLDER / "scale.csv", index=False)
 
 
-def measure(profile: str, sizes: list[int], batches: list[int]) -> list[dict]:
-    """Rows {what, structures, batch, structures_per_s, atoms_per_s, peak_memory_GiB}, a line printed for each.
+def measure(profile: str, sizes: list[int], batches: list[int]) -> dict[str, Any]:
+    """What one device takes; a line is printed for each row.
 
-    Memory is the GPU's, and without one the most that the process has held so far.
+    Returns:
+        `rows` {what, structures, batch, structures_per_s, atoms_per_s, graphs_GiB, step_GiB}: memory of the graphs, and
+        what a step adds at most; on a CPU, where nobody counts that, what it keeps for its backward pass. And of all
+        crystals of the profile, `graphs` {structures, atoms, bytes, seconds, threads, views_seconds}: what building
+        them takes, and drawing the keys of an epoch's views.
     """
     cfg, device = config.load("pretrain", profile), "cuda" if torch.cuda.is_available() else "cpu"
-    structures, rows = dataset.read(paths.curated(profile)).structures, []
+    curated, rows = dataset.read(paths.curated(profile)), []
+    structures = curated.structures
+    start = time.perf_counter()
+    everything = crystal.graphs(cfg, structures)
+    built = {"structures": len(structures), "atoms": len(everything.z), "bytes": size_of(everything)}
+    built |= {"seconds": time.perf_counter() - start, "threads": cfg.threads}
+    start = time.perf_counter()
+    for name in curated.materials.mp_id:
+        imaging.view_seed(cfg.seed, 0, name, 0)
+    built["views_seconds"] = time.perf_counter() - start
     rng = np.random.default_rng(0)
     order = rng.permutation(len(structures))
     for size in sizes:
         if size <= len(structures):
             store = crystal.graphs(cfg, structures.take(order[:size]), device)
         else:
-            store = repeated(crystal.graphs(cfg, structures, device), -(-size // len(structures)))
+            store = repeated(everything.to(device), -(-size // len(structures)))
         for batch in batches:
             tower = encoders.build("crystal", cfg)
             model = regression.Regressor(tower, 1).to(device)
@@ -82,14 +97,40 @@ def measure(profile: str, sizes: list[int], batches: list[int]) -> list[dict]:
                 tower(shown)
                 return len(shown.z)
 
+            def draw(store: GraphStore = store, batch: int = batch) -> Tensor:
+                return torch.from_numpy(rng.integers(0, len(store), batch))
+
             for what, step in {"training": train, "embedding": embed}.items():
-                if device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                speed = timed(step, lambda: torch.from_numpy(rng.integers(0, len(store), batch)))  # noqa: B023
                 place = {"what": what, "structures": len(store), "batch": batch}
-                rows.append(place | speed | {"peak_memory_GiB": checkpoints.peak_memory_GiB()})
+                memory = {"graphs_GiB": size_of(store) / 2**30, "step_GiB": added(step, draw) / 2**30}
+                rows.append(place | timed(step, draw) | memory)
                 print("{what} {structures:,} batch {batch}: {atoms_per_s:,.0f} atoms/s".format(**rows[-1]), flush=True)
-    return rows
+    return {"rows": rows, "graphs": built}
+
+
+def size_of(store: GraphStore) -> int:
+    """Bytes of its tensors."""
+    return sum(tensor.nbytes for tensor in vars(store).values())
+
+
+def added(step: Callable[[Tensor], Any], draw: Callable[[], Tensor]) -> int:
+    """Bytes that a step adds at most to what is held already; on a CPU those that it keeps for its backward pass."""
+    kept = {}
+
+    def seen(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    if torch.cuda.is_available():
+        step(draw())  # the optimiser's state is there after it
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(draw())
+        return torch.cuda.max_memory_allocated() - before
+    with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+        step(draw())
+    return sum(kept.values())
 
 
 def timed(step: Callable[[Tensor], int], draw: Callable[[], Tensor]) -> dict[str, float]:
@@ -124,10 +165,10 @@ def repeated(store: GraphStore, times: int) -> GraphStore:
     return GraphStore(**flat, ptr=pointers(store.ptr), edge_ptr=pointers(store.edge_ptr))
 
 
-def figure(found: dict) -> figures.Drawing:
+def figure(found: Mapping[str, Any]) -> figures.Drawing:
     """Structures a second and memory against the number of structures; a colour a batch, a column a device."""
     figures.style()
-    fig = figures.Drawing(figsize=(figures.PAGE_IN, 3.4), layout="constrained")
+    fig = figures.Drawing(figsize=(figures.PAGE_IN, 3.6), layout="constrained")
     axes = fig.subplots(2, len(found), sharex=True, sharey="row", squeeze=False)
     for (device, made), (above, below) in zip(found.items(), axes.T, strict=True):
         places = {(row["what"], row["batch"]): [] for row in made["rows"]}
@@ -136,16 +177,52 @@ def figure(found: dict) -> figures.Drawing:
         batches = sorted({batch for _, batch in places})
         for (what, batch), rows in places.items():
             style = {"color": COLOURS[batches.index(batch)], "marker": "o", "ls": "-" if what == "training" else ":"}
-            for ax, name in ((above, "structures_per_s"), (below, "peak_memory_GiB")):
-                ax.plot(
-                    [r["structures"] for r in rows], [r[name] for r in rows], label=f"{what}, batch {batch}", **style
-                )
+            sizes = [row["structures"] for row in rows]
+            above.plot(sizes, [row["structures_per_s"] for row in rows], label=f"{what}, batch {batch}", **style)
+            if what == "training":
+                below.plot(sizes, [row["step_GiB"] for row in rows], label=f"a step, batch {batch}", **style)
+        graphs = {row["structures"]: row["graphs_GiB"] for row in made["rows"]}
+        below.plot(list(graphs), list(graphs.values()), color="#009E73", marker="s", label="all graphs")
         above.set(xscale="log", yscale="log", title=device)
         below.set(xscale="log", yscale="log", xlabel="structures")
     axes[0, 0].set_ylabel("structures/s")
-    axes[1, 0].set_ylabel("peak memory (GiB)")
-    axes[0, 0].legend(ncols=2)
+    axes[1, 0].set_ylabel("memory (GiB)")
+    for ax in axes[:, -1]:
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
+
+
+def outlook(found: Mapping[str, Any]) -> pd.DataFrame:
+    """What many structures would take, printed: a row a device and need, a column for each number and devices.
+
+    From the training step of the batch that is fastest at the most structures, taken to be as fast on each of many
+    devices; all-reduce, start and waiting are left out. Graphs are counted twice: all of them on each device, which is
+    how they are kept, and divided among the devices.
+    """
+    lines = []
+    for device, made in found.items():
+        built = made["graphs"]
+        atoms, size = built["atoms"] / built["structures"], built["bytes"] / built["structures"]
+        building = built["structures"] / built["seconds"] / built["threads"]
+        drawing = built["structures"] / built["views_seconds"]
+        rows = [row for row in made["rows"] if row["what"] == "training"]
+        most = max(row["structures"] for row in rows)
+        rate = max(row["structures_per_s"] for row in rows if row["structures"] == most)
+        needs = {
+            f"{n / 1e6:,.0f} M on {d}": {
+                f"hours an epoch, {rate:,.0f} structures/s": n / d / rate / 3600,
+                f"hours an epoch, if {GOAL_ATOMS_PER_S:,} atoms/s: aimed at": n / d * atoms / GOAL_ATOMS_PER_S / 3600,
+                f"hours to build graphs, a thread each, {building:,.0f} structures/s": n / d / building / 3600,
+                f"hours to draw an epoch's views, all on each, {drawing:,.0f}/s": n / drawing / 3600,
+                "GB of graphs on each, all on each": n * size / 1e9,
+                "GB of graphs on each, divided": n * size / d / 1e9,
+            }
+            for n in MANY
+            for d in DEVICES
+        }
+        table = pd.DataFrame(needs).map(lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.2g}")
+        lines.append(table.rename_axis("what").reset_index().assign(device=device))
+    return pd.concat(lines).set_index("device").reset_index()
 
 
 if __name__ == "__main__":
