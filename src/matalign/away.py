@@ -215,8 +215,7 @@ def worth(cfg: config.Properties) -> tuple[list[Fit], list[Fit], list[Fit]]:
 def _fit(cfg: config.Properties, planned: Sequence[Fit], processes: int) -> None:
     """Fit these in order, with a line for each that says how fast."""
     t = fits.task(cfg)
-    for modality in sorted({m for f in planned for m in fits.read(t, f.arm, f.cohort)}):
-        fits.frozen(cfg, modality)  # here, before several processes ask for it
+    fits.freeze(cfg, planned)
     atoms = t.curated.materials.n_atoms.to_numpy()
     for number, (fit, result) in enumerate(workers.solved(partial(fits.solve, cfg), planned, processes), start=1):
         seconds = json.loads((scratch.folder("properties", fits.key(t, fit)) / "seconds.json").read_text())

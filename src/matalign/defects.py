@@ -11,8 +11,9 @@ What the network sees is the micrograph and, beside it, what of it does not repe
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -343,6 +344,41 @@ def view_context(axis: np.ndarray, *, pixel_A: float) -> np.ndarray:
     return np.concatenate([np.eye(len(ZONE_AXES))[axis], np.full((len(axis), 1), np.log(pixel_A))], axis=1)
 
 
+@dataclass(frozen=True)
+class Seed:
+    """One seed of a run: its image network, trained only where a head is still to be fitted, and the heads."""
+
+    hosts: Hosts
+    test: Shots
+    cfg: Defects
+    number: int
+    key: dict[str, Any]  # all that the network depends on
+    device: str
+
+    @cached_property
+    def network(self) -> scratch.Result:
+        """Features and zone axes of all images, as `_network` makes them."""
+        state = scratch.folder("defects-network", self.key) / "state.safetensors"
+        options = {"seed": self.number, "device": self.device, "state": state}
+        return scratch.memo("defects-network", self.key, partial(_network, self.hosts, self.test, self.cfg, **options))
+
+    def head(self, arm: str, told: np.ndarray, read: dict[str, str]) -> scratch.Result:
+        """What an arm says of validation and test images told (n, c) of the hosts, made of what `read` names."""
+        kind = {s: listed(self.hosts, s, self.cfg)[2] for s in SPLITS}
+
+        def fit() -> scratch.Result:
+            images = {s: self.network[f"features_{s}"] for s in SPLITS}
+            view = {s: view_context(self.network[f"axis_{s}"], pixel_A=self.cfg.pixel_A) for s in SPLITS}
+            of_host = {s: told[listed(self.hosts, s, self.cfg)[0]] for s in SPLITS}
+            context = {s: np.concatenate([view[s], of_host[s]], axis=1) for s in SPLITS}
+            seen = {s: np.zeros_like(x) for s, x in images.items()} if arm == "context" else images
+            schedule = {"epochs": self.cfg.head_epochs, "learning_rate": self.cfg.learning_rate}
+            return fit_head(seen, context, kind, **schedule, seed=self.number, device=self.device)
+
+        key = {**self.key, **read, "arm": arm, "head_epochs": self.cfg.head_epochs}
+        return scratch.memo("defects-head", key, fit)
+
+
 def run(cfg: Defects, *, told_of: Callable[[str], None] = lambda what: None) -> Predictions:
     """Render, train, and let every arm judge the test images; what an earlier run has fitted is not fitted again.
 
@@ -369,35 +405,11 @@ def run(cfg: Defects, *, told_of: Callable[[str], None] = lambda what: None) -> 
     kind = {s: listed(hosts, s, cfg)[2] for s in SPLITS}
     probability: dict[str, list[np.ndarray]] = {arm: [] for arm in ("majority", *told)}
     validation: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {arm: [] for arm in probability}
-    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
-        network_key = {**key, "fit_seed": seed}
-
-        @cache
-        def network(seed: int = seed, network_key: dict = network_key) -> scratch.Result:
-            state = scratch.folder("defects-network", network_key) / "state.safetensors"
-            make = partial(_network, hosts, test, cfg, seed=seed, device=device, state=state)
-            return scratch.memo("defects-network", network_key, make)
-
-        for arm in told:
-
-            def head(arm: str = arm, seed: int = seed, network: Callable = network) -> scratch.Result:
-                fitted = network()
-                images = {s: fitted[f"features_{s}"] for s in SPLITS}
-                view = {s: view_context(fitted[f"axis_{s}"], pixel_A=cfg.pixel_A) for s in SPLITS}
-                of_host = {s: told[arm][listed(hosts, s, cfg)[0]] for s in SPLITS}
-                context = {s: np.concatenate([view[s], of_host[s]], axis=1) for s in SPLITS}
-                seen = {s: np.zeros_like(x) for s, x in images.items()} if arm == "context" else images
-                options = {
-                    "epochs": cfg.head_epochs,
-                    "learning_rate": cfg.learning_rate,
-                    "seed": seed,
-                    "device": device,
-                }
-                return fit_head(seen, context, kind, **options)
-
-            head_key = {**network_key, **read, "arm": arm, "head_epochs": cfg.head_epochs}
-            made = scratch.memo("defects-head", head_key, head)
-            told_of(f"{arm} seed {seed}")
+    for number in range(cfg.seed, cfg.seed + cfg.seeds):
+        seed = Seed(hosts, test, cfg, number, {**key, "fit_seed": number}, device)
+        for arm, context in told.items():
+            made = seed.head(arm, context, read)
+            told_of(f"{arm} seed {number}")
             probability[arm].append(made["test"])
             validation[arm].append((made["val"], kind["val"]))
         share = np.bincount(kind["train"], minlength=len(DEFECTS)) / len(kind["train"])

@@ -26,6 +26,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -392,6 +393,41 @@ def network(t: Task, fit: Fit, pooled: Sequence[Tensor] = ()) -> nn.Module:
     return out.to(t.device)
 
 
+def train(cfg: Properties, fit: Fit, state: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Train the network of a fit.
+
+    Args:
+        cfg: with the schedule.
+        fit: which.
+        state: file of the training state, from which a killed fit goes on.
+
+    Returns:
+        The network with the weights that are best on validation, and what it predicts then.
+    """
+    t = task(cfg)
+    parts = rows(t, fit)
+    others = [frozen(cfg, m)[NETWORKS[fit.arm].others] for m in read(t, fit.arm, fit.cohort)]
+    inputs = regression.Inputs(graphs(cfg), others, t.device)
+    model = network(t, fit, inputs.pooled(parts["train"]))
+    predicted = regression.train(
+        model,
+        inputs,
+        t.labels[list(fit.weights)].to_numpy(),
+        parts,
+        targets=fit.weights,
+        kept_by=E_F if E_F in fit.weights else "",
+        steps=fit.steps,
+        batch_size=cfg.batch_size,
+        learning_rate=cfg.learning_rate,
+        weight_decay=cfg.weight_decay,
+        seed=fit.seed,
+        tower_rate=NETWORKS[fit.arm].tower_rate,
+        state=state,
+        tell=workers.tell,
+    )
+    return model, predicted
+
+
 def solve(cfg: Properties, fit: Fit) -> dict[str, Any]:
     """A fit's predictions, from scratch if an earlier run made them.
 
@@ -401,29 +437,13 @@ def solve(cfg: Properties, fit: Fit) -> dict[str, Any]:
     """
     t = task(cfg)
     parts = rows(t, fit)
-    labels = t.labels[list(fit.weights)].to_numpy()
 
     def compute() -> dict[str, Any]:
         if fit.arm in NETWORKS:
-            others = [frozen(cfg, m)[NETWORKS[fit.arm].others] for m in read(t, fit.arm, fit.cohort)]
-            inputs = regression.Inputs(graphs(cfg), others, t.device)
-            options = {name: getattr(cfg, name) for name in ("batch_size", "learning_rate", "weight_decay")}
-            out = regression.train(
-                network(t, fit, inputs.pooled(parts["train"])),
-                inputs,
-                labels,
-                parts,
-                targets=fit.weights,
-                kept_by=E_F if E_F in fit.weights else "",
-                steps=fit.steps,
-                **options,
-                seed=fit.seed,
-                tower_rate=NETWORKS[fit.arm].tower_rate,
-                state=scratch.folder("properties", key(t, fit)) / "state.safetensors",
-                tell=workers.tell,
-            )
+            out = train(cfg, fit, scratch.folder("properties", key(t, fit)) / "state.safetensors")[1]
         else:
             baseline, features = _baseline(t, fit)
+            labels = t.labels[list(fit.weights)].to_numpy()
             out = regression.each_target(baseline, list(fit.weights), labels, parts, features)
         return out | {f"{name}_rows": r for name, r in parts.items()}
 
@@ -441,6 +461,12 @@ def _baseline(t: Task, fit: Fit) -> tuple[Any, np.ndarray]:
     return regression.ridge, frozen(t.cfg, modality)["tokens"].mean(1, dtype=np.float32)
 
 
+def freeze(cfg: Properties, planned: Sequence[Fit]) -> None:
+    """Make the frozen features that these fits read, on all threads, before several processes ask for them."""
+    for modality in sorted({modality for f in planned for modality in read(task(cfg), f.arm, f.cohort)}):
+        frozen(cfg, modality)
+
+
 def fit_all(cfg: Properties) -> dict[Fit, dict[str, Any]]:
     """All fits of the plan, up to `cfg.threads` at a time (one on a GPU); see `solve` for what each gives.
 
@@ -450,8 +476,7 @@ def fit_all(cfg: Properties) -> dict[Fit, dict[str, Any]]:
     fits, t = plan(cfg), task(cfg)
     finished = [f for f in fits if (scratch.folder("properties", key(t, f)) / "result.safetensors").exists()]
     pending = [f for f in fits if f not in finished]
-    for modality in sorted({modality for f in pending for modality in read(t, f.arm, f.cohort)}):
-        frozen(cfg, modality)  # here, on all threads, before several processes ask for it
+    freeze(cfg, pending)
     work = sum(f.steps for f in pending) * cfg.batch_size
     processes = 1 if t.device.type == "cuda" or work < WORTH_A_PROCESS else min(cfg.threads, len(pending))
     out = {fit: solve(cfg, fit) for fit in finished}

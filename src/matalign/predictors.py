@@ -88,41 +88,16 @@ def fit(cfg: Properties, each: Fit) -> dict[str, Any]:
         `weight.<name>` of the network, and `mean` and `std` (targets,) that its standardised output is of.
     """
     t = fits.task(cfg)
-    parts, labels = fits.rows(t, each), t.labels[list(each.weights)].to_numpy()
     key = fits.key(t, each) | {"code": scratch.code_digest("predictors")}
 
     def compute() -> dict[str, Any]:
-        model = fits.network(t, each)
-        regression.train(
-            model,
-            regression.Inputs(fits.graphs(cfg), device=t.device),
-            labels,
-            parts,
-            targets=each.weights,
-            kept_by=E_F if E_F in each.weights else "",
-            steps=each.steps,
-            batch_size=cfg.batch_size,
-            learning_rate=cfg.learning_rate,
-            weight_decay=cfg.weight_decay,
-            seed=each.seed,
-            tower_rate=fits.NETWORKS[each.arm].tower_rate,
-            state=scratch.folder("release", key) / "state.safetensors",
-            tell=workers.tell,
-        )
-        mean, std = standard(labels[parts["train"]], list(each.weights))
+        model, _ = fits.train(cfg, each, scratch.folder("release", key) / "state.safetensors")
+        labels = t.labels[list(each.weights)].to_numpy()[fits.rows(t, each)["train"]]
+        mean, std = regression.standard(labels, list(each.weights))
         return {"mean": mean, "std": std} | {f"weight.{k}": w for k, w in regression.weights(model).items()}
 
     with regression.on_threads(1):
         return scratch.memo("release", key, compute)
-
-
-def standard(
-    labels: Float[np.ndarray, "n targets"], targets: Sequence[str]
-) -> tuple[Float[np.ndarray, " targets"], Float[np.ndarray, " targets"]]:
-    """Mean and deviation that `regression.train` standardises by; a class is left as it is."""
-    classes = np.array([target == METAL for target in targets])
-    mean, std = np.nanmean(labels, 0), np.nanstd(labels, 0)
-    return np.where(classes, 0.0, mean), np.where(classes | ~(std > 0), 1.0, std)
 
 
 def fit_all(cfg: Properties, planned: Sequence[Fit]) -> dict[Fit, dict[str, Any]]:

@@ -289,6 +289,15 @@ def masked_error(
     return (error * weights).sum() / weights.sum().clamp(min=1e-12)
 
 
+def standard(
+    labels: Float[np.ndarray, "n targets"], targets: Sequence[str]
+) -> tuple[Float[np.ndarray, " targets"], Float[np.ndarray, " targets"]]:
+    """Mean and deviation that `train` standardises by; a class is left as it is."""
+    classes = np.array([target == METAL for target in targets])
+    mean, std = np.nanmean(labels, 0), np.nanstd(labels, 0)
+    return np.where(classes, 0.0, mean), np.where(classes | ~(std > 0), 1.0, std)
+
+
 def train(
     model: nn.Module,
     inputs: Callable[[Tensor], list[Any]],
@@ -325,10 +334,9 @@ def train(
         tell: called with the number of steps done since the last call.
     """
     device = next(model.parameters()).device
-    names, y = list(targets), labels[parts["train"]]
+    names = list(targets)
     classes = np.array([name == METAL for name in names])
-    mean, std = np.nanmean(y, 0), np.nanstd(y, 0)
-    mean, std = np.where(classes, 0.0, mean), np.where(classes | ~(std > 0), 1.0, std)
+    mean, std = standard(labels[parts["train"]], names)
     scaled = torch.from_numpy((labels - mean) / std).float()
     deciding = [kept_by == name or not kept_by for name in names]
     loss, score = (
