@@ -134,9 +134,9 @@ def test_scale_measures_each_size_and_batch(monkeypatch, curated):
     places = [(row["what"], row["structures"], row["batch"]) for row in rows]
     assert places == [(w, n, b) for n in (2, 6) for b in (2, 3) for w in ("training", "embedding")]
     assert all(row["atoms_per_s"] >= 2 * row["structures_per_s"] > 0 for row in rows)  # no crystal has one atom
-    assert all(
-        (row["step_GiB"] > 0) == (row["what"] == "training") for row in rows
-    )  # without gradients nothing is kept
+    for trained, embedded in zip(rows[::2], rows[1::2], strict=True):
+        assert trained["step_GiB"] > 0 == embedded["step_GiB"]  # nothing is kept without gradients
+        assert trained["flop_per_atom"] > embedded["flop_per_atom"] > 0
     assert rows[0]["graphs_GiB"] < rows[-1]["graphs_GiB"]
     axes = scale.figure({"one": made, "another": made}).axes
     assert [len(ax.lines) for ax in axes] == [4, 4, 3, 3]
@@ -153,11 +153,13 @@ def test_a_step_keeps_what_its_backward_pass_reads():
 
 def test_outlook_is_linear_in_structures_and_devices():
     rows = [
-        {"what": "training", "structures": n, "batch": b, "structures_per_s": rate}
+        {"what": "training", "structures": n, "batch": b, "structures_per_s": rate, "flop_per_atom": 1e6}
         for n, b, rate in ((10, 64, 900.0), (1000, 64, 500.0), (1000, 256, 400.0))
     ]
     graphs = {"structures": 1000, "atoms": 20_000, "bytes": 10**7, "seconds": 2.0, "threads": 2, "views_seconds": 0.1}
     table = scale.outlook({"a device": {"rows": rows, "graphs": graphs}}).set_index("what")
+    assert "500 structures/s, 0.01 TFLOP/s" in table.index[0]
+    assert "200,000 atoms/s, 0.2 TFLOP/s" in table.index[1]
     hours, aim, building, views, whole, divided = (row.tolist() for _, row in table.drop(columns="device").iterrows())
     assert hours == ["0.14", "0.0087", "14", "0.87"]  # at 500 structures/s: of the most structures the fastest
     assert aim == ["0.0069", "0.00043", "0.69", "0.043"]  # 20 atoms each

@@ -261,6 +261,7 @@ def test_every_reference_is_cited_and_every_citation_known():
 def test_no_result_is_typed_by_hand():
     """Decimal numbers in the source are lengths, colours, or constants of the protocol."""
     allowed = {"0.8", "0.22"}  # the proposal's Recall@10 threshold; the bound on context alone
+    allowed |= {"0.039", "0.028", "0.022"}  # published errors of the formation energy
     text = re.sub(r"//.*", "", (paper.SOURCE / "main.typ").read_text())
     body = text[text.index("#place(top + center") :]
     found = re.findall(r"(?<![\w.])\d+\.\d+(?!(?:pt|em|in|fr|\d))", body)

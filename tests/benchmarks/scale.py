@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from matalign import config, dataset, encoders, figures, imaging, paths, provenance, regression, scratch
 from matalign.encoders import crystal
@@ -55,8 +56,9 @@ def measure(profile: str, sizes: list[int], batches: list[int]) -> dict[str, Any
     """What one device takes; a line is printed for each row.
 
     Returns:
-        `rows` {what, structures, batch, structures_per_s, atoms_per_s, graphs_GiB, step_GiB}: memory of the graphs, and
-        what a step adds at most; on a CPU, where nobody counts that, what it keeps for its backward pass. And of all
+        `rows` {what, structures, batch, structures_per_s, atoms_per_s, graphs_GiB, step_GiB, flop_per_atom}: memory of
+        the graphs, and what a step adds at most; on a CPU, where nobody counts that, what it keeps for its backward
+        pass; operations are those of matrix products, which torch counts. And of all
         crystals of the profile, `graphs` {structures, atoms, bytes, seconds, threads, views_seconds}: what building
         them takes, and drawing the keys of an epoch's views.
     """
@@ -103,7 +105,10 @@ def measure(profile: str, sizes: list[int], batches: list[int]) -> dict[str, Any
             for what, step in {"training": train, "embedding": embed}.items():
                 place = {"what": what, "structures": len(store), "batch": batch}
                 memory = {"graphs_GiB": size_of(store) / 2**30, "step_GiB": added(step, draw) / 2**30}
-                rows.append(place | timed(step, draw) | memory)
+                with FlopCounterMode(display=False) as counter:
+                    atoms = step(draw())
+                work = {"flop_per_atom": counter.get_total_flops() / atoms}
+                rows.append(place | timed(step, draw) | memory | work)
                 print("{what} {structures:,} batch {batch}: {atoms_per_s:,.0f} atoms/s".format(**rows[-1]), flush=True)
     return {"rows": rows, "graphs": built}
 
@@ -207,11 +212,12 @@ def outlook(found: Mapping[str, Any]) -> pd.DataFrame:
         drawing = built["structures"] / built["views_seconds"]
         rows = [row for row in made["rows"] if row["what"] == "training"]
         most = max(row["structures"] for row in rows)
-        rate = max(row["structures_per_s"] for row in rows if row["structures"] == most)
+        best = max((row for row in rows if row["structures"] == most), key=lambda row: row["structures_per_s"])
+        rate, aim, flop = best["structures_per_s"], GOAL_ATOMS_PER_S / atoms, best["flop_per_atom"] * atoms / 1e12
         needs = {
             f"{n / 1e6:,.0f} M on {d}": {
-                f"hours an epoch, {rate:,.0f} structures/s": n / d / rate / 3600,
-                f"hours an epoch, if {GOAL_ATOMS_PER_S:,} atoms/s: aimed at": n / d * atoms / GOAL_ATOMS_PER_S / 3600,
+                f"hours an epoch, {rate:,.0f} structures/s, {rate * flop:.2g} TFLOP/s": n / d / rate / 3600,
+                f"the same, if {GOAL_ATOMS_PER_S:,} atoms/s, {aim * flop:.2g} TFLOP/s": n / d / aim / 3600,
                 f"hours to build graphs, a thread each, {building:,.0f} structures/s": n / d / building / 3600,
                 f"hours to draw an epoch's views, all on each, {drawing:,.0f}/s": n / drawing / 3600,
                 "GB of graphs on each, all on each": n * size / 1e9,
