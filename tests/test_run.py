@@ -41,7 +41,9 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
     monkeypatch.setenv("MATALIGN_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setattr(paths, "PARAMS", tmp_path / "params.yaml")
-    monkeypatch.setenv("MATALIGN_FITS", "")  # run sets it: put back afterwards
+    for name in ("MATALIGN_FITS", *run.ALLOCATOR):  # run sets them: put back afterwards
+        monkeypatch.setenv(name, "")
+        del os.environ[name]
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     logger = logging.getLogger("papermill")
     kept = logger.handlers, logger.propagate, logger.level
@@ -85,6 +87,16 @@ def test_two_runs_give_the_same_bytes_whatever_the_editor_left(project, tmp_path
     assert "<h1" in page
     assert "<script" not in page
     assert "http" not in page.split("<body>")[0]
+
+
+def test_memory_of_large_arrays_is_kept_for_the_next(project, tmp_path):
+    body = BODY.replace("print(object())", "import resource, numpy\nasked = []\nfor _ in range(20):\n")
+    body += "    numpy.ones(1 << 23); asked.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
+    body += "print(asked[-1] - asked[1])"
+    project(cells(body))
+    run.run("paper", "sample")
+    executed = nbformat.read(tmp_path / "results" / "sample" / "notebooks" / "06_paper.ipynb", as_version=4)
+    assert int(executed.cells[-1].outputs[0].text.split()[-1]) < 100  # pages, of 2 MiB at most, asked of the system
 
 
 def test_a_failing_cell_stops_the_stage_and_shows_its_traceback(project, tmp_path):

@@ -25,6 +25,8 @@ sys.modules.setdefault("rfc3987_syntax", None)
 NUMBERS = ("01", "02", "03", "03b", "04", "04b", "05", "05b", "05c", "06")
 NAMES = {stage: f"{number}_{stage}" for number, stage in zip(NUMBERS, config.STAGES, strict=True)}
 SOURCES = paths.NOTEBOOKS / ".source"
+# else glibc gives large arrays back to the system after each step of training, and asks for them again in the next
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 33), "MALLOC_TOP_PAD_": str(1 << 26)}
 ADDRESS = r" at 0x[0-9a-f]+"  # of an object in memory
 STYLED = r"\bT_[0-9a-f]{5}(?=[\s_\"])"  # the random id of a table that pandas has styled
 
@@ -44,7 +46,7 @@ def run(stage: str, profile: str) -> None:
         save(stripped(paths.NOTEBOOKS / notebook.name), notebook)
         check_parameters(notebook, cfg)
         fits.unlink(missing_ok=True)
-        os.environ["MATALIGN_FITS"] = str(fits)
+        os.environ.update(ALLOCATOR | os.environ | {"MATALIGN_FITS": str(fits)})
         start = time.monotonic()
         executed = execute(notebook, cfg)
         minutes = (time.monotonic() - start) / 60

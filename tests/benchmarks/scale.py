@@ -10,6 +10,8 @@ says what a million and a hundred million structures would take, if all devices 
 
 import argparse
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from matalign import config, dataset, encoders, figures, imaging, paths, provenance, regression, scratch
+from matalign import config, dataset, encoders, figures, imaging, paths, provenance, regression, run, scratch
 from matalign.encoders import crystal
 from matalign.graphs import GraphStore
 
@@ -40,6 +42,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of structures")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     args = parser.parse_args()
+    if not torch.cuda.is_available() and not run.ALLOCATOR.items() <= os.environ.items():  # as the stages have it
+        os.execve(sys.executable, sys.orig_argv, os.environ | run.ALLOCATOR)
     file = FOLDER / "scale.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     machine = provenance.machine()
