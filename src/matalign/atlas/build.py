@@ -9,6 +9,7 @@ import base64
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,12 +238,14 @@ class Content:
 
 
 def payload(content: Content) -> dict[str, Any]:
-    """What the page's script reads: JSON values, and under `arrays` typed arrays in base64, little-endian."""
+    """What the page's script reads: JSON values, and under `arrays` typed arrays; ids and formulas are lines."""
     materials, found = content.curated.materials, content.map
     low = min(xy.min() for xy in found.points.values())
     step = (max(xy.max() for xy in found.points.values()) - low) / STEPS or 1.0
     table = content.properties
     arrays = {"class": classes(content.curated.structures).astype(np.uint8)}
+    for name, column in {"ids": materials.mp_id, "formulas": materials.formula}.items():
+        arrays[name] = np.frombuffer("\n".join(column).encode(), np.uint8)
     for name, xy in found.points.items():
         arrays[f"{NAMES[name]}/xy"] = np.round((xy - low) / step).astype(np.uint16)
         arrays[f"{NAMES[name]}/of"] = fitting(content.of[name])
@@ -260,8 +263,6 @@ def payload(content: Content) -> dict[str, Any]:
         "classes": [dict(zip(("name", "light", "dark"), each)) for each in CLASSES],
         "properties": [dict(zip(("name", "label", "unit", "log"), (n, *PROPERTIES[n]))) for n in table],
         "labelled": labelled,
-        "ids": "\n".join(materials.mp_id),
-        "formulas": "\n".join(materials.formula),
     }
     if content.open:
         out |= opened(content, arrays)
@@ -292,9 +293,9 @@ def fitting(index: np.ndarray) -> np.ndarray:
 
 
 def encoded(array: np.ndarray) -> dict[str, Any]:
-    """An array as JSON: its type, shape, and bytes in base64."""
+    """An array as JSON: its type, shape, and little-endian bytes, deflated, in base64."""
     array = np.ascontiguousarray(array)
-    data = base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
+    data = base64.b64encode(zlib.compress(array.astype(array.dtype.newbyteorder("<")).tobytes(), 9)).decode()
     return {"type": array.dtype.name, "shape": array.shape, "data": data}
 
 

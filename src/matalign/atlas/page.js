@@ -1,27 +1,27 @@
 "use strict";
 
-// ---- data: JSON in the page; arrays are base64 of little-endian numbers ---------------------------------------------
+// ---- data: JSON in the page; arrays are base64 of deflated little-endian numbers ------------------------------------
 
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 const TYPES = { uint8: Uint8Array, int8: Int8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array };
 
-function decoded({ type, data: text }) {
+async function decoded({ type, data: text }) {
   const binary = atob(text);
   const bytes = new Uint8Array(binary.length);
   for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
-  return new TYPES[type](bytes.buffer);
+  const inflated = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new TYPES[type](await new Response(inflated).arrayBuffer());
 }
 
 const arrays = {};
 const across = {}; // columns of each array
 for (const [name, array] of Object.entries(data.arrays)) {
-  arrays[name] = decoded(array);
+  arrays[name] = await decoded(array);
   across[name] = array.shape[1] ?? 1;
   delete array.data; // its text is not needed twice
 }
-const ids = data.ids.split("\n");
-const formulas = data.formulas.split("\n");
+const [ids, formulas] = ["ids", "formulas"].map((name) => new TextDecoder().decode(arrays[name]).split("\n"));
 const MODALITIES = ["crystals", "protocols", "micrographs"].filter((name) => arrays[`${name}/xy`]);
 const ONE = { crystals: "crystal", protocols: "protocol", micrographs: "micrograph" };
 const SHAPES = { crystals: "disc", protocols: "diamond", micrographs: "square" };
@@ -889,4 +889,4 @@ resize();
 dark.addEventListener("change", () => { recolour(); panel(); });
 const asked_for = ids.indexOf(decodeURIComponent(location.hash.slice(1)));
 if (asked_for >= 0) select({ name: "crystals", row: asked_for }, { move: true });
-window.atlas = { data, arrays, layers, state, draw, pick, search, select, neighbours, colourBy, where };
+window.atlas = { data, arrays, formulas, layers, state, draw, pick, search, select, neighbours, colourBy, where };
