@@ -144,9 +144,8 @@ def test_scale_measures_each_size_and_batch(monkeypatch, curated):
 
 def test_a_step_keeps_what_its_backward_pass_reads():
     x = torch.ones(1000, requires_grad=True)
-    assert (
-        scale.added(lambda x: (x.exp() * 2).sum().backward(), lambda: x) == 4000
-    )  # exp keeps its result, the others nothing
+    # exp keeps its result, the others nothing
+    assert scale.added(lambda x: (x.exp() * 2).sum().backward(), lambda: x) == 4000
     with torch.no_grad():
         assert scale.added(torch.exp, lambda: x) == 0
 

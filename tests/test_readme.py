@@ -124,9 +124,8 @@ def test_fill_makes_each_table_between_its_marks(tmp_path):
             made = {**made, "minutes": 0.01, "computed": made}
         (folder / "provenance" / f"{stage}.json").write_text(json.dumps(made))
     text = "a\n<!-- table: claims of laptop -->\nformerly\n<!-- end -->\nb\n"
-    text += (
-        "<!-- table: cost of laptop -->\n<!-- end -->\nc\n<!-- table: claims of absent -->\nas it was\n<!-- end -->\n"
-    )
+    text += "<!-- table: cost of laptop -->\n<!-- end -->\nc\n"
+    text += "<!-- table: claims of absent -->\nas it was\n<!-- end -->\n"
     text = "<!-- table: bench -->\n<!-- end -->\n" + text
     assert paper.fill(text, tmp_path).startswith("<!-- table: bench -->\n<!-- end -->\n")
     (tmp_path / "bench").mkdir()

@@ -46,7 +46,9 @@ def run(stage: str, profile: str) -> None:
         save(stripped(paths.NOTEBOOKS / notebook.name), notebook)
         check_parameters(notebook, cfg)
         fits.unlink(missing_ok=True)
-        os.environ.update(ALLOCATOR | os.environ | {"MATALIGN_FITS": str(fits)})
+        os.environ["MATALIGN_FITS"] = str(fits)
+        for name, value in ALLOCATOR.items():
+            os.environ.setdefault(name, value)
         start = time.monotonic()
         executed = execute(notebook, cfg)
         minutes = (time.monotonic() - start) / 60
