@@ -15,7 +15,7 @@ export PATH := $(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := install
-.PHONY: install repro test check lab bench lock format clean help
+.PHONY: install repro test check stale lab bench lock format clean help
 
 install: $(STAMP) ## Install uv and the pinned packages into .venv (what plain `make` does)
 
@@ -30,15 +30,19 @@ $(STAMP): requirements.txt pyproject.toml
 
 repro: $(STAMP) ## Run the pipeline: results/sample/paper.pdf; PROFILE=laptop switches params.yaml to that profile first
 	$(if $(PROFILE),$(BIN)/python -m matalign.run --switch $(PROFILE))
-	$(BIN)/dvc repro
+	$(BIN)/python -m matalign.run --repro
 
 test: $(STAMP) ## Lint and run the tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-check: $(STAMP) ## Rerun and compare byte by byte; PROFILE=laptop rebuilds the paper from the committed metrics instead
-	$(if $(PROFILE),,$(BIN)/dvc repro)
-	$(BIN)/python -m matalign.run --check $(or $(PROFILE),sample)
+check: $(STAMP) ## Make tables, figures and paper anew from the committed metrics, and compare with git; PROFILE=laptop if not named
+	$(BIN)/python -m matalign.run --switch $(or $(PROFILE),laptop)
+	$(BIN)/dvc repro --force --single-item source paper@$(or $(PROFILE),laptop)
+	git checkout -q params.yaml && git diff --exit-code --stat -- results/$(or $(PROFILE),laptop)
+
+stale: $(STAMP) ## List committed results whose computing code differs from HEAD's
+	@$(BIN)/python -m matalign.run --stale
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

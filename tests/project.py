@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from matalign import check, paths
+from matalign import paths, provenance
 
 REPOSITORY = Path(__file__).parents[1]
 PARTS = ("src", "notebooks", "paper", "data", "params.yaml", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore")
@@ -111,7 +111,7 @@ def ran(output: str) -> list[str]:
 
 def make(root: Path) -> Project:
     """Copy this repository's working tree as git would commit it, with `tiny` as the one profile."""
-    names = check.git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS).split("\0")
+    names = provenance.git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS).split("\0")
     for name in dict.fromkeys(filter(None, names)):
         if (paths.ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)

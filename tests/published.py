@@ -31,7 +31,7 @@ def curated() -> Curated:
     labels["shear_modulus_GPa"][::3] = np.nan
     part = np.array(["train", "val", "train", "test"] * 6)
     splits = made.splits.assign(random=part, pretrain=np.where(part == "test", "excluded", part))
-    return dataclasses.replace(made, materials=made.materials.assign(**labels), splits=splits, digest="")
+    return dataclasses.replace(made, materials=made.materials.assign(**labels), splits=splits)
 
 
 def metrics() -> dict:

@@ -34,7 +34,7 @@ def curated(source="mp"):
     """Alkali halides with labels that are easy to find in a page."""
     made = tiny.curated()
     materials = made.materials.assign(source=source, formation_energy_eV_atom=np.arange(24) / 7 - 3, band_gap_eV=4.25)
-    return dataclasses.replace(made, materials=materials, digest="")
+    return dataclasses.replace(made, materials=materials)
 
 
 def space(made, *, seed=0, dim=16):
@@ -187,15 +187,15 @@ def test_a_local_page_has_everything_and_lies_where_git_does_not_look(tmp_path, 
 
 
 def test_local_pages_are_ignored_by_git():
-    from matalign import check
+    from matalign import provenance
 
-    assert check.git("check-ignore", "data/index/atlas-laptop.html")
+    assert provenance.git("check-ignore", "data/index/atlas-laptop.html")
 
 
 def test_text_cannot_end_the_element_it_stands_in():
     made = content("sample")
     protocols = made.curated.protocols.assign(text_L0="</script><script>alert(1)</script><!--")
-    made = dataclasses.replace(made, curated=dataclasses.replace(made.curated, protocols=protocols, digest=""))
+    made = dataclasses.replace(made, curated=dataclasses.replace(made.curated, protocols=protocols))
     page = build.page(build.payload(made))
     assert page.count("<script") == 2
     assert data_of(page)["recipes"][3][0] == "</script><script>alert(1)</script><!--"
@@ -265,7 +265,7 @@ def many(n=40_000, protocols=12_000):
         np.arange(n + 1),
     )
     splits = pd.DataFrame({"mp_id": ids, "random": "train", "chemsys": "train", "pretrain": "train"})
-    made = Curated(materials, one, tiny.curated().protocols[:0], splits, {}, digest="many")
+    made = Curated(materials, one, tiny.curated().protocols[:0], splits, {})
     of = {"crystal": np.arange(n), "text": rng.integers(0, n, protocols), "image": np.arange(n)}
     points = {name: rng.normal(size=(len(rows), 2)) for name, rows in of.items()}
     near = {

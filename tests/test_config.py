@@ -3,9 +3,10 @@ import dataclasses
 import pytest
 import yaml
 
+import matalign
 from matalign import config, paths
 
-PROFILES = [key for key in yaml.safe_load(paths.PARAMS.read_text()) if key not in ("base", "profiles")]
+PROFILES = [key for key in yaml.safe_load(paths.PARAMS.read_text()) if key not in ("base", "profiles", "versions")]
 
 
 @pytest.fixture
@@ -105,3 +106,13 @@ def test_configs_are_frozen_and_flat():
         cfg.seed = 1
     for cls in config.STAGES.values():
         assert {f.type for f in dataclasses.fields(cls)} <= {str, int, float, bool}
+
+
+def test_every_kind_has_a_version_and_an_unknown_one_is_named(tmp_path, monkeypatch):
+    written = yaml.safe_load(paths.PARAMS.read_text())["versions"]
+    assert tuple(written) == config.KINDS
+    assert all(config.version(kind) == written[kind] >= 1 for kind in config.KINDS)
+    with pytest.raises(ValueError, match="no kind of result 'atlas'; one of curate, embed"):
+        config.version("atlas")
+    monkeypatch.setattr(paths, "PARAMS", tmp_path / "absent.yaml")  # an installed package
+    assert config.version("curate") == matalign.__version__

@@ -14,7 +14,7 @@ def curated():
     """24 halides, split by chemical system as curation does."""
     made = tiny.curated()
     split = np.array(["train"] * 15 + ["val"] * 3 + ["test"] * 6)
-    return dataclasses.replace(made, splits=made.splits.assign(chemsys=split), digest="")
+    return dataclasses.replace(made, splits=made.splits.assign(chemsys=split))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from project import REPOSITORY
 
 import matalign
-from matalign import check
+from matalign import provenance
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
@@ -37,7 +37,7 @@ def requirements(name="requirements.in"):
 
 def tracked():
     """Files that git holds or would take."""
-    names = check.git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    names = provenance.git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     return [REPOSITORY / name for name in dict.fromkeys(filter(None, names)) if (REPOSITORY / name).is_file()]
 
 
@@ -110,7 +110,10 @@ def test_make_repro_switches_profile_only_when_asked():
     stamp = ["-o", "requirements.txt", "-o", "pyproject.toml", "-o", ".venv/.installed"]
     assert "--switch" not in make("-n", *stamp, "repro")
     asked = make("-n", *stamp, "repro", "PROFILE=laptop").splitlines()
-    assert [line.rpartition("/")[2] for line in asked] == ["python -m matalign.run --switch laptop", "dvc repro"]
+    assert [line.rpartition("/")[2] for line in asked] == [
+        "python -m matalign.run --switch laptop",
+        "python -m matalign.run --repro",
+    ]
 
 
 def test_dvc_tells_nobody():
@@ -140,14 +143,14 @@ def test_continuous_integration_runs_make_test():
 
 def test_what_git_holds_is_small():
     size = sum(file.stat().st_size for file in tracked())
-    assert size <= 40e6, f"{size / 1e6:.1f} MB"
+    assert size <= 50e6, f"{size / 1e6:.1f} MB"
 
 
 def test_made_files_stay_out_of_git():
     made = ["results/sample/paper.pdf", "results/laptop/pretrained/config.json", "data/raw/x/y"]
-    made += [".venv/bin/python", ".scratch/run", "notebooks/.source/01_curate.py", "results/tiny/metrics/a.json"]
+    made += [".venv/bin/python", ".scratch/run", ".source/01_curate.py", "results/tiny/metrics/a.json"]
     made += [".venv-bench/bin/python", "data/curated/sample/z"]
-    assert check.git("check-ignore", *made).split() == made
+    assert provenance.git("check-ignore", *made).split() == made
     kept = ["results/laptop/metrics/curate.json", "results/laptop/tables/a.csv", "results/laptop/paper.pdf"]
     kept += ["results/bench/bench.json", "results/bench/bench.png"]
     found = subprocess.run(["git", "check-ignore", "--no-index", *kept], cwd=REPOSITORY, check=False)
@@ -167,6 +170,6 @@ def test_no_path_of_a_machine_in_any_text():
 
 
 def test_no_module_imports_relatively():
-    # the import closure follows absolute imports
+    # one way to write them, which the test of rooms reads
     for file in (REPOSITORY / "src").rglob("*.py"):
         assert not re.search(r"^\s*from \.", file.read_text(), flags=re.M), file.name

@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 import yaml
 from project import PROFILE, REPOSITORY, Project, finished, make, ran
 
-from matalign import check, config, run, scratch
+from matalign import config, run
 
 DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 STAGES = [f"{stage}@{PROFILE}" for stage in config.STAGES]
@@ -31,24 +30,6 @@ def copy(whole, tmp_path) -> Project:
     return whole.copy(tmp_path / "project")
 
 
-@pytest.mark.parametrize("stage", config.STAGES)
-def test_a_stage_depends_on_the_modules_its_notebook_imports(stage):
-    notebook = nbformat.read(REPOSITORY / "notebooks" / f"{run.NAMES[stage]}.ipynb", as_version=4)
-    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    modules = sorted(name for name in scratch.imported(code) if scratch.module_file(name))
-    assert modules
-    files = scratch.import_closure(*modules)
-    # of a subpackage the folder, so that a file more or less needs no word here
-    expected = {str((f if f.parent == scratch.SOURCE else f.parent).relative_to(REPOSITORY)) for f in files}
-    written = [dep for dep in DVC[stage]["do"]["deps"] if dep.startswith("src")]
-    assert sorted(written) == sorted(expected)
-
-
-def test_the_paper_depends_on_all_its_sources():
-    tracked = check.git("ls-files", "--cached", "--others", "--exclude-standard", "--", "paper").split()
-    assert sorted(tracked) == sorted(dep for dep in DVC["paper"]["do"]["deps"] if dep.startswith("paper/"))
-
-
 def test_no_shell_stays_between_dvc_and_a_stage():
     commands = [DVC["source"]["cmd"], *(DVC[stage]["do"]["cmd"] for stage in config.STAGES)]
     assert all(command.startswith("exec ") and "\n" not in command for command in commands)
@@ -61,24 +42,20 @@ def test_expensive_outputs_are_cached_and_small_ones_left_to_git():
             assert cached == (out in ("data/curated/${key}", "results/${key}/pretrained"))
 
 
-def test_a_run_makes_everything_in_minutes(whole):
+def test_a_run_makes_everything(whole):
     run_once = finished()
     assert ran(run_once.output) == ["source", *STAGES]
     names = set(whole.files())
     for stage, name in run.NAMES.items():
-        assert f"results/{PROFILE}/notebooks/{name}.html" in names
+        assert f"results/{PROFILE}/notebooks/{name}.ipynb" in names
         assert (whole.results / "provenance" / f"{stage}.json").exists()
     assert f"results/{PROFILE}/paper.pdf" in names
-    # most of it is six kernels' imports; on a machine busy with other things the processor's time is the fair measure
-    assert min(run_once.wall_s, run_once.cpu_s) <= 300, (run_once.wall_s, run_once.cpu_s)
 
 
 def test_a_second_run_does_nothing(whole):
-    start = time.monotonic()
     output = whole.repro()
     assert ran(output) == []
     assert "up to date" in output
-    assert time.monotonic() - start <= 5 * max(1, os.getloadavg()[0] / os.cpu_count())
 
 
 def test_no_other_profile_and_no_download_was_touched(whole):
@@ -101,38 +78,24 @@ def test_saving_notebooks_in_jupyterlab_runs_no_stage_again(copy):
     assert ran(copy.repro()) == ["source"]
 
 
-def test_figures_are_no_part_of_what_a_fit_depends_on():
-    calls = [re.findall(r"scratch\.code_digest\(\"(.*?)\"\)", f.read_text()) for f in scratch.SOURCE.rglob("*.py")]
-    modules = {module for found in calls for module in found}
-    assert {"train", "fits", "predictors", "retrieval", "defects"} <= modules
-    for module in modules:
-        assert "figures.py" not in [f.name for f in scratch.import_closure(module)], module
-
-
-def test_a_colour_retrains_nothing(copy, whole):
-    # the first colour that figures.py names, and the drawings follow
-    file = copy.root / "src" / "matalign" / "figures.py"
-    text = file.read_text()
-    colour = next(word for word in text.replace("'", '"').split('"') if len(word) == 7 and word[0] == "#")
-    file.write_text(text.replace(colour, "#123456"))
-    fitting = ["pretrain", "properties"]  # the others' turn would take as long again
-    assert ran(copy.repro("-s", *(f"{stage}@{PROFILE}" for stage in [*fitting, "paper"]))) == [
-        f"{stage}@{PROFILE}" for stage in [*fitting, "paper"]
-    ]
-    for stage in fitting:
-        fits = copy.provenance(stage)["fits"].values()
-        assert sum(fit["loaded"] for fit in fits) > 0
-        assert sum(fit["computed"] for fit in fits) == 0
-    before, after = whole.files(), copy.files()
-    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    assert any("/figures/" in name for name in changed)
-    assert not any("/metrics/" in name or "/pretrained/" in name or "/curated/" in name for name in changed)
-
-
 def test_the_first_run_computes_the_fits(whole):
     for stage in ("pretrain", "properties", "release", "retrieval", "defects", "ablations"):
         fits = whole.provenance(stage)["fits"].values()
         assert sum(fit["computed"] for fit in fits) > 0, stage
+
+
+def test_moved_renamed_and_commented_code_runs_nothing_again(copy):
+    source = copy.root / "src" / "matalign"
+    (source / "stats.py").rename(source / "statistics_of_tests.py")
+    (source / "stats.py").write_text('"""Moved."""\n\nfrom matalign.statistics_of_tests import *  # noqa: F403\n')
+    losses = source / "losses.py"
+    losses.write_text("# another comment\n" + losses.read_text().replace("LOWEST", "LEAST"))
+    assert ran(copy.repro("--dry")) == []
+
+
+def test_a_raised_version_runs_its_kind_and_what_is_made_from_it(copy):
+    copy.edit("params.yaml", "\n  retrieval: 1\n", "\n  retrieval: 2\n")
+    assert ran(copy.repro("--dry", "--force-downstream")) == [f"{stage}@{PROFILE}" for stage in ("retrieval", "paper")]
 
 
 def test_a_parameter_runs_what_depends_on_it_and_nothing_else(copy):
@@ -171,7 +134,7 @@ def test_killed_runs_leave_nothing_running_and_end_with_the_same_files(whole, tm
 
 def wait_for(project: Project, stage: str, process: str, repro: subprocess.Popen) -> None:
     """Wait until the named stage is at work: a process of it runs, and three cells of its notebook are done."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         assert repro.poll() is None, f"dvc repro ended before {process} was seen in {stage}"
         lines = [" ".join(command_line(found)) for found in project.processes()]
@@ -189,62 +152,41 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
-def test_check_of_a_bare_clone_rebuilds_the_paper_from_committed_metrics(copy, tmp_path):
-    kept = [str(copy.results / name) for name in check.COMPARED]
-    for command in (["add", "-f", *kept], ["add", "dvc.lock"], ["commit", "-q", "-m", "results"]):
+def test_a_bare_clone_rebuilds_the_paper_from_committed_metrics(copy, tmp_path):
+    """What `make check` does."""
+    for command in (["add", "-f", str(copy.results)], ["commit", "-q", "-m", "results"]):
         assert copy.command("git", *command).returncode == 0
-    checked = copy.clone(tmp_path / "clone").matalign_run("--check", PROFILE)
-    assert checked.returncode == 0, checked.stdout[-3000:]
-    assert "identical to git's" in checked.stdout
-    assert ran(checked.stdout) == ["source", f"paper@{PROFILE}"]
+    clone = copy.clone(tmp_path / "clone")
+    stages = ["source", f"paper@{PROFILE}"]
+    assert ran(clone.repro("--force", "--single-item", *stages)) == stages
+    compared = [f"results/{PROFILE}/{name}" for name in ("metrics", "tables", "figures", "paper.pdf")]
+    same = ["git", "diff", "--exit-code", "--stat", "--", *compared]
+    assert clone.command(*same).stdout == ""
+    table = next((clone.results / "tables").glob("*.csv"))
+    table.write_text(table.read_text() + "1\n")
+    assert clone.command(*same).returncode == 1
 
 
-@pytest.mark.parametrize("committed", [False, True])
-@pytest.mark.parametrize("value", ["'the same'", "str(time.time())"])
-def test_check_compares_what_a_stage_makes_again(tmp_path, committed, value):
-    project = make(tmp_path / "project")
-    folder = f"results/{PROFILE}"
-    script = f"""import time, pathlib
-for name in ("metrics/a.json", "tables/a.csv", "figures/a.png", "paper.pdf"):
-    file = pathlib.Path("{folder}", name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text({value} if name == "tables/a.csv" else name)
-"""
-    (project.root / "stage.py").write_text(script)
-    outs = [{f"{folder}/{name}": {"cache": False}} for name in ("tables", "figures", "paper.pdf")]
-    paper = {"foreach": "${profiles}", "do": {"cmd": "exec python stage.py", "outs": outs}}
-    (project.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"source": {"cmd": "true"}, "paper": paper}}))
-    project.repro()
-    if committed:
-        assert project.command("git", "add", "-f", ".").returncode == 0
-        assert project.command("git", "commit", "-q", "-m", "results").returncode == 0
-    checked = project.matalign_run("--check", PROFILE)
-    if "time" in value:
-        assert checked.returncode != 0
-        assert f"error: {folder} does not repeat: tables/a.csv\n" in checked.stdout
-    else:
-        assert checked.returncode == 0, checked.stdout
-        assert ("identical to git's" if committed else "identical in a second run") in checked.stdout
-
-
-def test_check_needs_something_to_compare_with(tmp_path):
-    checked = make(tmp_path / "project").matalign_run("--check", PROFILE)
-    assert checked.returncode != 0
-    assert "results/tiny is not there; run it first: make repro PROFILE=tiny" in checked.stdout
+def test_a_run_of_a_profile_outside_git_leaves_the_tree_clean(copy):
+    assert "?? dvc.lock" in copy.command("git", "status", "--porcelain").stdout
+    for _ in range(2):  # the second time from the entries that the first has put aside
+        again = copy.matalign_run("--repro")
+        assert again.returncode == 0, again.stdout[-3000:]
+        assert ran(again.stdout) == []
+        assert copy.command("git", "status", "--porcelain").stdout == ""
 
 
 def test_a_wrong_parameter_stops_the_first_stage_within_seconds(copy):
     copy.edit("params.yaml", "    max_materials: 24\n", "    max_materials: 23\n")
     params = copy.root / "params.yaml"
     params.write_text(params.read_text().replace("    embed_dim: 16\n", "    embed_dims: 16\n"))
-    start = time.monotonic()
     stopped = copy.command(sys.executable, "-m", "dvc", "repro")
     assert stopped.returncode != 0
     assert (
         "error: params.yaml: tiny.pretrain: unknown parameter 'embed_dims'; the nearest valid one is 'embed_dim'"
         in (stopped.stdout)
     )
-    assert time.monotonic() - start < 15
+    assert ran(stopped.stdout) == [f"curate@{PROFILE}"]  # the first, not the one whose section is wrong
 
 
 def test_sources_of_data_are_stages_of_their_own():

@@ -76,7 +76,7 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
     data = tiny.curated()
     splits = data.splits.assign(chemsys=np.where(data.splits.pretrain == "excluded", "test", "train"))
-    data = dataclasses.replace(data, splits=splits, digest="")
+    data = dataclasses.replace(data, splits=splits)
     about = tiny.pretrain(tiny.bert(tmp_path / "bert"), modalities="crystal text image", image_px=16, pixel_A=0.8)
     cfg = dataclasses.replace(config.load("retrieval", "tiny"), threads=1, learned_levels="1", levels="0 1")
     return retrieval.Study(cfg, data, embed.Model(about, align.build(about).eval()))
@@ -163,7 +163,7 @@ class TestStudy:
 
     def test_no_query(self, study, monkeypatch):
         nobody = study.curated.splits.assign(chemsys="train")
-        data = dataclasses.replace(study.curated, splits=nobody, digest="")
+        data = dataclasses.replace(study.curated, splits=nobody)
         monkeypatch.setattr(retrieval.dataset, "read", lambda folder: data)
         monkeypatch.setattr(retrieval.embed, "load", lambda profile: study.model)
         with pytest.raises(ValueError, match="none of the 12 materials with a protocol"):

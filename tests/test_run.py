@@ -1,20 +1,15 @@
-import base64
 import dataclasses
-import io
 import json
 import logging
 import os
-import re
 import shutil
 
 import nbformat
-import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from PIL import Image
 from project import REPOSITORY
 
-from matalign import check, config, page, paths, provenance, run, scratch
+from matalign import config, paths, provenance, run, scratch
 
 BODY = """import sys
 from matalign import config, paths, scratch
@@ -77,16 +72,12 @@ def test_two_runs_give_the_same_bytes_whatever_the_editor_left(project, tmp_path
     assert (record["fits"]["fit"]["computed"], record["fits"]["fit"]["loaded"]) == (0, 1)
     assert record["parameters"]["profile"] == "laptop"
 
-    assert set(first) == {"06_paper.ipynb", "06_paper.html"}
+    assert set(first) == {"06_paper.ipynb"}
     executed = nbformat.reads(first["06_paper.ipynb"].decode(), as_version=4)
     assert not set(executed.metadata) & {"papermill"}
     assert all(set(cell.metadata) <= {"tags"} for cell in executed.cells)
     (stream,) = executed.cells[-1].outputs
     assert stream.text == f"{config.load('paper', 'laptop').title}\n<object object>\n"
-    page = first["06_paper.html"].decode()
-    assert "<h1" in page
-    assert "<script" not in page
-    assert "http" not in page.split("<body>")[0]
 
 
 def test_memory_of_large_arrays_is_kept_for_the_next(project, tmp_path):
@@ -176,50 +167,6 @@ def test_repeatable_outputs():
     assert kept[3].data["text/html"] == '<style>#T_03003_row0 {}</style><table id="T_03003">'
 
 
-def test_formulas_are_drawn_and_prices_left_alone(tmp_path):
-    text = "A loss $L_i$ of $$-\\log \\frac{a}{b}$$ costs $5; `code` too. $\\nosuchcommand{x}$"
-    notebook = new_notebook(cells=[new_markdown_cell(text)])
-    page.write(notebook, tmp_path / "a.html")
-    first = (tmp_path / "a.html").read_text()
-    assert first.count("<img ") == 2
-    assert 'alt="-\\log \\frac{a}{b}"' in first
-    assert "costs $5;" in first
-    assert "nosuchcommand" in first
-    assert notebook.cells[0].source == text
-    page.write(notebook, tmp_path / "b.html")
-    assert (tmp_path / "b.html").read_text().replace("<title>b<", "<title>a<") == first
-
-
-def test_pictures_of_a_page_are_smaller_and_look_the_same(tmp_path):
-    from matplotlib.figure import Figure
-
-    fig = Figure(figsize=(4, 3))
-    ax = fig.subplots()
-    ax.imshow(np.linspace(0, 1, 400).reshape(20, 20), cmap="gray")
-    ax.plot(3, 3, "s", color="#882255")  # few pixels, which a palette by frequency makes grey
-    file = io.BytesIO()
-    fig.savefig(file, format="png")
-    picture = base64.b64encode(file.getvalue()).decode()
-    output = new_output("display_data", data={"image/png": picture})
-    page.write(new_notebook(cells=[new_code_cell("x", outputs=[output])]), tmp_path / "a.html")
-    small = re.search(r"data:image/png;base64,([^\"]+)", (tmp_path / "a.html").read_text())[1]
-    assert len(small) < 0.6 * len(picture)
-    before, after = (
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(p))).convert("RGB"), float) for p in (picture, small)
-    )
-    assert np.abs(before - after).mean() < 2
-    colour = np.array([0x88, 0x22, 0x55])
-    assert np.abs(after - colour).max(2).min() < 12
-    assert output.data["image/png"] == picture
-
-
-def test_every_formula_of_the_notebooks_can_be_drawn():
-    for file in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
-        for cell in nbformat.read(file, as_version=4).cells:
-            found = page.FORMULA.finditer(cell.source) if cell.cell_type == "markdown" else ()
-            assert [m[0] for m in found if page.drawn(m) == m[0]] == [], file.name
-
-
 def test_switch_rewrites_the_block_of_profiles_and_nothing_else(project):
     before = paths.PARAMS.read_text()
     run.switch(["laptop", "tiny"])
@@ -234,21 +181,6 @@ def test_switch_rewrites_the_block_of_profiles_and_nothing_else(project):
     with pytest.raises(ValueError, match="no profile 'desktop'"):
         run.switch(["desktop"])
     assert paths.PARAMS.read_text() == before
-
-
-def test_differences_see_changed_missing_and_new_files(tmp_path):
-    for name in ("before", "after"):
-        for file in ("metrics/a.json", "tables/b.csv", "figures/c.png", "paper.pdf", "provenance/a.json"):
-            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name / file).write_text(file)
-    assert check.differences(tmp_path / "before", tmp_path / "after") == []
-    (tmp_path / "after" / "provenance" / "a.json").write_text("other minutes")
-    assert check.differences(tmp_path / "before", tmp_path / "after") == []
-    (tmp_path / "after" / "tables" / "b.csv").write_text("tables/B.csv")  # of the same length
-    (tmp_path / "after" / "paper.pdf").unlink()
-    (tmp_path / "after" / "figures" / "d.png").write_text("new")
-    found = check.differences(tmp_path / "before", tmp_path / "after")
-    assert found == ["figures/d.png", "paper.pdf", "tables/b.csv"]
 
 
 def test_provenance_counts_fits(tmp_path):
@@ -277,7 +209,7 @@ def test_provenance_keeps_the_run_that_computed_what_later_runs_loaded(tmp_path)
     for minutes in (0.2, 0.1):
         record = run_again("loaded", minutes)
         assert (record["minutes"], record["computed"]["minutes"]) == (minutes, 9.0)
-        assert set(record["computed"]) == {"minutes", "machine", "git"}
+        assert set(record["computed"]) == {"minutes", "machine", "versions", "git"}
     assert "computed" not in run_again("loaded", 0.3, seed=1)
     assert "computed" not in run_again("computed", 8.0, seed=1)
 
@@ -294,3 +226,39 @@ def test_provenance_tells_machine_and_versions_but_neither_host_nor_path(tmp_pat
     text = json.dumps(record)
     assert platform.node() not in text or len(platform.node()) < 4
     assert str(paths.ROOT) not in text
+
+
+def test_results_of_other_code_are_listed(tmp_path, monkeypatch):
+    def git(*args):
+        who = [f"-c user.{name}=test" for name in ("name", "email")]
+        return subprocess.run(
+            ["git", *" ".join(who).split(), *args], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+
+    def result(name, sha, **changes):
+        file = tmp_path / "results" / "p" / "provenance" / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"git": {"sha": sha, "dirty": False}} | changes))
+
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.py").write_text("1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    first = git("rev-parse", "HEAD").stdout.strip()
+    (tmp_path / "src" / "a.py").write_text("2\n")
+    git("commit", "-qam", "two")
+    second = git("rev-parse", "HEAD").stdout.strip()
+    result("now", second)
+    result("old", first)
+    result("loaded", second, computed={"git": {"sha": first, "dirty": False}})
+    result("lost", "0" * 40)
+    git("add", ".")
+    git("commit", "-qm", "results")  # no code
+    result("not_in_git", first)
+    assert provenance.stale() == [
+        f"p/loaded: computed by commit {first[:12]}, 1 commits to src ago",
+        f"p/lost: computed by commit {'0' * 12}, which is not in the history",
+        f"p/old: computed by commit {first[:12]}, 1 commits to src ago",
+    ]

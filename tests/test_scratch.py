@@ -1,4 +1,3 @@
-import ast
 import json
 import os
 import signal
@@ -17,83 +16,6 @@ from matalign import paths, scratch
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
     monkeypatch.delenv("MATALIGN_FITS", raising=False)
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A package of three modules in place of this one: low <- sub/mid <- high."""
-    files = {
-        "low.py": "VALUE = 1\n",
-        "sub/__init__.py": "",
-        "sub/mid.py": '"""Doc."""\n\nimport matalign.low\n',
-        "high.py": "def f():\n    from matalign.sub import mid\n    return mid\n",
-        "apart.py": "from matalign.sub.mid import name\n",
-    }
-    for name, text in files.items():
-        file = tmp_path / "package" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    monkeypatch.setattr(scratch, "SOURCE", tmp_path / "package")
-    return tmp_path / "package"
-
-
-def names(package, files):
-    return [str(f.relative_to(package)) for f in files]
-
-
-def test_import_closure(package):
-    assert names(package, scratch.import_closure("low")) == ["low.py"]
-    mid = ["low.py", "sub/__init__.py", "sub/mid.py"]
-    assert names(package, scratch.import_closure("high")) == ["high.py", *mid]  # an import within a function counts
-    assert names(package, scratch.import_closure("apart", "low")) == ["apart.py", *mid]
-    with pytest.raises(ValueError, match="no module 'absent'"):
-        scratch.import_closure("absent")
-
-
-def test_who_imports_a_subpackage_has_all_its_modules(package):
-    (package / "sub/other.py").write_text("import matalign.apart\n")
-    (package / "whole.py").write_text("import matalign.sub\n")
-    everything = ["apart.py", "low.py", "sub/__init__.py", "sub/mid.py", "sub/other.py"]
-    assert names(package, scratch.import_closure("whole")) == [*everything, "whole.py"]
-    assert names(package, scratch.import_closure("apart")) == ["apart.py", "low.py", "sub/__init__.py", "sub/mid.py"]
-
-
-def test_import_closure_of_this_package_holds_what_python_loads():
-    code = "import sys, matalign.run; print(*[m for m in sys.modules if m.startswith('matalign.')])"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    expected = {scratch.module_file(name.removeprefix("matalign.")) for name in loaded}
-    assert expected <= set(scratch.import_closure("run"))
-
-
-def test_code_digest_follows_code_and_not_prose(package):
-    before = scratch.code_digest("high")
-    (package / "sub/mid.py").write_text('"""Other words."""\n\n# why\nimport matalign.low\n')
-    (package / "low.py").write_text("VALUE  =  1  # a comment\n")
-    assert scratch.code_digest("high") == before
-    (package / "low.py").write_text("VALUE = 2\n")
-    assert scratch.code_digest("high") != before
-
-
-def test_code_digest_is_the_same_under_other_versions_of_python(package, monkeypatch):
-    (package / "low.py").write_text('def f(x, w=None, *, y=()):\n    return f"{x:>{w}}a"\n')
-    before, parse = scratch.code_digest("low"), ast.parse
-
-    def later(code):
-        """As newer versions have it: fields that are empty, an empty piece at the end of a format."""
-        tree = parse(code)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef):
-                node._fields, node.type_params = (*node._fields, "type_params"), []
-            if isinstance(node, ast.FormattedValue) and node.format_spec:
-                node.format_spec.values.append(ast.Constant(""))
-        return tree
-
-    monkeypatch.setattr(ast, "parse", later)
-    scratch._without_prose.cache_clear()
-    assert scratch.code_digest("low") == before
-    (package / "low.py").write_text('def f(x, w=None, *, y=()):\n    return f"{x:<{w}}a"\n')
-    assert scratch.code_digest("low") != before
-    scratch._without_prose.cache_clear()
 
 
 def test_memo_computes_once_per_key():

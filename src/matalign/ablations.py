@@ -149,7 +149,7 @@ class Source:
     pretrain: Pretrain  # of the profile's model
     schedule: config.Properties  # of fine-tuning
     features: Path
-    digest: str  # of data, weights and code
+    digest: str  # of data and weights, with the version of their kind
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def source(cfg: Ablations) -> Source:
     key = {"data": curated.digest, "weights": weights, "text_model": about["text_model_hash"], "levels": levels}
     key |= {name: getattr(pretrain, name) for name in ("image_px", "pixel_A")}
     key |= {name: getattr(cfg, name) for name in ("seed", "views", "threads")}
-    key["code"] = scratch.code_digest("ablations")
+    key["version"] = config.version("ablations")
     scratch.memo("ablations-features", key, lambda: features(cfg, curated, levels))
     file = scratch.folder("ablations-features", key) / "result.safetensors"
     return Source(cfg, pretrain, config.load("properties", cfg.profile), file, scratch.digest(key))

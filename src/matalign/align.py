@@ -91,8 +91,7 @@ class AlignModel(nn.Module):
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of each tower, of all heads together, of the denoiser if there is one; frozen ones count."""
         parts = {**self.towers, "heads": self.heads, **({"denoiser": self.denoiser} if self.denoiser else {})}
-        elsewhere = {name: getattr(part, "absent", 0) for name, part in parts.items()}
-        return {name: elsewhere[name] + sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
     def weights(self) -> dict[str, Tensor]:
         """The state that training makes: all but frozen layers, which come from their own files."""

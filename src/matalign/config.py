@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from matalign import paths
+from matalign import __version__, paths
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,7 @@ STAGES: dict[str, type[Stage]] = {
     "paper": Paper,
 }
 T = TypeVar("T", bound=Stage)
+KINDS = ("curate", "embed", "pretrain", "properties", "release", "retrieval", "synthesis", "defects", "ablations")
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
@@ -230,7 +231,7 @@ def load(stage: str, profile: str, *, file: Path | None = None) -> Stage:
     params = yaml.safe_load(file.read_text())
     if stage not in STAGES:
         raise ValueError(f"no stage {stage!r}; one of {', '.join(STAGES)}")
-    profiles = [key for key in params if key not in ("base", "profiles")]
+    profiles = [key for key in params if key not in ("base", "profiles", "versions")]
     if profile not in profiles:
         raise ValueError(f"{file.name}: no profile {profile!r}; one of {', '.join(profiles)}")
     for section in ("base", profile):
@@ -240,6 +241,23 @@ def load(stage: str, profile: str, *, file: Path | None = None) -> Stage:
                 raise ValueError(f"{file.name}: {section}: unknown stage {key!r}; the nearest valid one is {near!r}")
     merged = {**params["base"][stage], **(params[profile].get(stage) or {}), "profile": profile}
     return build(STAGES[stage], merged, where=f"{file.name}: {profile}.{stage}")
+
+
+def version(kind: str) -> int | str:
+    """Version of a kind of result, a part of its keys: a person raises it when its numbers change on purpose.
+
+    Args:
+        kind: of `KINDS`.
+
+    Returns:
+        The number under `versions` of params.yaml; where there is no params.yaml (an installed package), the package's.
+
+    Raises:
+        ValueError: no such kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"no kind of result {kind!r}; one of {', '.join(KINDS)}")
+    return yaml.safe_load(paths.PARAMS.read_text())["versions"][kind] if paths.PARAMS.exists() else __version__
 
 
 def collect(cls: type[T], namespace: Mapping[str, Any]) -> T:

@@ -5,7 +5,6 @@ Nothing is dropped silently: each row left out is counted under its reason, with
 
 import functools
 import hashlib
-import importlib.metadata
 import math
 import os
 from collections import Counter, defaultdict
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from matalign import dataset, encoders, paths, protocols, scratch, sources, splits
+from matalign import config, dataset, encoders, paths, protocols, scratch, sources, splits
 from matalign.config import Curate
 from matalign.dataset import Curated, Structures
 from matalign.sources import LABELS, Crystal, Material, Reaction
@@ -116,10 +115,9 @@ def parse_cifs(texts: Sequence[str], *, workers: int) -> dict[str, Crystal | str
         Text -> the crystal, or the reason why it has none.
     """
     chunks = [texts[i : i + CRYSTALS_PER_TASK] for i in range(0, len(texts), CRYSTALS_PER_TASK)]
-    parse = functools.partial(_parse_chunk, code=scratch.code_digest("sources"))
     parsed: dict[str, Crystal | str] = {}
     with tqdm(total=len(texts), desc="crystals", unit="CIF", mininterval=1) as bar:
-        for chunk, crystals in zip(chunks, _each(parse, chunks, workers=workers)):
+        for chunk, crystals in zip(chunks, _each(_parse_chunk, chunks, workers=workers)):
             parsed.update(zip(chunk, crystals))
             bar.update(len(chunk))
     return parsed
@@ -136,11 +134,10 @@ def _each(work: Callable, chunks: list, *, workers: int) -> Iterator:
         yield from pool.map(work, chunks)
 
 
-def _parse_chunk(texts: Sequence[str], *, code: str) -> list[Crystal | str]:
+def _parse_chunk(texts: Sequence[str]) -> list[Crystal | str]:
     key = {
         "data": hashlib.blake2b("\0".join(texts).encode(), digest_size=16).hexdigest(),
-        "code": code,
-        "versions": [importlib.metadata.version(package) for package in ("pymatgen-core", "spglib")],
+        "version": config.version("curate"),
     }
     found = scratch.memo("curate", key, lambda: _pack([_crystal(text) for text in texts]))
     structures = Structures(*(found[name] for name in dataset.TENSORS))
@@ -191,7 +188,7 @@ def extra(
     ]
     made = {}
     for name in filter(encoders.needs_curation, modalities):
-        work = functools.partial(_extra_chunk, modality=name, code=scratch.code_digest(f"encoders.{name}"))
+        work = functools.partial(_extra_chunk, modality=name)
         found, reasons = [], []
         with tqdm(total=len(structures), desc=name, unit="crystal", mininterval=1) as bar:
             for values, failures in _each(work, [structures.take(chunk) for chunk in chunks], workers=workers):
@@ -209,7 +206,7 @@ def extra(
     return made
 
 
-def _extra_chunk(structures: Structures, *, modality: str, code: str) -> tuple[np.ndarray, list[str]]:
+def _extra_chunk(structures: Structures, *, modality: str) -> tuple[np.ndarray, list[str]]:
     """Values of the crystals that have them, and of each crystal why it has none ("" if it has)."""
 
     def compute() -> scratch.Result:
@@ -225,8 +222,7 @@ def _extra_chunk(structures: Structures, *, modality: str, code: str) -> tuple[n
     data = hashlib.blake2b(digest_size=16)
     for name in dataset.TENSORS:
         data.update(np.ascontiguousarray(getattr(structures, name)))
-    versions = importlib.metadata.version("pymatgen-core")
-    key = {"modality": modality, "data": data.hexdigest(), "code": code, "versions": versions}
+    key = {"modality": modality, "data": data.hexdigest(), "version": config.version("curate")}
     found = scratch.memo("curate", key, compute)
     return found["values"], found["failures"]
 

@@ -5,6 +5,7 @@ A folder holds `materials.parquet`, `structures.safetensors`, `protocols.parquet
 come from. Writing the same content twice gives the same bytes.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -133,7 +134,6 @@ class Curated:
         protocols: columns `PROTOCOLS`.
         splits: columns `SPLITS`.
         audit: counts, skipped rows with their reasons, leakage table.
-        digest: hash of all but the audit, made where not given; a key for memoised work.
         extras: modality -> (M, …) floats that it needs beyond these (see `encoders`), NaN where a material has none.
 
     Raises:
@@ -145,7 +145,6 @@ class Curated:
     protocols: pd.DataFrame
     splits: pd.DataFrame
     audit: dict
-    digest: str = ""
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -166,8 +165,23 @@ class Curated:
         strangers = sorted(set(self.protocols.mp_id) - set(ids))
         if strangers:
             raise ValueError(f"protocols: {len(strangers)} mp-ids are not in materials, first {strangers[0]}")
-        if not self.digest:
-            object.__setattr__(self, "digest", _digest(_files(self)))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hash of the content, all but the audit; of values, not of bytes on disk, so a new pyarrow changes nothing."""
+        hasher = hashlib.blake2b(digest_size=8)
+        for name in TABLES:
+            frame = getattr(self, name)
+            for column in sorted(frame):
+                numeric = frame[column].dtype.kind in "iufb"
+                values = (
+                    frame[column].to_numpy(np.float64).tobytes() if numeric else repr(frame[column].tolist()).encode()
+                )
+                hasher.update(column.encode() + values)
+        arrays = {name: getattr(self.structures, name) for name in TENSORS} | self.extras
+        for name, values in sorted(arrays.items()):
+            hasher.update(name.encode() + np.ascontiguousarray(values).tobytes())
+        return hasher.hexdigest()
 
     @property
     def synthetic(self) -> bool:
@@ -212,7 +226,7 @@ def read(folder: Path) -> Curated:
     tables["protocols"]["precursors"] = [list(p) for p in tables["protocols"].precursors]
     structures = Structures(**load_tensors(files["structures.safetensors"]))
     extras = load_tensors(files["extras.safetensors"])
-    return Curated(structures=structures, audit=audit, digest=_digest(files), extras=extras, **tables)
+    return Curated(structures=structures, audit=audit, extras=extras, **tables)
 
 
 TABLES = {"materials": MATERIALS, "protocols": PROTOCOLS, "splits": SPLITS}
@@ -241,10 +255,3 @@ def _parquet(frame: pd.DataFrame, types: dict[str, pa.DataType]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
-
-
-def _digest(files: dict[str, bytes]) -> str:
-    hasher = hashlib.blake2b(digest_size=8)
-    for name in FILES:
-        hasher.update(files[name])
-    return hasher.hexdigest()

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from matalign import dataset, embed, imaging, paths, scratch
+from matalign import config, dataset, embed, imaging, paths, scratch
 from matalign.config import Defects
 from matalign.dataset import Curated, Structures
 from matalign.encoders.image import ImageTower
@@ -397,7 +397,7 @@ def run(cfg: Defects, *, told_of: Callable[[str], None] = lambda what: None) -> 
     texts = host_texts(hosts, curated, model) if "text" in model.towers else None
     told = contexts(hosts, model.embed_structures(hosts.structures), texts)
     key = {name: value for name, value in vars(cfg).items() if name not in ("profile", "bootstrap", "head_epochs")}
-    key |= {"data": curated.digest, "code": scratch.code_digest("defects")}
+    key |= {"data": curated.digest, "version": config.version("defects")}
     read = {"weights": embed.fingerprint(cfg.profile, "pretrained")}
     read |= {"text": model.towers["text"].fingerprint} if texts is not None else {}
 

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from matalign import dataset, embed, encoders, paths, regression, scratch, workers
+from matalign import config, dataset, embed, encoders, paths, regression, scratch, workers
 from matalign.config import Properties
 from matalign.dataset import Curated
 from matalign.graphs import GraphStore
@@ -93,7 +93,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Fit:
-    """One model to fit; with the data and the code, all that its predictions depend on."""
+    """One model to fit; with the data and the version of `properties`, all that its predictions depend on."""
 
     targets: str  # name:weight, fitted together
     arm: str
@@ -173,7 +173,6 @@ class Task:
     curated: Curated
     model: embed.Model
     labels: pd.DataFrame  # a column a target, NaN where absent; moduli as log10
-    code: str  # digest
     device: torch.device
 
     @cached_property
@@ -213,7 +212,7 @@ def task(cfg: Properties) -> Task:
         raise ValueError(f"targets: no column {unknown[0]!r} in materials; there are {', '.join(curated.materials)}")
     columns = {t: curated.materials[t].to_numpy(np.float64) for t in targets}
     labels = pd.DataFrame({t: np.log10(c) if t.endswith("_GPa") else c for t, c in columns.items()})
-    return Task(cfg, curated, model, labels, scratch.code_digest("fits"), device)
+    return Task(cfg, curated, model, labels, device)
 
 
 def plan(cfg: Properties) -> list[Fit]:
@@ -295,7 +294,12 @@ def features_key(t: Task, modality: str) -> dict[str, Any]:
     model = {k: v for k, v in asdict(t.model.config).items() if k not in ("profile", "threads", "gpus")}
     out = {"modality": modality, "model": model, "weights": embed.fingerprint(t.cfg.profile, "pretrained")}
     out |= {"text": t.model.towers["text"].fingerprint} if modality == "text" else {}
-    return out | {"seed": t.cfg.seed, "threads": t.cfg.threads, "data": t.curated.digest, "code": t.code}
+    return out | {
+        "seed": t.cfg.seed,
+        "threads": t.cfg.threads,
+        "data": t.curated.digest,
+        "version": config.version("properties"),
+    }
 
 
 def _crystals(t: Task) -> dict[str, np.ndarray]:
@@ -346,7 +350,7 @@ def tower_weights(profile: str, folder: str) -> dict[str, Tensor]:
 
 def key(t: Task, fit: Fit) -> dict[str, Any]:
     """All that a fit depends on; the pretrained weights only where they are used."""
-    out = {"fit": asdict(fit), "data": t.curated.digest, "code": t.code}
+    out = {"fit": asdict(fit), "data": t.curated.digest, "version": config.version("properties")}
     if network := NETWORKS.get(fit.arm):
         names = ("cutoff_A", "neighbours", "width", "layers", "order", "channels")
         out |= {name: getattr(t.model.config, name) for name in names}

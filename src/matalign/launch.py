@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from matalign import align, checkpoints, dataset, paths, scratch, train
+from matalign import align, checkpoints, config, dataset, paths, scratch, train
 from matalign.config import Pretrain
 
 DRY_RUN_STEPS = 2
@@ -76,7 +76,7 @@ def _train(cfg: Pretrain, run: Path, target: Path, *, ranks: int) -> None:
                 "launch.pretrain(cfg, dry_run_ranks=4) tries four ranks on the CPU"
             )
         torchrun(cfg, run, ranks=ranks, on_cpu=not here)
-    scratch.note("pretrain", "computed" if fresh else "loaded", checkpoints.seconds(run), run)
+    scratch.note("pretrain", "computed" if fresh else "loaded", checkpoints.seconds(run))
     shutil.copytree(run / "model", target)
     about = json.loads((target / "config.json").read_text())
     about["pretrain"]["profile"] = cfg.profile  # profiles of one content share a run
@@ -84,13 +84,13 @@ def _train(cfg: Pretrain, run: Path, target: Path, *, ranks: int) -> None:
 
 
 def folder(cfg: Pretrain, *, stage: str = "pretrain") -> Path:
-    """The scratch folder of a run, with its `pretrain.json`: what depends on the parameters, the data, the code.
+    """The scratch folder of a run, with its `pretrain.json`: found by the parameters, the data and the version.
 
     Not on the ranks, which change nothing but rounding: a run goes on, and is found, on a machine of other GPUs.
     """
     key = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("profile", "control", "gpus")}
     key["data"] = dataset.read(paths.curated(cfg.profile)).digest
-    path = scratch.folder(stage, key | {"code": scratch.code_digest("train")})
+    path = scratch.folder(stage, key | {"version": config.version("pretrain")})
     scratch.write_json(path / "pretrain.json", dataclasses.asdict(cfg))
     return path
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from matalign import encoders, fits, regression, scratch, workers
+from matalign import config, encoders, fits, regression, scratch, workers
 from matalign.config import Pretrain, Properties
 from matalign.fits import E_F, Fit
 from matalign.graphs import GraphStore
@@ -88,7 +88,7 @@ def fit(cfg: Properties, each: Fit) -> dict[str, Any]:
         `weight.<name>` of the network, and `mean` and `std` (targets,) that its standardised output is of.
     """
     t = fits.task(cfg)
-    key = fits.key(t, each) | {"code": scratch.code_digest("predictors")}
+    key = fits.key(t, each) | {"version": config.version("release")}
 
     def compute() -> dict[str, Any]:
         model, _ = fits.train(cfg, each, scratch.folder("release", key) / "state.safetensors")

@@ -24,7 +24,7 @@ def record(cfg: Stage, *, minutes: float, fits: Path, earlier: Path) -> dict[str
         minutes: wall time of the run.
         fits: what `scratch.note` has written during it.
         earlier: the record of the run before, if there was one. If this run has loaded all its fits, `computed` keeps
-            minutes, machine and commit of the run of these parameters that did compute them.
+            minutes, machine, versions and commit of the run of these parameters that did compute them.
     """
     made = {
         "parameters": dataclasses.asdict(cfg),
@@ -37,36 +37,24 @@ def record(cfg: Stage, *, minutes: float, fits: Path, earlier: Path) -> dict[str
     if made["fits"] and not any(kind["computed"] for kind in made["fits"].values()) and earlier.exists():
         before = json.loads(earlier.read_text())
         if before["parameters"] == made["parameters"]:
-            made["computed"] = before.get("computed") or {k: before[k] for k in ("minutes", "machine", "git")}
+            made["computed"] = before.get("computed") or {
+                k: before[k] for k in ("minutes", "machine", "versions", "git")
+            }
     return made
 
 
 def count_fits(log: Path) -> dict[str, dict[str, Any]]:
-    """Per kind of fit: how many this run computed, how many it loaded, and the minutes all took when computed.
-
-    Where other machines computed some (`away`), `elsewhere` lists these, each with its fits and their minutes.
-    """
+    """Per kind of fit: how many this run computed, how many it loaded, and the minutes all took when computed."""
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     counts = Counter((line["stage"], line["state"]) for line in lines)
-    out = {}
-    for kind in sorted({line["stage"] for line in lines}):
-        own, away = [line for line in lines if line["stage"] == kind], {}
-        for line in own:
-            if "elsewhere" in line:
-                away.setdefault(json.dumps(line["elsewhere"]), []).append(line)
-        out[kind] = {
+    return {
+        kind: {
             "computed": counts[kind, "computed"],
             "loaded": counts[kind, "loaded"],
-            "minutes": _minutes(own),
+            "minutes": round(sum(line["seconds"] for line in lines if line["stage"] == kind) / 60, 2),
         }
-        if away:
-            made = [json.loads(by) | {"fits": len(each), "minutes": _minutes(each)} for by, each in away.items()]
-            out[kind]["elsewhere"] = made
-    return out
-
-
-def _minutes(lines: list[dict[str, Any]]) -> float:
-    return round(sum(line["seconds"] for line in lines) / 60, 2)
+        for kind in sorted({line["stage"] for line in lines})
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -104,13 +92,41 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> dict[str, Any] | None:
-    """The commit, and whether sources differ from it (what a run itself rewrites is not asked); None outside git."""
-    made = [":!results", ":!dvc.lock", ":!params.yaml"]  # params.yaml: the parameters are recorded themselves
-    status = ["status", "--porcelain", "--untracked-files=no", "--", ".", *made]
-    git = [
-        subprocess.run(["git", *args], cwd=paths.ROOT, capture_output=True, text=True, check=False)
-        for args in (["rev-parse", "HEAD"], status)
-    ]
-    if git[0].returncode != 0:
-        return None
-    return {"sha": git[0].stdout.strip(), "dirty": bool(git[1].stdout.strip())}
+    """The commit, the tree of its code, and whether sources differ from it; None outside git.
+
+    What a run itself rewrites is not asked; of params.yaml the parameters are recorded themselves.
+    """
+    status = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!dvc.lock", ":!params.yaml")
+    sha = git("rev-parse", "HEAD")
+    return None if sha is None else {"sha": sha, "code": git("rev-parse", "HEAD:src"), "dirty": bool(status)}
+
+
+def git(*args: str) -> str | None:
+    """What git answers in the project's folder; None where it fails."""
+    answer = subprocess.run(["git", *args], cwd=paths.ROOT, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def stale() -> list[str]:
+    """One line for each result that git holds and whose computing code differs from HEAD's.
+
+    Says by how many commits to `src`, or that the commit is not in the history (a shallow clone, or a lost branch).
+    """
+    lines, now = [], git("rev-parse", "HEAD:src")
+    for file in sorted(paths.ROOT.glob("results/*/provenance/*.json")):
+        made = json.loads(file.read_text())
+        if "git" not in made or git("ls-files", "--", str(file.relative_to(paths.ROOT))) == "":
+            continue
+        at = made.get("computed", made)["git"] or {}
+        sha, name = at.get("sha", "none"), f"{file.parents[1].name}/{file.stem}"
+        code = git("rev-parse", "--verify", "--quiet", f"{sha}:src")
+        if code is None:
+            lines.append(f"{name}: computed by commit {sha[:12]}, which is not in the history")
+        elif code != now or at.get("dirty"):
+            count = git("rev-list", "--count", f"{sha}..HEAD", "--", "src")
+            lines.append(
+                f"{name}: computed by commit {sha[:12]}"
+                + (" with changes" if at.get("dirty") else "")
+                + f", {count} commits to src ago"
+            )
+    return lines

@@ -254,7 +254,7 @@ class Remembered(recommendation.Study):
     def networks(self) -> list[precursors.Towers]:
         """The learned scorer, as `recommendation.Study.networks`."""
         names = ("width", "dropout", "networks", "epochs", "batch_size", "learning_rate", "seed", "threads")
-        key = {name: getattr(self.cfg, name) for name in names} | {"code": scratch.code_digest("recommendation")}
+        key = {name: getattr(self.cfg, name) for name in names} | {"version": config.version("synthesis")}
         key["training"] = scratch.digest([(r.fractions, sorted(r.precursors)) for r in self.training])
 
         def compute() -> dict[str, np.ndarray]:

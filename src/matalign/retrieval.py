@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from matalign import dataset, embed, losses, matchers, paths, scratch, stats
+from matalign import config, dataset, embed, losses, matchers, paths, scratch, stats
 from matalign.config import Retrieval
 from matalign.dataset import Curated
 from matalign.galleries import Gallery
@@ -68,10 +68,10 @@ class Study:
         return hasher.hexdigest()
 
     def memo(self, stage: str, key: dict[str, Any], compute: Callable[[], scratch.Result]) -> scratch.Result:
-        """`scratch.memo`, keyed by data, model and code besides."""
+        """`scratch.memo`, keyed by data, model and version besides."""
         common = {"data": self.curated.digest, "model": self.fingerprint, "threads": self.cfg.threads}
         key = {**key, **common, "per_material": self.cfg.protocols_per_material}
-        return scratch.memo(stage, {**key, "code": scratch.code_digest("retrieval")}, compute)
+        return scratch.memo(stage, {**key, "version": config.version("retrieval")}, compute)
 
     def crystals(self) -> tuple[np.ndarray, np.ndarray]:
         """(N, width) pooled features of the crystal tower; (N, embed_dim) where its head puts them."""

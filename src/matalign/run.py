@@ -17,14 +17,14 @@ from pathlib import Path
 
 import yaml
 
-from matalign import check, config, page, paths, provenance, scratch
+from matalign import config, paths, provenance, scratch
 
 # jsonschema would import it for an optional check of addresses; building its grammar takes two seconds in every stage
 sys.modules.setdefault("rfc3987_syntax", None)
 
 NUMBERS = ("01", "02", "03", "03b", "04", "04b", "05", "05b", "05c", "06")
 NAMES = {stage: f"{number}_{stage}" for number, stage in zip(NUMBERS, config.STAGES, strict=True)}
-SOURCES = paths.NOTEBOOKS / ".source"
+SOURCES = paths.ROOT / ".source"
 # else glibc gives large arrays back to the system after each step of training, and asks for them again in the next
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 33), "MALLOC_TOP_PAD_": str(1 << 26)}
 ADDRESS = r" at 0x[0-9a-f]+"  # of an object in memory
@@ -32,7 +32,7 @@ STYLED = r"\bT_[0-9a-f]{5}(?=[\s_\"])"  # the random id of a table that pandas h
 
 
 def run(stage: str, profile: str) -> None:
-    """Execute a stage's notebook for a profile, and write it, its HTML and its provenance under `results/<profile>`.
+    """Execute a stage's notebook for a profile, and write it and its provenance under `results/<profile>`.
 
     Raises:
         ValueError: params.yaml or the notebook's parameters cell is wrong.
@@ -53,7 +53,6 @@ def run(stage: str, profile: str) -> None:
         executed = execute(notebook, cfg)
         minutes = (time.monotonic() - start) / 60
         save(executed, paths.results(profile) / "notebooks" / notebook.name)
-        page.write(executed, paths.results(profile) / "notebooks" / f"{notebook.stem}.html")
         made = paths.results(profile) / "provenance" / f"{stage}.json"
         made.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_json(made, provenance.record(cfg, minutes=minutes, fits=fits, earlier=made))
@@ -202,6 +201,38 @@ def switch(profiles: Sequence[str]) -> None:
     paths.PARAMS.write_text(text)
 
 
+def repro() -> int:
+    """`dvc repro`, after which dvc.lock holds what git shall hold, and nothing of profiles whose results git ignores.
+
+    Entries of those (the sample's) differ from machine to machine. They wait in .dvc/tmp for the next run, unchanged.
+
+    Returns:
+        DVC's exit code.
+    """
+    lock, local = paths.ROOT / "dvc.lock", paths.ROOT / ".dvc" / "tmp" / "local.lock"
+    own, mine = (yaml.safe_load(f.read_text())["stages"] if f.exists() else {} for f in (lock, local))
+    _write_lock(lock, mine | own)
+    try:
+        return subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=paths.ROOT, check=False).returncode
+    finally:
+        stages = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
+        profiles = {name.partition("@")[2] for name in stages} - {""}
+        ignored = {p for p in profiles if provenance.git("check-ignore", f"results/{p}/metrics") is not None}
+        kept = {name: entry for name, entry in stages.items() if name.partition("@")[2] not in ignored}
+        kept = kept if kept.keys() - {"source"} else {}
+        _write_lock(local, {name: entry for name, entry in stages.items() if name not in kept})
+        _write_lock(lock, kept)
+
+
+def _write_lock(file: Path, stages: dict) -> None:
+    """Write a lock as DVC does; none where there are no stages."""
+    if not stages:
+        file.unlink(missing_ok=True)
+    elif not file.exists() or yaml.safe_load(file.read_text())["stages"] != stages:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False))
+
+
 def main() -> None:
     """Command line; a wrong parameter ends in one line, not in a traceback."""
     scratch.die_with_parent()
@@ -209,13 +240,18 @@ def main() -> None:
     parser.add_argument("stage", nargs="?", choices=["source", *config.STAGES], help="source: py:percent copies")
     parser.add_argument("--profile", default="sample", help="section of params.yaml, folder of results")
     parser.add_argument("--switch", nargs="+", metavar="PROFILE", help="make these the profiles that dvc repro runs")
-    parser.add_argument("--check", metavar="PROFILE", help="do a profile's results again and compare")
+    parser.add_argument(
+        "--repro", action="store_true", help="dvc repro; of profiles that git ignores, nothing stays in dvc.lock"
+    )
+    parser.add_argument("--stale", action="store_true", help="list committed results that other code has computed")
     args = parser.parse_args()
     try:
         if args.switch:
             switch(args.switch)
-        elif args.check:
-            print(check.again(args.check))
+        elif args.repro:
+            sys.exit(repro())
+        elif args.stale:
+            print("\n".join(provenance.stale()) or "every committed result was computed by HEAD's code")
         elif args.stage == "source":
             SOURCES.mkdir(exist_ok=True)
             for name in NAMES.values():
@@ -223,7 +259,7 @@ def main() -> None:
         elif args.stage:
             run(args.stage, args.profile)
         else:
-            parser.error("a stage, --switch or --check")
+            parser.error("a stage, --switch, --repro or --stale")
     except (ValueError, RuntimeError, yaml.YAMLError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
 

@@ -17,7 +17,7 @@ from benchmarks.comparison import Settings
 from benchmarks.towers import OURS, Task
 from tqdm import tqdm
 
-from matalign import regression, scratch, stats
+from matalign import config, regression, scratch, stats
 
 START = {"width": 96, "layers": 3, "order": 3, "learning_rate": 3e-3, "weight_decay": 0.05, "batch_size": 64}
 CHANGES = (
@@ -36,8 +36,7 @@ RESAMPLES = 2000
 def trial(profile: str, changes: dict) -> dict:
     """Mean absolute error on validation, eV/atom, and what it cost; from scratch if it was run before."""
     task = Task(profile, **START | changes)
-    code = scratch.code_digest("regression")
-    key = {"settings": START | changes, "shown": SHOWN, "data": task.data, "code": code}
+    key = {"settings": START | changes, "shown": SHOWN, "data": task.data, "version": config.version("properties")}
 
     def run() -> dict:
         steps, start = SHOWN // task.fit.batch_size, time.process_time()

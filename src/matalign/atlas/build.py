@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from matalign import dataset, elements, embed, paths, scratch
+from matalign import config, dataset, elements, embed, paths, scratch
 from matalign.atlas import layout
 from matalign.config import Atlas
 from matalign.dataset import Curated, Structures
@@ -115,7 +115,7 @@ def space(cfg: Atlas, curated: Curated, model: embed.Model) -> Space:
         return found
 
     key = {"data": curated.digest, "model": fingerprint(model), "seed": cfg.seed, "threads": cfg.threads}
-    key |= {"code": scratch.code_digest("embed"), "px": THUMBNAIL_PX, "spread": SPREAD}
+    key |= {"version": config.version("embed"), "px": THUMBNAIL_PX, "spread": SPREAD}
     found = scratch.memo("atlas-vectors", key, compute)
     thumbnails = found.pop("thumbnails", np.zeros((0, THUMBNAIL_PX, THUMBNAIL_PX), np.uint8))
     rows = np.arange(len(curated.materials))
@@ -173,7 +173,7 @@ def place(cfg: Atlas, found: Space) -> Map:
 
     key = {"vectors": hashlib.blake2b(crystals.data, digest_size=8).hexdigest(), "threads": cfg.threads}
     key |= {"attracted": cfg.attracted, "iterations": cfg.iterations}
-    key |= {"code": scratch.code_digest("atlas.layout")}
+    key |= {"version": config.version("embed")}
     points = {"crystal": scratch.memo("atlas-map", key, compute)["points"]}
     rest = [name for name in found.vectors if name != "crystal"]
     for name in rest:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
-from matalign import imaging, paths, scratch
+from matalign import imaging, scratch
 from matalign.config import Pretrain
 from matalign.dataset import Curated
 
@@ -181,60 +181,6 @@ class TextTower(nn.Module):
         return hidden[: len(texts), 0].float().cpu().numpy()
 
 
-class CarriedTower(nn.Module):
-    """A frozen encoder that is on another machine: of the texts that were taken along, its features are here.
-
-    Args:
-        folder: see `carried`.
-
-    Attributes:
-        dim, fingerprint: of the encoder, as of `TextTower`.
-        absent: its parameters.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        stored = scratch.load(folder / FEATURES)
-        self.dim, self.fingerprint, self.absent = (stored[name] for name in ("dim", "fingerprint", "parameters"))
-        self.known = dict(zip(stored["hashes"], stored["features"].astype(np.float32), strict=True))
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pass on the features (n, dim) of texts."""
-        return inputs, {}
-
-    def features(self, texts: Sequence[str], *, progress: bool = False) -> Tensor:
-        """(n, dim) float32, on the CPU, as `TextTower.features` on the machine that has the encoder.
-
-        Raises:
-            ValueError: a text was not taken along.
-        """
-        if unknown := [text for text in texts if _hash(text) not in self.known]:
-            raise ValueError(f"{len(unknown)} of {len(texts)} texts have no features here, first {unknown[0]!r}")
-        rows = [self.known[_hash(text)] for text in texts]
-        return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, self.dim)
-
-
-def carried(model: str) -> Path:
-    """Where the features of a text model are looked for that is itself on another machine."""
-    return paths.SCRATCH / "text-carried" / scratch.digest(model)
-
-
-def carry(tower: TextTower, texts: Sequence[str], folder: Path, *, half: bool = False) -> None:
-    """Write what `CarriedTower` reads.
-
-    Args:
-        tower: the encoder.
-        texts: whose features to take along.
-        folder: where to.
-        half: in half precision, at half the size.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {"dim": tower.dim, "fingerprint": tower.fingerprint, "hashes": [_hash(text) for text in texts]}
-    about["parameters"] = sum(p.numel() for p in tower.parameters())
-    features = tower.features(texts, progress=True).numpy().astype(np.float16 if half else np.float32)
-    scratch.save(folder / FEATURES, {**about, "features": features})
-
-
 def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -282,10 +228,8 @@ class Texts:
         return np.where(protocols > 0, np.append(self.number, -1)[self.first[rows] + (u * protocols).astype(int)], -1)
 
 
-def build(cfg: Pretrain, *, initialise: bool = True) -> TextTower | CarriedTower:
-    """The tower of `cfg.text_model`; its frozen layers, or what of them was taken along, are read either way."""
-    if not cfg.unfreeze_layers and carried(cfg.text_model).exists():
-        return CarriedTower(carried(cfg.text_model))
+def build(cfg: Pretrain, *, initialise: bool = True) -> TextTower:
+    """The tower of `cfg.text_model`; its frozen layers are read either way."""
     return TextTower(cfg.text_model, unfreeze_layers=cfg.unfreeze_layers)
 
 
