@@ -29,26 +29,26 @@ $(STAMP): requirements.txt pyproject.toml
 	@echo "installed into $(VENV); next: make repro, or make help"
 
 repro: $(STAMP) ## Run the pipeline: results/sample/paper.pdf; PROFILE=laptop switches params.yaml to that profile first
-	$(if $(PROFILE),$(BIN)/python -m matalign.run --switch $(PROFILE))
-	$(BIN)/python -m matalign.run --repro
+	$(if $(PROFILE),$(BIN)/python -m matalign.pipeline.run --switch $(PROFILE))
+	$(BIN)/python -m matalign.pipeline.run --repro
 
 test: $(STAMP) ## Lint and run the tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
 check: $(STAMP) ## Make tables, figures and paper anew from the committed metrics, and compare with git; PROFILE=laptop if not named
-	$(BIN)/python -m matalign.run --switch $(or $(PROFILE),laptop)
+	$(BIN)/python -m matalign.pipeline.run --switch $(or $(PROFILE),laptop)
 	$(BIN)/dvc repro --force --single-item source paper@$(or $(PROFILE),laptop)
 	git checkout -q params.yaml && git diff --exit-code --stat -- results/$(or $(PROFILE),laptop)
 
 stale: $(STAMP) ## List committed results whose computing code differs from HEAD's
-	@$(BIN)/python -m matalign.run --stale
+	@$(BIN)/python -m matalign.pipeline.run --stale
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 bench: $(BENCH)/.installed ## Compare with the peers, side by side: results/bench; PROFILE=laptop on real crystals, ONLY=search just that
-	test -d data/curated/$(or $(PROFILE),sample) || $(BIN)/python -m matalign.run curate --profile $(or $(PROFILE),sample)
+	test -d data/curated/$(or $(PROFILE),sample) || $(BIN)/python -m matalign.pipeline.run curate --profile $(or $(PROFILE),sample)
 	cd tests && $(CURDIR)/$(BENCH)/bin/python -m benchmarks.run --profile $(or $(PROFILE),sample) $(ONLY)
 
 $(BENCH)/.installed: $(STAMP) $(BENCH_LOCK)

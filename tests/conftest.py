@@ -7,27 +7,27 @@ import pandas as pd
 import pytest
 from jaxtyping import install_import_hook
 
-set_forkserver_preload(["matalign.train"])  # ranks that tests start need not import it again
+set_forkserver_preload(["matalign.pretrain.train"])  # ranks that tests start need not import it again
 
 # Shapes and types of these modules' tensors are checked under pytest, and only there.
 install_import_hook(
     [
-        "matalign.graphs",
-        "matalign.encoders.crystal",
-        "matalign.encoders.xrd",
-        "matalign.regression",
-        "matalign.losses",
-        "matalign.inputs",
-        "matalign.own",
-        "matalign.packed",
-        "matalign.index",
-        "matalign.predictors",
-        "matalign.released",
+        "matalign.views.graphs",
+        "matalign.towers.crystal",
+        "matalign.towers.xrd",
+        "matalign.tasks.regression",
+        "matalign.pretrain.losses",
+        "matalign.data.inputs",
+        "matalign.data.own_data",
+        "matalign.release.packed",
+        "matalign.release.index",
+        "matalign.release.ensemble",
+        "matalign.release.released",
     ],
     "beartype.beartype",
 )
 
-from matalign import dataset  # noqa: E402, after the hook
+from matalign.data import dataset  # noqa: E402, after the hook
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 Crystal = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from matalign import dataset, elements, protocols
-from matalign.dataset import Curated, Structures
+from matalign import elements
+from matalign.data import dataset, protocols
+from matalign.data.dataset import Curated, Structures
 
 Z = {symbol: z for z, symbol in enumerate(elements.SYMBOLS)}
 CUBE = np.eye(3) * 4.0

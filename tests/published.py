@@ -11,8 +11,12 @@ import plausible
 import pytest
 import tiny
 
-from matalign import checkpoints, config, dataset, embed, fits, paths, release, scratch, train
-from matalign.dataset import Curated
+from matalign import config, paths
+from matalign.data import dataset
+from matalign.data.dataset import Curated
+from matalign.pretrain import checkpoint, encode, train
+from matalign.release import release
+from matalign.tasks.properties import fits
 
 LABELS = {"formation_energy_eV_atom": -1.0, "band_gap_eV": 4.0, "bulk_modulus_GPa": 50.0, "shear_modulus_GPa": 20.0}
 GROUPS = {
@@ -53,7 +57,7 @@ def model(root: Path):
         The folder of the model, its metrics, its stage's config.
     """
     cfg = tiny.pretrain(tiny.bert(root / "bert"), modalities="crystal text image", image_px=32, epochs=1)
-    caches = (fits.task, fits.graphs, fits.frozen, embed.fingerprint)
+    caches = (fits.task, fits.graphs, fits.frozen, encode.fingerprint)
     with pytest.MonkeyPatch.context() as patch:
         for name, folder in {"ROOT": root, "DATA": root / "data", "SCRATCH": root / "scratch"}.items():
             patch.setattr(paths, name, folder)
@@ -67,9 +71,9 @@ def model(root: Path):
         (results / "metrics").mkdir(parents=True)
         trained.rename(results / "pretrained")
         made = {"curate": plausible.metrics()["curate"], "properties": metrics()}
-        made["pretrain"] = checkpoints.metrics(results / "pretrained")
+        made["pretrain"] = checkpoint.metrics(results / "pretrained")
         for stage, values in made.items():
-            scratch.write_json(results / "metrics" / f"{stage}.json", values)
+            cache.write_json(results / "metrics" / f"{stage}.json", values)
         stage = config.load("release", "tiny", file=Path(__file__).parents[1] / "params.yaml")
         yield results / "model", json.loads(json.dumps(release.build(stage))), stage
         for cache in caches:

@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from matalign import config
-from matalign.dataset import Curated, Structures
+from matalign.data.dataset import Curated, Structures
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 CATIONS = {"Li": 3, "Na": 11, "K": 19, "Rb": 37, "Cs": 55, "Ag": 47}

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from matalign.released import Released
+    from matalign.release.released import Released
 
 __version__ = "0.1.0"
 
 
 def load(profile_or_path: str | Path) -> "Released":
     """A released model by its profile ("laptop") or its folder; see `released.load`."""
-    from matalign import released  # here: torch and the rest take seconds
+    from matalign.release import released  # here: torch and the rest take seconds
 
     return released.load(profile_or_path)

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from matalign import figures
+from matalign.report import figures
 
 Comparison = dict[str, Any]
 

@@ -17,7 +17,8 @@ from benchmarks.comparison import Settings
 from benchmarks.towers import OURS, Task
 from tqdm import tqdm
 
-from matalign import config, regression, scratch, stats
+from matalign import cache, config, stats
+from matalign.tasks import regression
 
 START = {"width": 96, "layers": 3, "order": 3, "learning_rate": 3e-3, "weight_decay": 0.05, "batch_size": 64}
 CHANGES = (
@@ -46,7 +47,7 @@ def trial(profile: str, changes: dict) -> dict:
         return {"mae_val_eV_atom": error, "core_minutes": (time.process_time() - start) / 60}
 
     with regression.on_threads(1):
-        return START | changes | scratch.memo("energy", key, run)
+        return START | changes | cache.memo("energy", key, run)
 
 
 def final(task: Task) -> dict:

@@ -16,7 +16,7 @@ import torch
 from benchmarks.comparison import Settings, alternate, compare
 from open_clip.loss import ClipLoss
 
-from matalign.losses import LOSSES
+from matalign.pretrain.losses import LOSSES
 
 BATCHES, DIM, REPEATS = (1024, 4096, 8192), 256, 5
 LARGE = 32768

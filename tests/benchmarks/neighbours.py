@@ -10,8 +10,9 @@ from benchmarks.comparison import Settings, alternate, rates
 from pymatgen.core import Structure
 from vesin import NeighborList
 
-from matalign import dataset, paths
-from matalign.graphs import GraphStore
+from matalign import paths
+from matalign.data import dataset
+from matalign.views.graphs import GraphStore
 
 CRYSTALS, REPEATS = 1024, 5
 CUTOFF_A = 6.0

@@ -20,7 +20,9 @@ from datetime import UTC, datetime
 from benchmarks import comparison
 from benchmarks.comparison import Settings
 
-from matalign import figures, paths, provenance, scratch
+from matalign import cache, paths
+from matalign.pipeline import provenance
+from matalign.report import figures
 
 NAMES = ("neighbours", "towers", "stem", "losses", "search", "energy")
 LONG = ("energy",)  # only if named
@@ -53,7 +55,7 @@ def main() -> None:
         run["ended"].append(name)
         if not args.names:
             state.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_json(state, run)
+            cache.write_json(state, run)
     if not args.names:
         state.unlink()
     print(comparison.table(read()).to_string(index=False))
@@ -86,7 +88,7 @@ def write(new: dict) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     found = read() | new
     bench = {name: found[name] for name in NAMES if name in found}
-    scratch.write_json(FOLDER / "bench.json", bench)
+    cache.write_json(FOLDER / "bench.json", bench)
     comparison.table(bench).to_csv(FOLDER / "bench.csv", index=False)
     figures.save(comparison.figure(bench), FOLDER, "bench")
 

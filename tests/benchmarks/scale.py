@@ -22,9 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from matalign import config, dataset, encoders, figures, imaging, paths, provenance, regression, run, scratch
-from matalign.encoders import crystal
-from matalign.graphs import GraphStore
+from matalign import cache, config, paths, towers
+from matalign.data import dataset
+from matalign.pipeline import provenance, run
+from matalign.report import figures
+from matalign.tasks import regression
+from matalign.towers import crystal
+from matalign.views import imaging
+from matalign.views.graphs import GraphStore
 
 SIZES = (1_000, 4_000, 16_000, 38_000, 1_000_000)
 BATCHES = (64, 256, 1024)
@@ -51,7 +56,7 @@ def main() -> None:
     made |= measure(args.profile, args.sizes, args.batches)
     found = json.loads(file.read_text()) if file.exists() else {}
     found |= {(machine["gpus"] or [f"{machine['cpu']}, {torch.get_num_threads()} threads"])[0]: made}
-    scratch.write_json(file, found)
+    cache.write_json(file, found)
     figures.save(figure(found), FOLDER, "scale")
     outlook(found).to_csv(FOLDER / "scale.csv", index=False)
 
@@ -85,7 +90,7 @@ def measure(profile: str, sizes: list[int], batches: list[int]) -> dict[str, Any
         else:
             store = repeated(everything.to(device), -(-size // len(structures)))
         for batch in batches:
-            tower = encoders.build("crystal", cfg)
+            tower = towers.build("crystal", cfg)
             model = regression.Regressor(tower, 1).to(device)
             optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 

@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 from benchmarks.comparison import Settings, alternate, rates
 
-from matalign import embed
+from matalign.pretrain import encode
 
 VECTORS, DIM, QUERIES, K, REPEATS = 1_000_000, 256, 100, 10, 5
 OWN = "faiss IndexFlatIP, own kernels"
@@ -35,7 +35,7 @@ def measure(settings: Settings) -> dict:
         return found
 
     sides = {
-        "embed.nearest": lambda: embed.nearest(queries, vectors, K),
+        "embed.nearest": lambda: encode.nearest(queries, vectors, K),
         "faiss IndexFlatIP": lambda: index.search(queries, K),
         OWN: own_kernels,
     }

@@ -3,7 +3,7 @@
 Ours are the tower with invariant local descriptors and the same without them (no angles). Peers are PyG's CGConv and
 matgl's MEGNet and M3GNet with matgl's defaults. All get the same batches of the same graphs (6 Å, each atom's cutoff at
 its 17th neighbour), made by `GraphStore.batch`, for matgl too, whose own data loader is not timed; with every pair
-within 6 Å its graphs would have four times the edges. All are trained as `matalign.regression` does: AdamW, mean
+within 6 Å its graphs would have four times the edges. All are trained as `matalign.tasks.regression` does: AdamW, mean
 absolute error, clipped gradients, and one cycle of the learning rate, here over the wall time instead of the steps.
 Each tower's learning rate is the best of three on validation after runs of a sixth of the time.
 """
@@ -24,8 +24,11 @@ from pymatgen.core import Element
 from torch import nn
 from tqdm import tqdm
 
-from matalign import config, dataset, encoders, fits, paths, regression, scratch
-from matalign.graphs import GraphStore
+from matalign import cache, config, paths, towers
+from matalign.data import dataset
+from matalign.tasks import regression
+from matalign.tasks.properties import fits
+from matalign.views.graphs import GraphStore
 
 OURS = ("ILD", "ILD, no angles")
 RATES = (1e-3, 3e-3, 1e-2)
@@ -80,7 +83,7 @@ class Task:
         """Name -> function that makes the model."""
 
         def ours(**changes):
-            return regression.Regressor(encoders.build("crystal", replace(self.tower, **changes)), 1)
+            return regression.Regressor(towers.build("crystal", replace(self.tower, **changes)), 1)
 
         matgl = {"element_types": SYMBOLS, "cutoff": self.tower.cutoff_A}
         return {
@@ -166,7 +169,7 @@ def measure(settings: Settings) -> dict:
 
     def train(name, **kwargs):
         key = {"run": settings.started, "tower": name, "profile": settings.profile, **kwargs}
-        out = scratch.memo("bench", key, lambda: task.train(models[name], **kwargs))
+        out = cache.memo("bench", key, lambda: task.train(models[name], **kwargs))
         bar.update(round(kwargs["seconds"]))
         return out
 

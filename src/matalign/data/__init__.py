@@ -1,0 +1,1 @@
+"""Raw files, what people bring, curated sets and their splits."""

@@ -1,0 +1,257 @@
+"""The curated set on disk: the contract between curation and everything after. Needs no crystallography package.
+
+A folder holds `materials.parquet`, `structures.safetensors`, `protocols.parquet`, `splits.parquet`, `audit.json` and
+`extras.safetensors` (what single modalities need beyond these; often nothing); `data/README.md` says where the rows
+come from. Writing the same content twice gives the same bytes.
+"""
+
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from matalign import cache, paths
+
+# Column -> Arrow type. Units are in the names; a label that a material lacks is NaN.
+MATERIALS = {
+    "mp_id": pa.string(),  # sorted, unique
+    "formula": pa.string(),  # reduced, as pymatgen spells it
+    "chemsys": pa.string(),  # symbols, sorted, joined by "-"
+    "n_atoms": pa.int64(),  # in the cell of `structures`
+    "space_group": pa.int64(),  # international number
+    "source": pa.string(),  # where the structure comes from
+    "formation_energy_eV_atom": pa.float64(),
+    "band_gap_eV": pa.float64(),
+    "is_metal": pa.float64(),  # 1 where the gap is zero, else 0
+    "bulk_modulus_GPa": pa.float64(),
+    "shear_modulus_GPa": pa.float64(),
+}
+PROTOCOLS = {
+    "protocol_id": pa.string(),  # unique, sorted
+    "mp_id": pa.string(),
+    "doi": pa.string(),
+    "method": pa.string(),  # solid-state or sol-gel
+    "target_formula": pa.string(),  # as written
+    "precursors": pa.list_(pa.string()),
+    "max_temperature_C": pa.float64(),
+    "text_L0": pa.string(),  # rendered; L1 to L3: masked further at each level
+    "text_L1": pa.string(),
+    "text_L2": pa.string(),
+    "text_L3": pa.string(),
+    "train_ok": pa.bool_(),  # False: its DOI also stands in a test protocol, so it is never trained on
+}
+SPLITS = {
+    "mp_id": pa.string(),  # the rows of `materials`, in their order
+    "random": pa.string(),  # train, val or test
+    "chemsys": pa.string(),  # train, val or test
+    "pretrain": pa.string(),  # train, val or excluded
+}
+TENSORS = {"numbers": np.int16, "frac_coords": np.float64, "lattice": np.float64, "ptr": np.int64}
+
+
+@dataclass(frozen=True)
+class Structures:
+    """M periodic crystals with N atoms in all, flat.
+
+    Args:
+        numbers: (N,) atomic numbers.
+        frac_coords: (N, 3) fractional coordinates.
+        lattice: (M, 3, 3) rows are the lattice vectors, Å.
+        ptr: (M + 1,) crystal m holds atoms ``ptr[m]:ptr[m + 1]``.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+
+    numbers: np.ndarray
+    frac_coords: np.ndarray
+    lattice: np.ndarray
+    ptr: np.ndarray
+
+    def __post_init__(self) -> None:
+        atoms, crystals = len(self.numbers), len(self.lattice)
+        if self.frac_coords.shape != (atoms, 3) or self.lattice.shape != (crystals, 3, 3):
+            raise ValueError(
+                f"{atoms} atoms and {crystals} crystals do not fit frac_coords {self.frac_coords.shape} "
+                f"and lattice {self.lattice.shape}"
+            )
+        if len(self.ptr) != crystals + 1 or self.ptr[[0, -1]].tolist() != [0, atoms] or (np.diff(self.ptr) < 1).any():
+            raise ValueError(f"ptr {self.ptr.shape} must rise from 0 to {atoms} in {crystals} steps of at least 1")
+
+    @classmethod
+    def pack(cls, crystals: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> "Structures":
+        """Flatten a list of (numbers (n,), frac_coords (n, 3), lattice (3, 3))."""
+        numbers, frac_coords, lattices = zip(*crystals) if crystals else ((), (), ())
+        return cls(
+            numbers=np.concatenate([np.zeros(0), *numbers]).astype(np.int16),
+            frac_coords=np.concatenate([np.zeros((0, 3)), *frac_coords]).astype(np.float64),
+            lattice=np.array(lattices, dtype=np.float64).reshape(-1, 3, 3),
+            ptr=np.cumsum([0, *map(len, numbers)], dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.lattice)
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers (n,), frac_coords (n, 3) and lattice (3, 3) of one crystal."""
+        row = range(len(self))[row]  # negative rows count from the end; beyond: IndexError
+        atoms = slice(self.ptr[row], self.ptr[row + 1])
+        return self.numbers[atoms], self.frac_coords[atoms], self.lattice[row]
+
+    def fractions(self) -> np.ndarray:
+        """(M, 119) atomic fractions of the crystals, by atomic number."""
+        atoms = np.diff(self.ptr)
+        counts = np.zeros((len(self), 119))
+        np.add.at(counts, (np.repeat(np.arange(len(self)), atoms), self.numbers), 1)
+        return counts / atoms[:, None]
+
+    def take(self, rows: np.ndarray) -> "Structures":
+        """The crystals of these rows, in this order; a row may come twice."""
+        rows = np.asarray(rows, dtype=np.int64)
+        sizes = np.diff(self.ptr)[rows]
+        ptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        atoms = np.repeat(self.ptr[rows] - ptr[:-1], sizes) + np.arange(ptr[-1])
+        return Structures(self.numbers[atoms], self.frac_coords[atoms], self.lattice[rows], ptr)
+
+
+@dataclass(frozen=True)
+class Curated:
+    """A profile's curated set; `materials`, `structures` and `splits` hold the same materials in the same order.
+
+    Args:
+        materials: columns `MATERIALS`.
+        structures: one crystal a material.
+        protocols: columns `PROTOCOLS`.
+        splits: columns `SPLITS`.
+        audit: counts, skipped rows with their reasons, leakage table.
+        extras: modality -> (M, …) floats that it needs beyond these (see `encoders`), NaN where a material has none.
+
+    Raises:
+        ValueError: a missing column, rows that do not correspond, an unknown mp-id in `protocols`.
+    """
+
+    materials: pd.DataFrame
+    structures: Structures
+    protocols: pd.DataFrame
+    splits: pd.DataFrame
+    audit: dict
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, columns in {"materials": MATERIALS, "protocols": PROTOCOLS, "splits": SPLITS}.items():
+            missing = [c for c in columns if c not in getattr(self, name)]
+            if missing:
+                raise ValueError(f"{name}: no column {missing[0]!r}; the contract asks for {', '.join(columns)}")
+        ids = list(self.materials.mp_id)
+        if ids != sorted(set(ids)):
+            raise ValueError("materials: mp_id must be sorted and unique")
+        if len(self.structures) != len(ids) or list(self.splits.mp_id) != ids:
+            raise ValueError(
+                f"{len(ids)} materials, but {len(self.structures)} structures and {len(self.splits)} rows of splits"
+            )
+        for name, values in self.extras.items():
+            if len(values) != len(ids):
+                raise ValueError(f"{len(ids)} materials, but {len(values)} rows of {name}")
+        strangers = sorted(set(self.protocols.mp_id) - set(ids))
+        if strangers:
+            raise ValueError(f"protocols: {len(strangers)} mp-ids are not in materials, first {strangers[0]}")
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hash of the content, all but the audit; of values, not of bytes on disk, so a new pyarrow changes nothing."""
+        hasher = hashlib.blake2b(digest_size=8)
+        for name in TABLES:
+            frame = getattr(self, name)
+            for column in sorted(frame):
+                numeric = frame[column].dtype.kind in "iufb"
+                values = (
+                    frame[column].to_numpy(np.float64).tobytes() if numeric else repr(frame[column].tolist()).encode()
+                )
+                hasher.update(column.encode() + values)
+        arrays = {name: getattr(self.structures, name) for name in TENSORS} | self.extras
+        for name, values in sorted(arrays.items()):
+            hasher.update(name.encode() + np.ascontiguousarray(values).tobytes())
+        return hasher.hexdigest()
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether all materials are of the embedded sample."""
+        return bool((self.materials.source == paths.SAMPLE.name).all())
+
+    def extra(self, modality: str) -> np.ndarray:
+        """(M, …) what curation made for a modality.
+
+        Raises:
+            ValueError: it made nothing; the message says how to have it made.
+        """
+        if modality not in self.extras:
+            raise ValueError(f"no {modality} in the curated set: name it in `modalities` of the stage `curate` as well")
+        return self.extras[modality]
+
+
+def write(folder: Path, curated: Curated) -> None:
+    """Write the six files, each under a temporary name and then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _files(curated).items():
+        temporary = folder / f".{name}"
+        temporary.write_bytes(content)
+        temporary.rename(folder / name)
+    cache.write_json(folder / "audit.json", curated.audit)
+
+
+def read(folder: Path) -> Curated:
+    """Read what `write` wrote.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files is not there; the message says how to make it.
+        ValueError: see `Curated`.
+    """
+    folder = Path(folder)
+    try:
+        files = {name: (folder / name).read_bytes() for name in FILES}
+        audit = json.loads((folder / "audit.json").read_text())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error.filename}: no curated set here; the stage `curate` makes it") from None
+    tables = {name: pq.read_table(io.BytesIO(files[f"{name}.parquet"])).to_pandas() for name in TABLES}
+    tables["protocols"]["precursors"] = [list(p) for p in tables["protocols"].precursors]
+    structures = Structures(**load_tensors(files["structures.safetensors"]))
+    extras = load_tensors(files["extras.safetensors"])
+    return Curated(structures=structures, audit=audit, extras=extras, **tables)
+
+
+TABLES = {"materials": MATERIALS, "protocols": PROTOCOLS, "splits": SPLITS}
+FILES = ("materials.parquet", "structures.safetensors", "protocols.parquet", "splits.parquet", "extras.safetensors")
+
+
+def _files(curated: Curated) -> dict[str, bytes]:
+    tensors = {k: np.ascontiguousarray(getattr(curated.structures, k), dtype=v) for k, v in TENSORS.items()}
+    files = {f"{name}.parquet": _parquet(getattr(curated, name), types) for name, types in TABLES.items()}
+    extras = {name: np.ascontiguousarray(values) for name, values in curated.extras.items()}
+    return {
+        **files,
+        "structures.safetensors": save_tensors(tensors),
+        "extras.safetensors": save_tensors(extras),
+    }
+
+
+def _parquet(frame: pd.DataFrame, types: dict[str, pa.DataType]) -> bytes:
+    """Columns of the contract first, any others after; no pandas metadata, so that its version is not in the bytes."""
+    extra = [c for c in frame.columns if c not in types]
+    frame = frame[[*types, *extra]].reset_index(drop=True)
+    schema = pa.schema(list(types.items())) if not extra else None
+    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
+    if extra:
+        table = table.cast(pa.schema([(f.name, types.get(f.name, f.type)) for f in table.schema]))
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()

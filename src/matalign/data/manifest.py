@@ -1,0 +1,234 @@
+"""A folder of one's own: `manifest.csv` names crystals, protocols and micrographs, each of which may be missing.
+
+One row a material. Columns, of which `id` is asked for; quantities carry their unit in the name (`temperature_C`) or in
+a column beside it (`temperature`, `temperature_unit`):
+
+    id                                      unique
+    structure                               path of a CIF, POSCAR or any file that pymatgen or ASE reads
+    protocol                                path of a .txt or .json file, or the text itself
+    target precursors method doi            or the protocol's fields, as `inputs.record` takes them; formulas
+    action temperature time                 parted by ";"
+    atmosphere medium
+    image pixel_size                        path of a PNG or TIFF, and its scale
+    formation_energy band_gap               properties, where they are known
+    bulk_modulus shear_modulus
+
+Paths are relative to the folder and stay in it. Everything is read and checked before anything is returned.
+"""
+
+import csv
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from matalign.data import inputs
+from matalign.data.protocols import Protocol, same_composition
+from matalign.data.sources import Crystal
+
+NAME = "manifest.csv"
+SHOWN = 20  # errors in one message
+LONGEST = 300  # characters of one of them
+LONG = 100  # more rows than this show a progress bar
+PROPERTIES = ("formation_energy", "band_gap", "bulk_modulus", "shear_modulus")
+FIELDS = tuple(name for name in inputs.FIELDS + inputs.STEP if name not in ("operations", *inputs.UNITS))
+WORDS = ("id", "structure", "protocol", "image", *FIELDS)  # columns that are no quantities
+COLUMNS = WORDS + tuple(
+    f"{name}{end}" for name, units in inputs.UNITS.items() for end in ("", "_unit", *(f"_{u}" for u in units))
+)
+# How an image is looked at to see whether it can be used at all: the scale and size of most models.
+LOOK = {"to_pixel_A": 0.2, "px": 64}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row, read and checked.
+
+    Args:
+        id: unique in the manifest.
+        where: file and row, for messages.
+        structure: the crystal.
+        protocol: a structured one, or text; its target is the crystal's formula where the row names none.
+        image: the file.
+        pixel_A: Å per pixel of the image.
+        properties: column of `dataset.MATERIALS` -> value.
+    """
+
+    id: str
+    where: str
+    structure: Crystal | None
+    protocol: Protocol | str | None
+    image: Path | None
+    pixel_A: float | None
+    properties: dict[str, float]
+
+
+def read(folder: str | Path) -> list[Entry]:
+    """All rows of a folder's manifest.
+
+    Raises:
+        FileNotFoundError: no folder, or no manifest in it.
+        ValueError: what is wrong, by row: all of it, or the first `SHOWN`.
+    """
+    file = Path(folder) / NAME
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; expected a table with the columns {', '.join(WORDS[:4])} …")
+    rows = _rows(file)
+    entries: list[Entry] = []
+    errors: list[str] = []
+    first: dict[str, int] = {}  # id -> the row that has it
+    shown = {"desc": file.parent.name, "unit": "row", "mininterval": 1, "disable": len(rows) <= LONG}
+    for number, row in enumerate(tqdm(rows, **shown), start=2):
+        entry, wrong = _entry(row, file, number)
+        if first.setdefault(entry.id, number) != number and entry.id:
+            wrong.append(f"the id {entry.id!r} is that of row {first[entry.id]} already")
+        entries.append(entry)
+        errors += [f"row {number}: {error[:LONGEST]}" for error in wrong]
+    _stop(file, errors)
+    return entries
+
+
+def _stop(file: Path, errors: list[str]) -> None:
+    if errors:
+        beyond = [f"… and {len(errors) - SHOWN} more"] if len(errors) > SHOWN else []
+        lines = "\n  ".join(errors[:SHOWN] + beyond)
+        raise ValueError(f"{file}: {len(errors)} error{'s' * (len(errors) > 1)}, nothing is imported\n  {lines}")
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """Cells by column, stripped; empty ones are "" and blank rows stay, so that row numbers are those of the file."""
+    csv.field_size_limit(1 << 24)
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            header, *rows = [[cell.strip() for cell in row] for row in csv.reader(stream)] or [[]]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 (byte {error.start}); save it as CSV UTF-8") from None
+    except csv.Error as error:
+        raise ValueError(f"{file}: not a CSV file: {error}") from None
+    if not rows or not any(header):
+        raise ValueError(f"{file}: no rows; expected a header and at least one material")
+    _stop(file, [f"row 1: {error}" for error in _header(header)])
+    long = [
+        f"row {n}: {len(row)} cells for {len(header)} columns"
+        for n, row in enumerate(rows, start=2)
+        if len(row) > len(header)
+    ]
+    _stop(file, long)
+    return [dict(zip(header, row + [""] * (len(header) - len(row)))) for row in rows]
+
+
+def _header(header: list[str]) -> list[str]:
+    """What is wrong with the columns."""
+    errors = [f"the column {c!r} stands there twice" for c in dict.fromkeys(header) if header.count(c) > 1]
+    for column in header:
+        if column in COLUMNS:
+            continue
+        base = next((name for name in inputs.UNITS if column.startswith(f"{name}_")), "")
+        if base:
+            unit = column.removeprefix(f"{base}_")
+            errors.append(f"unknown unit {unit!r} in the column {column!r}; one of {', '.join(inputs.UNITS[base])}")
+            continue
+        nearest = difflib.get_close_matches(column, COLUMNS, n=1)
+        errors.append(
+            f"unknown column {column!r}"
+            + (f"; is it {nearest[0]!r}?" if nearest else f"; known are {', '.join(WORDS)} …")
+        )
+    if "id" not in header:
+        errors.append("no column 'id'")
+    return errors
+
+
+def _entry(row: Mapping[str, str], file: Path, number: int) -> tuple[Entry, list[str]]:
+    """What is right in a row, and what is wrong."""
+    errors: list[str] = []
+
+    def attempt(read: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return read(*args)
+        except (ValueError, OSError) as error:
+            errors.append(str(error))
+            return None
+
+    if not row["id"]:
+        errors.append("no id")
+    structure = attempt(_structure, row, file.parent)
+    protocol = attempt(_protocol, row, file.parent, structure.formula if structure else "")
+    image, pixel_A = attempt(_image, row, file.parent) or (None, None)
+    properties = {name: attempt(_property, row, name) for name in PROPERTIES}
+    found = {f"{name}_{next(iter(inputs.UNITS[name]))}": v for name, v in properties.items() if v is not None}
+    if not errors and structure is None and protocol is None and image is None:
+        errors.append("neither structure nor protocol nor image")
+    return Entry(row["id"], f"{file.name}:{number}", structure, protocol, image, pixel_A, found), errors
+
+
+def _path(cell: str, folder: Path) -> Path:
+    """A file of the folder.
+
+    Raises:
+        ValueError: it leads out of the folder, by whatever way.
+        FileNotFoundError: there is none.
+    """
+    if Path(cell).is_absolute():
+        raise ValueError(f"{cell}: an absolute path; expected one relative to the manifest's folder")
+    root = folder.resolve()
+    path = (root / cell).resolve()  # through links too
+    if not path.is_relative_to(root):
+        raise ValueError(f"{cell}: leaves the manifest's folder")
+    if not path.is_file():
+        raise FileNotFoundError(f"{cell}: no such file")
+    return path
+
+
+def _structure(row: Mapping[str, str], folder: Path) -> Crystal | None:
+    cell = row.get("structure")
+    return inputs.crystal(_path(cell, folder)) if cell else None
+
+
+def _protocol(row: Mapping[str, str], folder: Path, formula: str) -> Protocol | str | None:
+    """Of a row whose structure has this formula ("": it has none)."""
+    cell, fields = row.get("protocol"), _fields(row)
+    told = fields.keys() - {"target", "method", "doi"}
+    if cell and told:
+        raise ValueError(f"both a protocol and its fields ({', '.join(sorted(told))}); give one")
+    if not cell and not told:
+        return None
+    content = fields if told else cell
+    if not told and len(cell.split()) == 1 and Path(cell).suffix.lower() in (".txt", ".json"):
+        try:
+            content = inputs.load_protocol(_path(cell, folder))
+        except ValueError as error:
+            raise ValueError(f"{cell}: {error}") from None
+    if isinstance(content, str):
+        return inputs.protocol(content)
+    content = {**fields, **content}
+    target = content.get("target") or formula
+    if formula and not same_composition(str(target), formula):
+        raise ValueError(f"the protocol's target is {target}, the structure {formula}")
+    return inputs.record({**content, "target": target})
+
+
+def _fields(row: Mapping[str, str]) -> dict[str, str]:
+    """Filled cells of a structured protocol."""
+    names = inputs.FIELDS + inputs.STEP
+    return {c: cell for c, cell in row.items() if cell and (c in names or c.startswith(("temperature_", "time_")))}
+
+
+def _image(row: Mapping[str, str], folder: Path) -> tuple[Path, float] | None:
+    cell, pixel_A = row.get("image"), inputs.quantity(row, "pixel_size")
+    if not cell:
+        return None
+    path = _path(cell, folder)
+    inputs.micrograph(path, pixel_A=pixel_A, **LOOK)
+    return path, pixel_A
+
+
+def _property(row: Mapping[str, str], name: str) -> float | None:
+    value = inputs.quantity(row, name)
+    if value is not None and name == "band_gap" and value < 0:
+        raise ValueError(f"{name} is {value:g}; expected at least 0")
+    if value is not None and name.endswith("modulus") and value <= 0:
+        raise ValueError(f"{name} is {value:g}; expected more than 0")
+    return value

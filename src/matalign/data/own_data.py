@@ -1,0 +1,272 @@
+"""One's own data as a curated set: a folder with a manifest, a CSV with CIFs, or any OPTIMADE provider.
+
+What comes out is what `curate` makes of the project's sources, so that embedding, retrieval and recommendation work on
+it; `write` puts it where a profile's set would be. The column `mp_id` holds the user's ids. Splits are those of every
+set: what a model was not to see in training, by its elements, is in the test set here as well.
+"""
+
+import csv
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from matalign import paths
+from matalign.data import curate, dataset, inputs, manifest, protocols, providers, splits
+from matalign.data.curate import Skipped
+from matalign.data.dataset import Curated
+from matalign.data.manifest import Entry
+from matalign.data.sources import LABELS, Crystal, Material
+
+SOURCE = "own"
+SEED = 0  # of the splits: that of all profiles
+# Columns of a CSV with CIFs -> ours. MP-20 has the first three; names with units are ours.
+CSV_COLUMNS = {
+    "material_id": "mp_id",
+    "formation_energy_per_atom": "formation_energy_eV_atom",
+    "band_gap": "band_gap_eV",
+    "id": "mp_id",
+    "mp_id": "mp_id",
+    **{label: label for label in LABELS},
+}
+
+
+def import_folder(folder: str | Path) -> Curated:
+    """A folder with a `manifest.csv` (see `manifest`).
+
+    The table of materials gets the columns `image` (path; "" where there is none) and `image_pixel_A`, for
+    `micrographs`. A free text stands as it is at every mask level. A row without a structure has no place in a curated
+    set: `audit["skipped"]` counts it, and `manifest.read` has its protocol and image.
+
+    Raises:
+        FileNotFoundError, ValueError: see `manifest.read`; or no row has a structure.
+    """
+    entries = manifest.read(folder)
+    skipped = Skipped()
+    for entry in entries:
+        if entry.structure is None:
+            skipped.add(SOURCE, "no structure", f"{entry.where}: {entry.id}")
+    placed = sorted((e for e in entries if e.structure is not None), key=lambda entry: entry.id)
+    if not placed:
+        raise ValueError(f"{folder}: none of {len(entries)} rows has a structure; a curated set holds structures")
+    listed = [Material(e.id, SOURCE, e.where, e.id, {c: repr(v) for c, v in e.properties.items()}) for e in placed]
+    rows = [_protocol_row(entry) for entry in placed if entry.protocol is not None]
+    columns = {
+        "image": [str(entry.image or "") for entry in placed],
+        "image_pixel_A": [math.nan if entry.pixel_A is None else entry.pixel_A for entry in placed],
+    }
+    return _curated(listed, {entry.id: entry.structure for entry in placed}, rows, skipped, columns=columns)
+
+
+def import_csv(file: str | Path, *, workers: int = 2) -> Curated:
+    """A CSV with a column `cif`, as the benchmarks of CDVAE have it (MP-20, Perov-5, Carbon-24).
+
+    Columns of `CSV_COLUMNS` are taken, others are left and named in `audit["columns"]`: Perov-5's heats and gaps and
+    Carbon-24's energies are other quantities than ours. A row whose CIF cannot be used is counted in
+    `audit["skipped"]` under its reason.
+
+    Args:
+        file: the CSV.
+        workers: processes that parse; what a killed import has parsed is found again.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not UTF-8, no rows, no column of CIFs or of ids, or two of one kind; no readable structure at all.
+    """
+    file = Path(file)
+    header, listed = _csv(file)
+    skipped = Skipped()
+    kept = curate.candidates(listed, skipped)
+    crystals = curate.parse_cifs(list(dict.fromkeys(m.cif for m in kept)), workers=workers)
+    checked = {text: _checked(found) for text, found in crystals.items()}
+    used = [column for column in header if column == "cif" or column in CSV_COLUMNS]
+    columns = {"taken": used, "left": [column for column in header if column and column not in used]}
+    return _curated(kept, checked, [], skipped, about={"columns": columns})
+
+
+def import_optimade(
+    provider: str, filter: str, *, max_structures: int = 0, labels: Mapping[str, str] | None = None
+) -> Curated:
+    """Structures of an OPTIMADE provider; see `providers.download`.
+
+    Args:
+        provider: a name of `providers.URLS`, or a base URL.
+        filter: in OPTIMADE's language, such as ``'elements HAS ALL "Ba","Ti" AND nsites<=20'``; "" for everything.
+        max_structures: take so many, in the provider's order; 0: all.
+        labels: the provider's own field -> column of `sources.LABELS` in whose unit it is; by default none, as the
+            meaning of such fields is the provider's.
+
+    Raises:
+        ValueError: an unknown name, an unreadable filter or label; no usable structure.
+        ConnectionError: the provider cannot be reached, or does not answer as the standard asks; what has come is kept.
+    """
+    labels = dict(labels or {})
+    if unknown := set(labels.values()) - set(LABELS):
+        raise ValueError(f"unknown label {sorted(unknown)[0]!r}; one of {', '.join(LABELS)}")
+    records = providers.download(provider, filter, max_structures=max_structures, fields=tuple(labels))
+    if not records:
+        raise ValueError(f"{provider} has no structure that answers to {filter!r}")
+    skipped, listed, crystals = Skipped(), [], {}
+    source = provider if provider in providers.URLS else "optimade"
+    for number, record in enumerate(tqdm(records, desc="crystals", unit="record", mininterval=1)):
+        where, about = f"{provider}:{number}", record.get("attributes") or {}
+        values = {ours: str(about[theirs]) for theirs, ours in labels.items() if about.get(theirs) is not None}
+        listed.append(Material(str(record.get("id") or ""), source, where, where, values))
+        try:
+            crystals[where] = inputs.crystal(record)
+        except ValueError as error:
+            crystals[where] = str(error).partition(": ")[2]  # after the record's name
+    query = {"provider": provider, "filter": filter, "records": len(records)}
+    return _curated(curate.candidates(listed, skipped), crystals, [], skipped, about={"query": query})
+
+
+def write(name: str, curated: Curated) -> Path:
+    """Put a set into `data/curated/<name>`, where `dataset.read(paths.curated(name))` and the notebooks find it.
+
+    Raises:
+        ValueError: see `checked_name`.
+    """
+    folder = paths.curated(checked_name(name))
+    dataset.write(folder, curated)
+    return folder
+
+
+def checked_name(name: str) -> str:
+    """The name of a set; raises a ValueError if it is that of a profile of params.yaml, or no folder's name."""
+    if name in yaml.safe_load(paths.PARAMS.read_text()) or not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f"{name!r}: expected a name of letters, digits, _ and - that is no profile of params.yaml")
+    return name
+
+
+def micrographs(
+    curated: Curated, *, pixel_A: float, px: int
+) -> tuple[Int[np.ndarray, " n"], Float[Tensor, "n 1 height width"]]:
+    """The images of an imported folder, as a model's image tower takes them.
+
+    Args:
+        curated: from `import_folder`.
+        pixel_A: Å per pixel of the model (`model.config.pixel_A`).
+        px: its image size (`model.config.image_px`).
+
+    Returns:
+        (n,) rows of the materials that have an image; (n, 1, px, px) for `encode.Model.embed_images`.
+    """
+    table = curated.materials
+    rows = np.flatnonzero(table["image"] != "") if "image" in table else np.zeros(0, int)
+    images = [
+        inputs.micrograph(table["image"].iloc[row], pixel_A=table["image_pixel_A"].iloc[row], to_pixel_A=pixel_A, px=px)
+        for row in rows
+    ]
+    return rows, torch.from_numpy(np.array(images, np.float32).reshape(-1, 1, px, px))
+
+
+def _csv(file: Path) -> tuple[list[str], list[Material]]:
+    """Columns and rows; the CIF's text is not looked at."""
+    csv.field_size_limit(1 << 24)
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            header, rows = list(reader.fieldnames or ()), list(reader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 (byte {error.start}); save it as CSV UTF-8") from None
+    except csv.Error as error:
+        raise ValueError(f"{file}: not a CSV file: {error}") from None
+    if not rows:
+        raise ValueError(f"{file}: no rows; expected a header and at least one material")
+    taken: dict[str, str] = {}  # ours -> theirs
+    for column in header:
+        ours = CSV_COLUMNS.get(column)
+        if ours in taken:
+            raise ValueError(f"{file}: the columns {taken[ours]!r} and {column!r} both are {ours}; drop one")
+        if ours:
+            taken[ours] = column
+    for asked, known in (("cif", "cif" in header), ("material_id", "mp_id" in taken)):
+        if not known:
+            raise ValueError(f"{file}: no column {asked!r}; the columns are {', '.join(header)}")
+    labels = {ours: theirs for ours, theirs in taken.items() if ours != "mp_id"}
+    return header, [
+        Material(
+            (row[taken["mp_id"]] or "").strip(),
+            SOURCE,
+            f"{file.name}:{number}",
+            row["cif"] or None,
+            {ours: row[theirs] for ours, theirs in labels.items()},
+        )
+        for number, row in enumerate(rows, start=2)
+    ]
+
+
+def _checked(found: Crystal | str) -> Crystal | str:
+    """A parsed crystal, or why it cannot be used."""
+    if isinstance(found, Crystal):
+        try:
+            inputs.checked(found.numbers, found.frac_coords, found.lattice)
+        except ValueError as error:
+            return str(error)
+    return found
+
+
+def _protocol_row(entry: Entry) -> dict[str, Any]:
+    """A row of the table of protocols, without `train_ok`."""
+    row = {"protocol_id": entry.id, "mp_id": entry.id}
+    if isinstance(entry.protocol, str):
+        nothing = {"doi": "", "method": "", "target_formula": entry.structure.formula, "precursors": []}
+        texts = {f"text_L{level}": entry.protocol for level in protocols.LEVELS}
+        return {**row, **nothing, "max_temperature_C": math.nan, **texts}
+    record = entry.protocol
+    return {
+        **row,
+        "doi": record.doi,
+        "method": record.method,
+        "target_formula": record.target_formula,
+        "precursors": list(record.precursors),
+        "max_temperature_C": record.max_temperature_C,
+        **{f"text_L{level}": protocols.render(record, level=level) for level in protocols.LEVELS},
+    }
+
+
+def _curated(
+    listed: Sequence[Material],
+    crystals: Mapping[str, Crystal | str],
+    rows: Sequence[Mapping[str, Any]],
+    skipped: Skipped,
+    *,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Curated:
+    """What `curate.run` makes of a profile.
+
+    Args:
+        listed: materials; `cif` is a key of `crystals`.
+        crystals: or why there is none.
+        rows: of protocols, sorted.
+        skipped: what was left out before.
+        columns: more columns of the materials, where all of them are kept and sorted by id.
+        about: more for the audit.
+    """
+    materials, structures, conflicts = curate.merge(listed, crystals, skipped, min_formation_energy_eV_atom=-math.inf)
+    materials = materials.assign(**columns or {})
+    pairs = pd.DataFrame(rows, columns=[column for column in dataset.PROTOCOLS if column != "train_ok"])
+    table, pairs["train_ok"] = splits.build(materials, pairs, seed=SEED)
+    audit = {
+        "stage": "import",
+        "synthetic": False,
+        "seed": SEED,
+        "counts": curate.count(materials, pairs),
+        "cohorts": curate.cohorts(materials, pairs),
+        "splits": {ladder: table[ladder].value_counts().sort_index().to_dict() for ladder in table.columns[1:]},
+        "skipped": skipped.table(),
+        "conflicts": conflicts,
+        "audit": splits.audit(materials, structures.lattice, pairs, table),
+        **(about or {}),
+    }
+    return Curated(materials, structures, pairs, table, audit)

@@ -1,0 +1,1 @@
+"""Running a stage, and the record of who made what."""

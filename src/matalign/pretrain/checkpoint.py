@@ -1,0 +1,168 @@
+"""Training state on disk, and the folder of a finished model.
+
+Files appear under a temporary name and are renamed when whole. Nothing is pickled.
+"""
+
+import dataclasses
+import json
+import math
+import resource
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from matalign import cache
+from matalign.pretrain import align
+from matalign.pretrain.batches import VALIDATION, Examples, rank, world
+
+
+@dataclass
+class Progress:
+    """Where training stands; with the weights and the optimiser, all that a resume needs."""
+
+    epoch: int = 0  # finished
+    step: int = 0  # of the epoch
+    steps: int = 0  # of all epochs
+    loss_sum: float = 0.0  # of the epoch's steps
+    best: float = math.inf  # validation loss
+    best_epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    log_bytes: int = 0  # of log.jsonl; what a killed run wrote after is cut off
+
+
+def save(file: Path, model: align.AlignModel, at: Progress, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Write weights, position and, if given, the optimiser's state: temporary name, then rename. First rank only."""
+    if rank() > 0:
+        return
+    tensors = {f"model.{name}": t.detach().cpu().contiguous() for name, t in model.weights().items()}
+    if optimizer:
+        for i, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": t.cpu().contiguous() for name, t in moments.items()}
+    temporary = file.with_name(f".{file.name}")
+    save_file(tensors, temporary, metadata={"progress": json.dumps(dataclasses.asdict(at))})
+    temporary.rename(file)
+
+
+def restore(file: Path, model: align.AlignModel, optimizer: torch.optim.Optimizer | None = None) -> Progress:
+    """Read what `checkpoint` wrote into the model and, if given, the optimiser."""
+    with safe_open(file, framework="pt") as stored:
+        tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        at = Progress(**json.loads(stored.metadata()["progress"]))
+    model.load_weights({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+    if optimizer:
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            if part == "optimizer":
+                i, _, what = rest.partition(".")
+                moments.setdefault(int(i), {})[what] = tensor
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return at
+
+
+def export(examples: Examples, at: Progress, folder: Path) -> None:
+    """Write the finished model: weights, `config.json` with all that a reader needs to know of them, and the log.
+
+    Weights that a GPU has trained are kept in bfloat16, in which it has multiplied them.
+    """
+    model, curated, towers = examples.model, examples.curated, examples.model.towers
+    temporary = folder / ".model"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    align.save(model, temporary, dtype=torch.bfloat16 if examples.device.type == "cuda" else None)
+    shutil.copy(folder / "log.jsonl", temporary)
+    about = {
+        "pretrain": dataclasses.asdict(examples.cfg),
+        "data": curated.digest,
+        "synthetic": curated.synthetic,
+        "n_train": int((curated.splits.pretrain == "train").sum()),
+        "n_val": len(examples.views("val", VALIDATION)),
+        "ranks": world(),
+        "parameters": model.parameter_counts(),
+        "image_init": towers["image"].initialisation if "image" in towers else "",
+        "text_model_hash": towers["text"].fingerprint if "text" in towers else "",
+        "best_epoch": at.best_epoch,
+        "history": at.history,
+    }
+    cache.write_json(temporary / "config.json", about)
+    temporary.rename(folder / "model")
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    """What results/<profile>/metrics/pretrain.json holds, from a finished model's folder.
+
+    Returns:
+        Contents of its `config.json`, rearranged, and `steps`: {step, epoch, loss, temperature, rows} of each step.
+    """
+    about = json.loads((folder / "config.json").read_text())
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    cfg = about.pop("pretrain")
+    head = {"stage": "pretrain", "profile": cfg["profile"], "synthetic": about.pop("synthetic"), "seed": cfg["seed"]}
+    made_of = {"modalities": cfg["modalities"], "loss": cfg["loss"], "text_model": cfg["text_model"]}
+    return {**head, **made_of, **about, "steps": [line for line in lines if "step" in line]}
+
+
+class Clock:
+    """What training takes, on the first rank: `times.jsonl` beside the log, which must not differ between two runs.
+
+    A line is {what, epoch, rows, seconds since the line before, waited_s: of these, for the batch, peak_memory_GiB: of
+    the GPU if there is one, else of the process}. Lines of steps that a resume repeats stay: their time was spent.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.last = folder / "times.jsonl", time.monotonic()
+
+    def tick(self, what: str, *, epoch: int, rows: int = 0, waited_s: float = 0.0) -> None:
+        """Write the line of what ends now."""
+        now = time.monotonic()
+        line = {"what": what, "epoch": epoch, "rows": rows, "seconds": round(now - self.last, 4)}
+        line |= {"waited_s": round(waited_s, 4), "peak_memory_GiB": round(peak_memory_GiB(), 3)}
+        self.last = now
+        if rank() == 0:
+            with open(self.file, "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def peak_memory_GiB() -> float:
+    """The most memory that this process has held at once: of its GPU if it uses one, else of the machine."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
+def epochs(folder: Path) -> list[dict[str, float]]:
+    """What each epoch took, from `times.jsonl`.
+
+    Returns:
+        epoch; minutes, all told; materials_per_s, of its steps; waiting, the share of the steps' time that went into
+        graphs and texts of the batch (images are made in the step); peak_memory_GiB so far.
+    """
+    lines = [json.loads(line) for line in (folder / "times.jsonl").read_text().splitlines()]
+    out = []
+    for epoch in sorted({line["epoch"] for line in lines if line["rows"]}):
+        own = [line for line in lines if line["epoch"] == epoch]
+        steps = [line for line in own if line["rows"]]
+        seconds = sum(line["seconds"] for line in steps)
+        out.append(
+            {
+                "epoch": epoch,
+                "minutes": round(sum(line["seconds"] for line in own) / 60, 2),
+                "materials_per_s": round(sum(line["rows"] for line in steps) / seconds, 1),
+                "waiting": round(sum(line["waited_s"] for line in steps) / seconds, 4),
+                "peak_memory_GiB": max(line["peak_memory_GiB"] for line in own),
+            }
+        )
+    return out
+
+
+def seconds(folder: Path) -> float:
+    """What the whole run took."""
+    return sum(json.loads(line)["seconds"] for line in (folder / "times.jsonl").read_text().splitlines())

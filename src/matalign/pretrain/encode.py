@@ -1,0 +1,211 @@
+"""The public way to embeddings: `load("laptop").embed_structures(structures)`.
+
+A model reads what the curated set holds: structures (numbers, fractional coordinates, lattice), protocols as text, and
+standardised micrographs. What it returns lies in one space: unit vectors, compared by their dot product.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from matalign import config, paths, towers
+from matalign.config import Pretrain
+from matalign.data.dataset import Curated, Structures
+from matalign.pretrain import align
+from matalign.towers import crystal
+from matalign.views import imaging
+from matalign.views.graphs import GraphStore
+
+ROWS = 128  # in a batch
+EVALUATION = -2  # the epoch whose key the views of evaluation have: never trained or validated on
+LONG = 100  # more items than this show a progress bar
+CHUNK = 4096  # vectors that `nearest` compares with at a time
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, in evaluation mode."""
+
+    config: Pretrain
+    aligned: align.AlignModel
+
+    @property
+    def towers(self) -> nn.ModuleDict:
+        """Modality -> tower."""
+        return self.aligned.towers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.aligned.log_temperature.device
+
+    def graphs(self, structures: Structures) -> GraphStore:
+        """Neighbour graphs as this model's crystal tower takes them, where the model is."""
+        return crystal.graphs(self.config, structures, self.device)
+
+    def embed(
+        self, modality: str, curated: Curated, *, epoch: int = -1
+    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n dim"]]:
+        """Any modality of the materials of a curated set, one view of each.
+
+        Args:
+            modality: of those the model was trained on.
+            curated: the set.
+            epoch: key of what is random in a view; −1: as validation shows it.
+
+        Returns:
+            (n,) rows of the materials that have the modality; (n, embed_dim) float32 unit vectors.
+        """
+        inputs = towers.load(modality).Inputs(self.config, curated, self._tower(modality), self.device)
+        rows = np.flatnonzero(inputs.has)
+        ids = curated.materials.mp_id.to_numpy()[rows]
+        keys = np.array([imaging.view_seed(self.config.seed, epoch, mp_id, 0) for mp_id in ids], np.uint64)
+
+        def encode(part: Tensor) -> Tensor:
+            return self.aligned.encode(modality, inputs(rows[part.numpy()], keys[part.numpy()]))
+
+        return rows, self._batched(len(rows), encode, modality)
+
+    def embed_structures(self, structures: Structures) -> Float[np.ndarray, "crystals dim"]:
+        """(M, embed_dim) float32 unit vectors of M crystals."""
+        return self._crystals(structures, lambda batch: self.aligned.encode("crystal", batch))
+
+    def crystal_features(self, structures: Structures) -> Float[np.ndarray, "crystals width"]:
+        """(M, width) float32: the crystal tower's pooled features, before the head."""
+        return self._crystals(structures, lambda batch: self._tower("crystal")(batch)[0])
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        """(n, embed_dim) float32 unit vectors of protocols; frozen layers' features are cached in scratch."""
+        features = self._tower("text").features(texts, progress=len(texts) > LONG).to(self.device)
+        return self._batched(len(texts), lambda rows: self.aligned.encode("text", features[rows]), "texts")
+
+    def micrographs(
+        self, curated: Curated, rows: Int[np.ndarray, " n"], *, seed: int, epoch: int
+    ) -> Float[Tensor, "n 1 height width"]:
+        """One micrograph of each of some materials of a curated set, as the image tower takes them.
+
+        Args:
+            curated: the set.
+            rows: (n,) of it.
+            seed: with epoch and mp-id the key of the view.
+            epoch: `EVALUATION` for a view that no training shows.
+        """
+        inputs = towers.load("image").Inputs(self.config, curated, self._tower("image"), self.device)
+        ids = curated.materials.mp_id.to_numpy()[rows]
+        return inputs(rows, np.array([imaging.view_seed(seed, epoch, mp_id, 0) for mp_id in ids], np.uint64))
+
+    def embed_images(self, images: Float[Tensor, "images 1 height width"]) -> Float[np.ndarray, "images dim"]:
+        """(n, embed_dim) float32 unit vectors of micrographs as `imaging.render` returns them."""
+        self._tower("image")
+        return self._batched(
+            len(images), lambda rows: self.aligned.encode("image", images[rows].to(self.device)), "images"
+        )
+
+    def _tower(self, modality: str) -> nn.Module:
+        if modality not in self.towers:
+            raise ValueError(f"this model has no {modality} tower; it was trained on {self.config.modalities}")
+        return self.towers[modality]
+
+    def _crystals(self, structures: Structures, encode: Callable) -> np.ndarray:
+        self._tower("crystal")
+        store = self.graphs(structures) if len(structures) else None
+        return self._batched(len(structures), lambda rows: encode(store.batch(rows)), "structures")
+
+    @torch.no_grad()
+    def _batched(self, n: int, encode: Callable[[Tensor], Tensor], what: str) -> np.ndarray:
+        out = []
+        with tqdm(total=n, desc=what, mininterval=1, disable=n <= LONG) as bar:
+            for rows in torch.arange(n).split(ROWS) if n else ():
+                out.append(encode(rows).float().cpu().numpy())
+                bar.update(len(rows))
+        return np.concatenate(out) if out else np.zeros((0, self.config.embed_dim), np.float32)
+
+
+def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
+    """Load a trained model.
+
+    Args:
+        profile_or_path: a profile whose model is in `results/<profile>/pretrained`, or a folder of that kind.
+        device: where to put it.
+
+    Raises:
+        FileNotFoundError: there is no model; the message says how to make it.
+        ValueError: the weights do not fit the config, or the text model here is not the one it was trained with.
+    """
+    folder = Path(profile_or_path)
+    if not (folder / "config.json").exists():
+        folder = paths.results(str(profile_or_path)) / "pretrained"
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"no model in {folder}; the stage `pretrain` makes it, or give its folder")
+    about = json.loads((folder / "config.json").read_text())
+    cfg = config.build(Pretrain, about["pretrain"], where=str(folder / "config.json"))
+    model = align.build(cfg, initialise=False)
+    align.load(model, folder)
+    if "text" in model.towers and model.towers["text"].fingerprint != about["text_model_hash"]:
+        here, then = model.towers["text"].fingerprint, about["text_model_hash"]
+        raise ValueError(f"text model {cfg.text_model!r} has hash {here}; {folder} was trained with {then}")
+    return Model(cfg, model.to(device).eval())
+
+
+@cache
+def fingerprint(profile: str, folder: str, modality: str = "") -> str:
+    """Hash of the saved weights of a model's tower, or of all its towers and heads.
+
+    Args:
+        profile: whose results hold the model.
+        folder: the model's, in these.
+        modality: whose tower; "": all.
+    """
+    files = sorted((paths.results(profile) / folder).glob(f"{modality}*.safetensors"))
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
+
+
+@torch.no_grad()
+def nearest(
+    queries: Float[np.ndarray, "queries dim"], vectors: Float[np.ndarray, "vectors dim"], k: int
+) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
+    """The k vectors of largest inner product with each query: exact, in memory of one chunk beside the arguments.
+
+    Args:
+        queries: (n, dim) float32.
+        vectors: (m, dim) float32.
+        k: how many, from 1 to m.
+
+    Returns:
+        Indices (n, k) of vectors, the most similar first, of equals the one with the smaller index; and the inner
+        products (n, k).
+
+    Raises:
+        ValueError: k is not between 1 and the number of vectors.
+    """
+    if not 1 <= k <= len(vectors):
+        raise ValueError(f"k must be between 1 and the {len(vectors)} vectors, got {k}")
+    queries, vectors = torch.from_numpy(queries), torch.from_numpy(vectors)
+    value, index = torch.full((len(queries), k), -torch.inf), torch.zeros((len(queries), k), dtype=torch.long)
+    for chunk, where in zip(vectors.split(CHUNK), torch.arange(len(vectors)).split(CHUNK)):
+        product = queries @ chunk.T  # (n, chunk)
+        rows = (product.amax(1) > value[:, -1]).nonzero().squeeze(1)  # an equal in a later chunk has a larger index
+        v, i = _top(product[rows], min(k, len(chunk)))
+        v, i = torch.cat([value[rows], v], 1), torch.cat([index[rows], where[i]], 1)
+        v, order = v.sort(dim=1, descending=True, stable=True)
+        value[rows], index[rows] = v[:, :k], i.gather(1, order)[:, :k]
+    return index.numpy(), value.numpy()
+
+
+def _top(product: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """The k largest of each row in falling order, and where; a row with equals is sorted, the first of them first."""
+    value, index = product.topk(min(k + 1, product.shape[1]), 1)
+    tied = (value[:, 1:] == value[:, :-1]).any(1)
+    if tied.any():
+        v, i = product[tied].sort(dim=1, descending=True, stable=True)
+        value[tied], index[tied] = v[:, : value.shape[1]], i[:, : value.shape[1]]
+    return value[:, :k], index[:, :k]

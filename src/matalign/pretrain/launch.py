@@ -1,0 +1,141 @@
+"""Pretraining from a process that never touches a GPU: its ranks run under torchrun, in processes of their own."""
+
+import codecs
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from matalign import cache, config, paths
+from matalign.config import Pretrain
+from matalign.data import dataset
+from matalign.pretrain import align, checkpoint, train
+
+DRY_RUN_STEPS = 2
+CONTROL = "control"  # subfolder of the model
+LAUNCHER = (  # torchrun, ending with the process that started it
+    "import sys; from matalign import scratch; scratch.die_with_parent(int(sys.argv.pop(1))); "
+    "from torch.distributed.run import main; main()"
+)
+
+
+def pretrain(cfg: Pretrain, *, dry_run_ranks: int = 0) -> Path:
+    """Train in subprocesses; a run finished earlier, by hand on several nodes too, is not done again.
+
+    Args:
+        cfg: parameters; `results/<profile>/pretrained` is where the model goes, what each epoch took, to
+            `results/<profile>/provenance/pretrain_epochs.json`, and the control, if `cfg.control` asks for it, to
+            `pretrained/control`.
+        dry_run_ranks: instead, two steps on so many CPU processes: a run of several ranks where there are no GPUs.
+
+    Returns:
+        The model's folder; of a dry run, one in scratch.
+
+    Raises:
+        ValueError: `cfg.gpus` asks for more GPUs than there are.
+        RuntimeError: training failed; the message is the traceback of the rank that failed first, or which was killed.
+    """
+    if dry_run_ranks:
+        shutil.rmtree(folder(cfg, stage="dry-run"))
+        run = folder(cfg, stage="dry-run")
+        torchrun(cfg, run, ranks=dry_run_ranks, max_steps=DRY_RUN_STEPS, on_cpu=True)
+        return run / "model"
+    run, ranks = folder(cfg), rank_count(cfg.gpus)
+    target = paths.results(cfg.profile) / "pretrained"
+    temporary = target.with_name(f".pretrained.{os.getpid()}")
+    _train(cfg, run, temporary, ranks=ranks)
+    if cfg.control:
+        control = alone(cfg)
+        _train(control, folder(control), temporary / CONTROL, ranks=ranks)
+    (target.parent / "provenance").mkdir(parents=True, exist_ok=True)
+    cache.write_json(target.parent / "provenance" / "pretrain_epochs.json", checkpoint.epochs(run))
+    shutil.rmtree(target, ignore_errors=True)
+    return temporary.rename(target)
+
+
+def alone(cfg: Pretrain) -> Pretrain:
+    """The control of a config: the crystal tower with the auxiliary objective alone, shown as many crystals.
+
+    It stops when `cfg.epochs` are over, not early: the loss of the other run is another.
+    """
+    return dataclasses.replace(cfg, modalities=align.CRYSTAL, control=False, patience=cfg.epochs)
+
+
+def _train(cfg: Pretrain, run: Path, target: Path, *, ranks: int) -> None:
+    """Train in `run` what is not trained yet, and copy the model to `target`."""
+    fresh = not (run / "model").exists()
+    if fresh:
+        here = torch.cuda.device_count()  # asks the driver, without making a context
+        if ranks > max(here, 1):
+            raise ValueError(
+                f"gpus is {cfg.gpus!r} on a machine with {here}; several nodes: see matalign.pretrain.train; "
+                "launch.pretrain(cfg, dry_run_ranks=4) tries four ranks on the CPU"
+            )
+        torchrun(cfg, run, ranks=ranks, on_cpu=not here)
+    cache.note("pretrain", "computed" if fresh else "loaded", checkpoint.seconds(run))
+    shutil.copytree(run / "model", target)
+    about = json.loads((target / "config.json").read_text())
+    about["pretrain"]["profile"] = cfg.profile  # profiles of one content share a run
+    cache.write_json(target / "config.json", about)
+
+
+def folder(cfg: Pretrain, *, stage: str = "pretrain") -> Path:
+    """The scratch folder of a run, with its `pretrain.json`: found by the parameters, the data and the version.
+
+    Not on the ranks, which change nothing but rounding: a run goes on, and is found, on a machine of other GPUs.
+    """
+    key = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("profile", "control", "gpus")}
+    key["data"] = dataset.read(paths.curated(cfg.profile)).digest
+    path = cache.folder(stage, key | {"version": config.version("pretrain")})
+    cache.write_json(path / "pretrain.json", dataclasses.asdict(cfg))
+    return path
+
+
+def rank_count(gpus: str) -> int:
+    """How many processes `gpus` means: `auto`, those of this machine."""
+    if gpus == "auto":
+        return max(torch.cuda.device_count(), 1)
+    if not gpus.isdigit() or int(gpus) < 1:
+        raise ValueError(f"gpus must be 'auto' or a number of at least 1, got {gpus!r}")
+    return int(gpus)
+
+
+def torchrun(cfg: Pretrain, run: Path, *, ranks: int, max_steps: int = 0, on_cpu: bool) -> None:
+    """Train in `run` with so many ranks on this machine, which end with this process; raises as `pretrain`."""
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(max(1, cfg.threads // ranks) if on_cpu else cfg.threads),
+        "MATALIGN_ROOT": str(paths.ROOT),
+        "MATALIGN_SCRATCH": str(paths.SCRATCH),
+        **({"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}),
+    }
+    command = [sys.executable, "-c", LAUNCHER, str(os.getpid()), "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["-m", train.__name__, "--config", str(run / "pretrain.json"), "--max-steps", str(max_steps)]
+    for old in run.glob("error-*.txt"):
+        old.unlink()
+    text, tail = codecs.getincrementaldecoder("utf-8")(errors="replace"), ""
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        while chunk := os.read(process.stdout.fileno(), 1 << 14):
+            said = text.decode(chunk)
+            tail = (tail + said)[-10_000:]
+            sys.stderr.write(said)
+            sys.stderr.flush()
+        process.wait()
+    finally:
+        process.kill()  # does nothing to a process that has ended; its ranks die with it
+        process.wait()
+        process.stdout.close()
+    if process.returncode:
+        errors = sorted(run.glob("error-*.txt"), key=lambda file: file.stat().st_mtime_ns)
+        # A rank that was killed leaves no traceback, those that waited for it do; torchrun itself ends them by SIGTERM.
+        killed = re.findall(r"rank +: (\d+) .*\n +exitcode +: (-(?!15 )\d+ .*)", tail)
+        why = [f"rank {number} was killed: exit code {code}" for number, code in killed]
+        why = "\n".join([*why, errors[0].read_text() if errors else tail])
+        raise RuntimeError(f"training ended with exit code {process.returncode}; its state is in {run}\n{why}")

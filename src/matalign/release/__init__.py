@@ -1,0 +1,1 @@
+"""The model that others use, and its command line."""

@@ -1,0 +1,315 @@
+"""The command `matalign`: a released model asked from a shell.
+
+Tables are for people, `--json` and `--csv` for programs. A file that cannot be read is named on standard error with
+what is wrong in it, and the others go on. Exit code: 0 all went well, 1 some or all failed, 2 the command is wrong.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:  # they take seconds to import, and `--help` needs none
+    import numpy as np
+    import pandas as pd
+
+    from matalign.data.dataset import Structures
+    from matalign.release.released import Released
+
+IMAGES = (".png", ".tif", ".tiff")
+SUFFIXES = (".npy", ".safetensors")  # of what `embed` writes
+WIDTH = 60  # letters of a cell of a table for people
+
+Files = Annotated[list[Path], typer.Argument(help="CIF, POSCAR, OPTIMADE .json; for vectors also images, protocols")]
+ModelName = Annotated[str, typer.Option("--model", "-m", help="profile with a released model, or its folder")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="print CSV")]
+Pixel = Annotated[float | None, typer.Option("--pixel-A", help="Å per pixel of the images")]
+
+app = typer.Typer(
+    help="Crystals, synthesis protocols and micrographs in one space.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help and errors: no message is broken by a frame
+)
+
+
+@app.command()
+def predict(files: Files, model: ModelName = "laptop", as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """Formation energy, gap, P(metal), K and G of crystals, each with an interval."""
+    one_of(as_json, as_csv)
+    loaded = load(model)
+    names, found = crystals(files)
+    rows = loaded.predict(found)
+    rows.insert(0, "file", names)
+    show(rows if as_json or as_csv else ranges(rows), as_json=as_json, as_csv=as_csv)
+    end(files, names)
+
+
+@app.command()
+def embed(
+    files: Files,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write: .npy or .safetensors")] = None,
+    model: ModelName = "laptop",
+    pixel_A: Pixel = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Vectors of crystals, images (.png, .tif) and protocols (.txt, .json) in the shared space."""
+    one_of(as_json, as_csv)
+    if out is None and not (as_json or as_csv):
+        raise typer.BadParameter("expected --out, --json or --csv")
+    if out is not None and out.suffix not in SUFFIXES:
+        raise typer.BadParameter(f"--out {out}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    import pandas as pd
+
+    names, found = vectors(files, load(model), pixel_A)
+    if out is not None:
+        save(out, found, names)
+        print(f"{len(found)} vectors of {found.shape[1]} numbers in {out}", file=sys.stderr)
+    if as_json or as_csv:
+        rows = pd.DataFrame(found, columns=[f"z{i}" for i in range(found.shape[1])])
+        rows.insert(0, "file", names)
+        show(rows, as_json=as_json, as_csv=as_csv)
+    end(files, names)
+
+
+@app.command()
+def neighbours(
+    files: Files,
+    k: Annotated[int, typer.Option("-k", min=1, help="how many for each file")] = 10,
+    among: Annotated[str, typer.Option(help="crystal or protocol")] = "crystal",
+    model: ModelName = "laptop",
+    pixel_A: Pixel = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """What lies nearest to a crystal, an image or a protocol."""
+    one_of(as_json, as_csv)
+    loaded = load(model)
+    names, found = vectors(files, loaded, pixel_A)
+    try:
+        rows = loaded.neighbours(found, k, among=among)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    rows.insert(0, "file", [names[query] for query in rows.pop("query")])
+    show(rows, as_json=as_json, as_csv=as_csv)
+    end(files, names)
+
+
+@app.command()
+def recommend(
+    files: Files,
+    k: Annotated[int, typer.Option("-k", min=1, help="protocols, and precursor sets")] = 5,
+    model: ModelName = "laptop",
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """How a crystal might be made: protocols of its neighbours in the space, and precursor sets with temperatures."""
+    one_of(as_json, as_csv)
+    import pandas as pd
+
+    loaded = load(model)
+    print(f"recipes are from {loaded.source}", file=sys.stderr)
+    names, found = crystals(files)
+    answers = {name: loaded.recommend(found.take([i]), k) for i, name in enumerate(names)}
+    if as_json:
+        told = [{"file": name, **{key: plain(value) for key, value in vars(r).items()}} for name, r in answers.items()]
+        print(json.dumps(told, indent=1))
+    elif as_csv:
+        parts = {"protocol": "protocols", "precursor set": "precursor_sets"}
+        rows = [
+            getattr(r, field).assign(file=name, part=part)
+            for name, r in answers.items()
+            for part, field in parts.items()
+        ]
+        show(pd.concat(rows) if rows else pd.DataFrame(), as_json=False, as_csv=True)
+    else:
+        for name, r in answers.items():
+            low, high = r.temperature_C
+            print(f"{name}: {r.formula}\n\nprotocols nearby, their highest temperatures {low:.0f} to {high:.0f} °C")
+            show(r.protocols, as_json=False, as_csv=False)
+            print("\nprecursor sets, temperatures in °C")
+            show(r.precursor_sets, as_json=False, as_csv=False)
+            print()
+    end(files, names)
+
+
+@app.command()
+def fetch(names: Annotated[list[str] | None, typer.Argument(help="sources; all if none is named")] = None) -> None:
+    """Download the sources that recipes are looked up in; from MATALIGN_MIRROR where that is set."""
+    from matalign import paths
+    from matalign.data import library, sources
+
+    known, failed = list(sources.catalogue()), False
+    if unknown := [name for name in names or () if name not in known]:
+        raise typer.BadParameter(f"no source {unknown[0]!r}; one of {', '.join(known)}")
+    for name in names or known:
+        try:
+            print(sources.fetch(name))
+        except (OSError, ValueError) as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+            failed = True
+    if not failed and library.present(paths.RAW):
+        print(f"{len(library.read(paths.RAW)):,} recipes in {paths.DATA / 'index'}")
+    raise typer.Exit(int(failed))
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[
+        str, typer.Argument(help="folder with manifest.csv, CSV with a column cif, or OPTIMADE provider")
+    ],
+    name: Annotated[str, typer.Argument(help="of the set: data/curated/<name>")],
+    filter: Annotated[str, typer.Option(help="OPTIMADE query, such as 'elements HAS \"Ti\" AND nsites<=20'")] = "",
+    limit: Annotated[int, typer.Option("--max", min=0, help="take so many of a provider's structures; 0: all")] = 0,
+) -> None:
+    """Make a curated set of one's own data; what is wrong with a manifest is told by row, and nothing is imported."""
+    from matalign.data import own_data
+
+    try:
+        own_data.checked_name(name)
+        if Path(source).is_dir():
+            found = own_data.import_folder(source)
+        elif Path(source).suffix.lower() == ".csv":
+            found = own_data.import_csv(source)
+        else:
+            found = own_data.import_optimade(source, filter, max_structures=limit)
+        folder = own_data.write(name, found)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    for row in found.audit["skipped"]:
+        print("left out: {rows} × {reason}, first {first}".format(**row), file=sys.stderr)
+    print(f"{len(found.materials):,} materials, {len(found.protocols):,} protocols in {folder}")
+
+
+def load(model: str) -> "Released":
+    """The model; one that is not there or not whole is an error of usage."""
+    from matalign.release import released
+
+    try:
+        return released.load(model)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--model") from None
+
+
+def taken(files: list[Path], read: Callable[[Path], Any]) -> tuple[list[str], list[Any]]:
+    """Names and contents of the files that can be read; of the others standard error tells what is wrong."""
+    names, items = [], []
+    for file in files:
+        try:
+            items.append(read(file))
+            names.append(str(file))
+        except (OSError, ValueError) as error:
+            print(f"error: {error}" if file.name in str(error) else f"error: {file}: {error}", file=sys.stderr)
+    return names, items
+
+
+def end(files: list[Path], names: list[str]) -> None:
+    """Leave with the exit code."""
+    raise typer.Exit(int(len(names) < len(files)))
+
+
+def crystal(file: Path) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+    """The structure in a file, or that of an OPTIMADE record."""
+    from matalign.data import inputs
+
+    return inputs.structure(json.loads(file.read_text()) if file.suffix == ".json" and file.is_file() else file)
+
+
+def crystals(files: list[Path]) -> "tuple[list[str], Structures]":
+    """Names and structures of the files that hold one."""
+    from matalign.data.dataset import Structures
+
+    names, items = taken(files, crystal)
+    return names, Structures.pack(items)
+
+
+def vectors(files: list[Path], loaded: "Released", pixel_A: float | None) -> "tuple[list[str], np.ndarray]":
+    """Names and embeddings of the files that can be read, whatever they hold."""
+    import numpy as np
+
+    from matalign.data import inputs
+    from matalign.data.dataset import Structures
+
+    cfg = loaded.model.config
+
+    def read(file: Path) -> tuple[str, Any]:
+        if file.suffix.lower() in IMAGES:
+            image = inputs.micrograph(file, pixel_A=pixel_A, to_pixel_A=cfg.pixel_A, px=cfg.image_px)
+            return "images", (image, cfg.pixel_A)
+        if file.suffix.lower() == ".txt" or (file.suffix.lower() == ".json" and not optimade(file)):
+            return "protocols", inputs.protocol(file, level=cfg.mask_level)
+        return "structures", crystal(file)
+
+    names, items = taken(files, read)
+    out = np.zeros((len(items), cfg.embed_dim), np.float32)
+    for kind in sorted({kind for kind, _ in items}):
+        rows = [i for i, (other, _) in enumerate(items) if other == kind]
+        each = [items[i][1] for i in rows]
+        out[rows] = loaded.embed(**{kind: Structures.pack(each) if kind == "structures" else each})
+    return names, out
+
+
+def optimade(file: Path) -> bool:
+    """Whether a JSON file holds an OPTIMADE structure; if not, it is taken for a protocol."""
+    record = json.loads(file.read_text())
+    return isinstance(record, dict) and bool({"attributes", "lattice_vectors"} & set(record))
+
+
+def save(out: Path, found: "np.ndarray", names: list[str]) -> None:
+    """Write vectors; beside those in safetensors stand the names of their files."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    if out.suffix == ".npy":
+        np.save(out, found)
+    else:
+        save_file({"embeddings": found}, out, metadata={"files": json.dumps(names)})
+
+
+def one_of(as_json: bool, as_csv: bool) -> None:
+    """Refuse two forms at once."""
+    if as_json and as_csv:
+        raise typer.BadParameter("expected --json or --csv, not both")
+
+
+def ranges(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Predictions for people: each value with its interval in one cell."""
+    told = [c.removesuffix("_low") for c in rows if c.endswith("_low")]
+    out = rows[[c for c in rows if not c.startswith(tuple(told))]].copy()
+    for name in told:
+        each = zip(rows[name], rows[f"{name}_low"], rows[f"{name}_high"])
+        out[name] = [f"{value:.3g} [{low:.3g}, {high:.3g}]" for value, low, high in each]
+    return out
+
+
+def show(rows: "pd.DataFrame", *, as_json: bool, as_csv: bool) -> None:
+    """Print a table."""
+    if as_json:
+        print(json.dumps(plain(rows), indent=1))
+    elif as_csv:
+        print(rows.to_csv(index=False), end="")
+    elif len(rows):
+        short = rows.map(lambda x: x[: WIDTH - 1] + "…" if isinstance(x, str) and len(x) > WIDTH else x)
+        for name in (c for c in short if c.endswith("_C")):  # whole degrees
+            short[name] = short[name].map("{:.0f}".format, na_action="ignore").fillna("")
+        print(short.to_string(index=False, float_format="{:.3g}".format))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: tables as lists of rows, null where there is no number."""
+    if hasattr(value, "to_json"):
+        return json.loads(value.to_json(orient="records", double_precision=6))
+    if isinstance(value, tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,101 @@
+"""What a released model's queries are compared with: small vectors of crystals and protocols, not what they are of.
+
+Unit vectors z (dim,) are kept as C z in the space of the first principal axes C (d, dim), uncentred, so that inner
+products stay as near as they can; each in 8 bits with a scale of its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+
+from matalign.pretrain import encode
+from matalign.release import packed
+
+BITS = 8
+TOP = 10  # nearest that the agreement is taken on
+FILE = "index.safetensors"
+
+
+@dataclass(frozen=True)
+class Index:
+    """Vectors by modality, and a table of what is known of each row."""
+
+    axes: Float[np.ndarray, "d dim"]
+    vectors: Mapping[str, Float[np.ndarray, "n d"]]
+    tables: Mapping[str, pd.DataFrame]  # rows as `vectors`
+
+    def nearest(
+        self, queries: Float[np.ndarray, "q dim"], k: int, *, among: str
+    ) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
+        """Rows of the k most similar, best first, and their cosine similarities.
+
+        Args:
+            queries: unit vectors of the model.
+            k: how many.
+            among: a modality of the index.
+
+        Raises:
+            ValueError: no such modality, or k is not between 1 and its number of rows.
+        """
+        if among not in self.vectors:
+            raise ValueError(f"among must be one of {', '.join(self.vectors)}, got {among!r}")
+        rows, similarity = encode.nearest((queries @ self.axes.T).astype(np.float32), self.vectors[among], k)
+        return rows, np.minimum(similarity, 1)  # 8 bits may round to a little more
+
+
+def build(vectors: Mapping[str, Float[np.ndarray, "n dim"]], tables: Mapping[str, pd.DataFrame], *, size: int) -> Index:
+    """The index of unit vectors, rounded as `write` keeps it.
+
+    Args:
+        vectors: modality -> (n, dim) float32.
+        tables: modality -> n rows.
+        size: d; at most the vectors' own dimension is used.
+    """
+    everything = np.concatenate(list(vectors.values())).astype(np.float64)
+    axes = np.ascontiguousarray(np.linalg.eigh(everything.T @ everything)[1][:, ::-1].T[:size])
+    axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]  # the same sign on every machine
+    axes = axes.astype(np.float16).astype(np.float32)
+    return Index(axes, {name: _rounded(z @ axes.T) for name, z in vectors.items()}, tables)
+
+
+def _rounded(vectors: np.ndarray) -> np.ndarray:
+    values = torch.from_numpy(vectors.astype(np.float32))
+    return packed.unpack(*packed.pack(values, bits=BITS), tuple(values.shape), bits=BITS).numpy()
+
+
+def agreement(
+    index: Index, queries: Float[np.ndarray, "q dim"], vectors: Float[np.ndarray, "n dim"], *, among: str
+) -> float:
+    """Share of the `TOP` nearest by full vectors that are among the `TOP` nearest by the index; mean over queries."""
+    k = min(TOP, len(vectors))
+    full, short = encode.nearest(queries, vectors, k)[0], index.nearest(queries, k, among=among)[0]
+    return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(full.tolist(), short.tolist())]))
+
+
+def write(folder: Path, index: Index) -> list[str]:
+    """Write the vectors and `<modality>s.parquet` for each table; the files' names."""
+    tensors = {"axes": torch.from_numpy(index.axes).half()}
+    for name, vectors in index.vectors.items():
+        tensors[name + packed.PACKED], tensors[name + packed.SCALE] = packed.pack(torch.from_numpy(vectors), bits=BITS)
+    save_file(tensors, folder / FILE)
+    for name, table in index.tables.items():
+        table.to_parquet(folder / f"{name}s.parquet", compression="zstd", index=False)
+    return [FILE, *(f"{name}s.parquet" for name in index.tables)]
+
+
+def read(folder: Path) -> Index:
+    """Read what `write` wrote."""
+    tensors = load_file(folder / FILE)
+    names = [name.removesuffix(packed.PACKED) for name in tensors if name.endswith(packed.PACKED)]
+    tables = {name: pd.read_parquet(folder / f"{name}s.parquet") for name in sorted(names)}
+    axes, vectors = tensors["axes"].float().numpy(), {}
+    for name, table in tables.items():
+        parts, shape = (tensors[name + packed.PACKED], tensors[name + packed.SCALE]), (len(table), len(axes))
+        vectors[name] = packed.unpack(*parts, shape, bits=BITS).numpy()
+    return Index(axes, vectors, tables)

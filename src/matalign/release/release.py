@@ -1,0 +1,246 @@
+"""The stage `release`: predictors are fitted, the model is written, and what it then says is measured.
+
+All that is measured (errors, what intervals cover, what few bits cost) is measured on what is released, read back from
+the folder. The folder holds weights, vectors, mp-ids with formula and predictions, and protocol ids; no structure, no
+label of a source, no recipe and no DOI.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import matalign
+from matalign import cache, config, paths, stats
+from matalign.config import Release
+from matalign.data import sources
+from matalign.pretrain import encode
+from matalign.release import card, ensemble, index, packed, released
+from matalign.release.ensemble import LEVELS, Calibration
+from matalign.tasks.properties import fits
+from matalign.tasks.properties.fits import Fit
+from matalign.tasks.properties.properties import unit
+from matalign.tasks.regression import METAL, THRESHOLD
+
+SIGNIFICANT = 4  # digits of a prediction in the table of crystals
+NEW = "new chemical systems"  # test materials of elements that no training material combines
+EVERY = "all"
+
+
+def arms(cfg: Release) -> list[dict[str, Any]]:
+    """Which arm each group of targets is released with; rows as from `ensemble.chosen`.
+
+    Raises:
+        FileNotFoundError: the stage properties has not been run.
+    """
+    file = paths.results(cfg.profile) / "metrics" / "properties.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is not there; the stage `properties` makes it")
+    rows = json.loads(file.read_text())["fits"]
+    fitted = {row["targets"] for row in rows}
+    groups = fits.groups(config.load("properties", cfg.profile))
+    return [ensemble.chosen(rows, targets) for targets in groups if targets in fitted]
+
+
+def plan(cfg: Release) -> tuple[config.Properties, list[Fit]]:
+    """The fits of the members, with the schedule of the stage properties; and the config that they belong to."""
+    found = {row["targets"]: row["arm"] for row in arms(cfg)}
+    return ensemble.plan(config.load("properties", cfg.profile), found, members=cfg.members)
+
+
+def build(cfg: Release) -> dict[str, Any]:
+    """The whole stage: fit what is not fitted yet, write `results/<profile>/model`, measure it.
+
+    Returns:
+        What `metrics/release.json` holds: {arms, results, coverage, reliability, image, index, files} and the head that
+        every stage has.
+    """
+    properties, planned = plan(cfg)
+    t = fits.task(properties)
+    fitted = ensemble.fit_all(properties, planned)
+    folder = cache.folder("release-model", {"profile": cfg.profile}) / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    torch.set_num_threads(cfg.threads)
+    about = write_weights(cfg, folder, t, fitted)
+    model, ensembles = released.towers(folder, about), released.ensembles(folder, about)
+    store, tables = model.graphs(t.curated.structures), []
+    members = ensemble.said(ensembles, store)
+    parts_of = {target: fits.rows(t, fit) for fit in planned for target in fit.weights}
+    calibrations: dict[str, Calibration] = {}
+    for target, parts in ((target, parts_of[target]) for target in members):
+        if target != METAL:
+            val, true = known(t, target, parts["val"])
+            calibrations[target] = ensemble.calibrate(members[target][:, val], true)
+        tables.append(scores(cfg, t, target, members[target], parts))
+    vectors, names = contents(t, model, ensemble.values(members, calibrations))
+    built = index.build(vectors, names, size=cfg.index_size)
+    about["files"] |= hashes(folder, index.write(folder, built))
+    about["calibrations"] = {target: asdict(c) for target, c in calibrations.items()}
+    metrics = {
+        **{"stage": "release", "profile": cfg.profile, "synthetic": t.curated.synthetic, "seed": cfg.seed},
+        **{"arms": arms(cfg), "members": cfg.members},
+        **{name: [row for table in tables for row in table[name]] for name in ("results", "coverage", "reliability")},
+        "image": image_error(cfg, t, model),
+        "index": compared(cfg, built, vectors),
+    }
+    (folder / "README.md").write_text(card.text(paths.results(cfg.profile), about, metrics))
+    cache.write_json(folder / "config.json", about)
+    metrics["files"] = [
+        {"file": f.name, "MB": round(f.stat().st_size / 1e6, 3)} for f in sorted(folder.iterdir()) if f.suffix != ".md"
+    ]
+    target = paths.results(cfg.profile) / "model"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(folder, target)
+    return metrics
+
+
+def hashes(folder: Path, names: list[str]) -> dict[str, str]:
+    """File -> its sha256."""
+    return {name: sources.file_hash(folder / name) for name in names}
+
+
+def write_weights(cfg: Release, folder: Path, t: fits.Task, fitted: Mapping[Fit, Mapping[str, Any]]) -> dict[str, Any]:
+    """Write the weights of towers, heads and predictors; what `config.json` will say of them."""
+    pretrained = json.loads((paths.results(cfg.profile) / "pretrained" / "config.json").read_text())
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    own = {name: weight.cpu() for name, weight in t.model.aligned.weights().items()}
+    for name, weight in packed.stored(own, bits=cfg.image_bits).items():
+        tower = name.split(".")[1] if name.startswith("towers.") else "heads"
+        parts.setdefault(tower, {})[name] = weight
+    weights = [file for tower, tensors in sorted(parts.items()) for file in packed.write(folder, tower, tensors)]
+    rows, tensors = [], {}
+    for number, targets in enumerate(fits.groups(t.cfg)):
+        same = [fit for fit in fitted if fit.targets == targets]
+        fit, scale = same[0], {name: fitted[same[0]][name].tolist() for name in ("mean", "std")}
+        row = {"targets": list(fit.weights), "members": len(same), "arm": fit.arm, "steps": fit.steps}
+        rows.append(row | {"tower": fits.NETWORKS[fit.arm].tower} | scale)
+        for i, fit in enumerate(same):
+            own = {k: torch.from_numpy(w) for k, w in fitted[fit].items() if k.startswith("weight.")}
+            for name, weight in packed.stored(own, bits=cfg.image_bits).items():
+                tensors[f"{number}.{i}.{name.removeprefix('weight.')}"] = weight
+    members = packed.write(folder, "predictors", tensors)
+    return {
+        "format": released.FORMAT,
+        "matalign": matalign.__version__,
+        "profile": cfg.profile,
+        "synthetic": t.curated.synthetic,
+        "pretrain": pretrained["pretrain"],
+        "text_model_hash": pretrained["text_model_hash"],
+        "image_init": pretrained["image_init"],
+        "image_bits": cfg.image_bits,
+        "data": t.curated.digest,
+        "recommendation": asdict(config.load("recommendation", cfg.profile)),
+        "weights": weights,
+        "predictors": rows,
+        "predictor_weights": members,
+        "files": hashes(folder, [*weights, *members]),
+    }
+
+
+# Measured
+
+
+def known(t: fits.Task, target: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of some materials those with a label, and the labels."""
+    labels = t.labels[target].to_numpy()
+    rows = rows[~np.isnan(labels[rows])]
+    return rows, labels[rows]
+
+
+def scores(
+    cfg: Release, t: fits.Task, target: str, members: np.ndarray, parts: Mapping[str, np.ndarray]
+) -> dict[str, list[dict[str, Any]]]:
+    """Error of a target on the test part, and how far its uncertainty can be trusted.
+
+    Args:
+        cfg: the stage's config.
+        t: data.
+        target: its name.
+        members: (members, M) predictions for all materials.
+        parts: rows of materials.
+    """
+    systems = t.curated.materials.chemsys.to_numpy()
+    test, true = known(t, target, parts["test"])
+    new = ~np.isin(systems[test], systems[parts["train"]])
+    out: dict[str, list[dict[str, Any]]] = {"results": [], "coverage": [], "reliability": []}
+    options = {"resamples": cfg.bootstrap, "seed": cfg.seed}
+
+    def row(kind: str, values: np.ndarray, which: np.ndarray, about: Mapping[str, Any], **how: Any) -> None:
+        found = stats.bootstrap(values[which][None], systems[test][which], **how, **options)
+        size = {"n_test": int(which.sum()), "n_chemsys": len(set(systems[test][which]))}
+        out[kind].append({"target": target, **about, **found.bounds(), **size})
+
+    subsets = [(EVERY, np.ones(len(test), bool)), *([(NEW, new)] if new.any() else [])]
+    mean = members[:, test].mean(0)
+    if target == METAL:
+        for name, which in subsets:
+            right = ((mean > THRESHOLD) == (true > THRESHOLD)).astype(float)
+            row("results", right, which, {"materials": name, "metric": "accuracy", "unit": ""})
+            pairs, how = np.stack([mean, true], 1), {"statistic": ensemble.calibration_error}
+            row("results", pairs, which, {"materials": name, "metric": "ECE", "unit": ""}, **how)
+        out["reliability"] = ensemble.reliability(mean, true)
+        return out
+    val, val_true = known(t, target, parts["val"])
+    for name, which in subsets:
+        row("results", np.abs(mean - true), which, {"materials": name, "metric": "MAE", "unit": unit(target)})
+    for level in LEVELS:
+        calibration = ensemble.calibrate(members[:, val], val_true, level=level)
+        half = calibration.half_width(members[:, test])
+        for name, which in subsets:
+            about = {"materials": name, "nominal": level, "half_width": float(np.median(half[which]))}
+            row("coverage", (np.abs(mean - true) <= half).astype(float), which, about)
+    return out
+
+
+def image_error(cfg: Release, t: fits.Task, model: encode.Model) -> dict[str, Any] | None:
+    """Cosine between the embeddings by the full image tower and by the released one, of unseen materials' micrographs.
+
+    None where the model has no image tower.
+    """
+    if "image" not in model.towers:
+        return None
+    rows = np.flatnonzero(t.curated.splits.pretrain == "excluded")[: cfg.micrographs]
+    full = encode.load(cfg.profile)
+    images = full.micrographs(t.curated, rows, seed=cfg.seed, epoch=encode.EVALUATION)
+    cosine = (full.embed_images(images) * model.embed_images(images)).sum(1)
+    error = {"cosine_min": float(cosine.min()), "cosine_mean": float(cosine.mean())}
+    return {"bits": cfg.image_bits, "n": len(rows), **error}
+
+
+def contents(
+    t: fits.Task, model: encode.Model, told: Mapping[str, tuple[np.ndarray, ...]]
+) -> tuple[dict[str, np.ndarray], dict[str, pd.DataFrame]]:
+    """Vectors of the profile's crystals and protocols, and the tables beside them."""
+    crystals = t.curated.materials[["mp_id", "formula", "chemsys"]].copy()
+    for target, (value, _, _) in told.items():
+        name = released.PROBABILITY if target == METAL else target
+        digits = SIGNIFICANT - 1 - np.floor(np.log10(np.maximum(np.abs(value), 1e-3))).astype(int)
+        crystals[name] = np.array([round(v, d) for v, d in zip(value.tolist(), digits.tolist())], np.float32)
+    vectors, tables = {"crystal": model.embed_structures(t.curated.structures)}, {"crystal": crystals}
+    if "text" in model.towers and len(t.curated.protocols):
+        vectors["protocol"] = model.embed_texts(t.curated.protocols[f"text_L{model.config.mask_level}"].tolist())
+        tables["protocol"] = t.curated.protocols[["protocol_id"]].copy()
+    return vectors, tables
+
+
+def compared(cfg: Release, built: index.Index, vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Size of the index, and its agreement with the full vectors."""
+    rows = [
+        {"query": query, "among": among, "top": min(index.TOP, len(vectors[among]))}
+        | {"agreement": index.agreement(built, every(vectors[query], cfg.queries), vectors[among], among=among)}
+        for query in vectors
+        for among in vectors
+    ]
+    return {"size": len(built.axes), "rows": {name: len(z) for name, z in vectors.items()}, "agreement": rows}
+
+
+def every(vectors: np.ndarray, count: int) -> np.ndarray:
+    """So many rows, evenly spaced."""
+    return vectors[np.linspace(0, len(vectors) - 1, min(count, len(vectors))).astype(int)]

@@ -1,0 +1,378 @@
+"""From a trained model to `atlas.html`: vectors of crystals, protocols and micrographs, their map, their neighbours.
+
+What the page may hold is decided by `Content.open`. The published page of real data has identifiers, formulas, what the
+model computed (places, neighbours, predictions) and nothing out of the sources. The page of the sample, and one that is
+built for oneself, have cells, labels, simulated micrographs and recipes besides.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm import tqdm
+
+from matalign import cache, config, elements, paths
+from matalign.config import Atlas
+from matalign.data import dataset
+from matalign.data.dataset import Curated, Structures
+from matalign.pretrain import encode
+from matalign.report.atlas import layout
+
+NAMES = {"crystal": "crystals", "text": "protocols", "image": "micrographs"}  # of modalities, on the page
+MAX_BYTES = 15_000_000
+TOP = 10  # nearest that the scores are taken on
+BATCH = 512  # micrographs rendered at a time
+THUMBNAIL_PX = 32
+SPREAD = 2.5  # standard deviations from the mean grey to black or white
+STEPS = 65535  # of a coordinate
+PROPERTIES = {  # column of the curated set -> label, unit, whether its colours go by the logarithm
+    "formation_energy_eV_atom": ("formation energy", "eV/atom", False),
+    "band_gap_eV": ("band gap", "eV", False),
+    "bulk_modulus_GPa": ("bulk modulus", "GPa", True),
+    "shear_modulus_GPa": ("shear modulus", "GPa", True),
+}
+# Name, colour in light and in dark: Okabe and Ito's, which stay apart for the colour-blind, lifted for dark.
+CLASSES = (
+    ("oxides", "#0072B2", "#3D8FE0"),
+    ("oxides with another non-metal", "#56B4E9", "#9AD5F5"),
+    ("halides", "#009E73", "#1DB98B"),
+    ("chalcogenides", "#E69F00", "#F0B429"),
+    ("pnictides", "#CC79A7", "#DB8FBA"),
+    ("borides, carbides, silicides, hydrides", "#D55E00", "#EF7B2B"),
+    ("intermetallics and elements", "#8A8F98", "#7F858F"),
+)
+ANIONS = (
+    ("O",),
+    (),
+    ("F", "Cl", "Br", "I"),
+    ("S", "Se", "Te"),
+    ("N", "P", "As", "Sb", "Bi"),
+    ("H", "B", "C", "Si", "Ge"),
+)
+NON_METALS = ("H", "B", "C", "N", "Si", "P", "S", "As", "Se", "Te", "F", "Cl", "Br", "I")
+
+
+@dataclass(frozen=True)
+class Space:
+    """Unit vectors of each modality, and the row of the curated set that each belongs to."""
+
+    vectors: Mapping[str, np.ndarray]  # modality -> (n, dim) float32
+    of: Mapping[str, np.ndarray]  # modality -> (n,)
+    thumbnails: np.ndarray  # (images, THUMBNAIL_PX, THUMBNAIL_PX) uint8; the micrographs as the model was shown them
+
+    def nearest(self, query: str, target: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and cosines (n, k) of each query's nearest of a modality, less itself."""
+        if query == target:
+            vectors = self.vectors[query]
+            index, cosine = encode.nearest(vectors, vectors, min(k + 1, len(vectors)))
+            keep = layout.others(index)
+            return index[keep].reshape(len(vectors), -1), cosine[keep].reshape(len(vectors), -1)
+        return encode.nearest(self.vectors[query], self.vectors[target], min(k, len(self.of[target])))
+
+    def recall(self, query: str, *, centred: bool) -> float:
+        """Share of a modality's items whose own crystal is among the `TOP` nearest crystals.
+
+        Args:
+            query: the modality.
+            centred: subtract each modality's mean first (modalities lie apart: Liang et al., NeurIPS 2022); measured to
+                tell whether it would help.
+        """
+        query_vectors, crystals = self.vectors[query], self.vectors["crystal"]
+        if centred:
+            query_vectors, crystals = (
+                (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+                for z in (query_vectors - query_vectors.mean(0), crystals - crystals.mean(0))
+            )
+        index, _ = encode.nearest(query_vectors, crystals, min(TOP, len(crystals)))
+        return float((self.of["crystal"][index] == self.of[query][:, None]).any(1).mean())
+
+
+def space(cfg: Atlas, curated: Curated, model: encode.Model) -> Space:
+    """Embed everything: each crystal, each protocol, and one micrograph of each crystal, which no training has shown.
+
+    Args:
+        cfg: `seed` draws the views of the micrographs.
+        curated: the set.
+        model: trained on crystals, and on texts or images or both.
+    """
+    texts = curated.protocols[f"text_L{model.config.mask_level}"].tolist()
+
+    def compute() -> cache.Result:
+        found = {"crystal": model.embed_structures(curated.structures)}
+        if "text" in model.towers and texts:
+            found["text"] = model.embed_texts(texts)
+        if "image" in model.towers:
+            found["image"], found["thumbnails"] = micrographs(curated, model, seed=cfg.seed)
+        return found
+
+    key = {"data": curated.digest, "model": fingerprint(model), "seed": cfg.seed, "threads": cfg.threads}
+    key |= {"version": config.version("embed"), "px": THUMBNAIL_PX, "spread": SPREAD}
+    found = cache.memo("atlas-vectors", key, compute)
+    thumbnails = found.pop("thumbnails", np.zeros((0, THUMBNAIL_PX, THUMBNAIL_PX), np.uint8))
+    rows = np.arange(len(curated.materials))
+    of = {"crystal": rows, "text": curated.materials.mp_id.searchsorted(curated.protocols.mp_id), "image": rows}
+    return Space({name: found[name] for name in NAMES if name in found}, of, thumbnails)
+
+
+def fingerprint(model: encode.Model) -> str:
+    """Hash of the weights."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.aligned.state_dict().items()):
+        hasher.update(name.encode())
+        hasher.update(tensor.cpu().contiguous().numpy().data)
+    return hasher.hexdigest()
+
+
+def micrographs(curated: Curated, model: encode.Model, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (M, dim) of one micrograph of each material, and those as small grey pictures (M, px, px) uint8."""
+    rows, vectors, pictures = np.arange(len(curated.materials)), [], []
+    for part in tqdm(np.array_split(rows, -(-len(rows) // BATCH)), desc="micrographs", mininterval=1):
+        images = model.micrographs(curated, part, seed=seed, epoch=encode.EVALUATION)
+        vectors.append(model.embed_images(images))
+        small = F.adaptive_avg_pool2d(images, THUMBNAIL_PX)[:, 0]
+        grey = 0.5 + small / small.std((1, 2), keepdim=True).clamp(min=1e-6) / (2 * SPREAD)
+        pictures.append((grey.clamp(0, 1) * 255).round().byte().numpy())
+    return np.concatenate(vectors), np.concatenate(pictures)
+
+
+@dataclass(frozen=True)
+class Map:
+    """Where everything lies, what is near it in the space, and how far the map is to be trusted."""
+
+    points: Mapping[str, np.ndarray]  # modality -> (n, 2)
+    nearest: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]  # (query, target) -> rows and cosines (n, k)
+    scores: Mapping[str, Any]
+
+
+def place(cfg: Atlas, found: Space) -> Map:
+    """The map: crystals by t-SNE, whatever else beside the crystals that are nearest to it.
+
+    Raises:
+        ValueError: fewer than three crystals make no map.
+    """
+    crystals = found.vectors["crystal"]
+    if len(crystals) < 3:
+        raise ValueError(f"a map needs three crystals or more, got {len(crystals)}")
+    start = layout.principal(crystals)
+    k = dict.fromkeys(found.vectors, cfg.neighbours) | {"crystal": max(cfg.neighbours, cfg.attracted, TOP)}
+    near = {(a, b): found.nearest(a, b, k[b]) for a in found.vectors for b in found.vectors}
+    own = near["crystal", "crystal"][0]
+
+    def compute() -> cache.Result:
+        attracted = own[:, : cfg.attracted]
+        return {"points": layout.tsne(attracted, start, iterations=cfg.iterations, threads=cfg.threads)}
+
+    key = {"vectors": hashlib.blake2b(crystals.data, digest_size=8).hexdigest(), "threads": cfg.threads}
+    key |= {"attracted": cfg.attracted, "iterations": cfg.iterations}
+    key |= {"version": config.version("embed")}
+    points = {"crystal": cache.memo("atlas-map", key, compute)["points"]}
+    rest = [name for name in found.vectors if name != "crystal"]
+    for name in rest:
+        index, cosine = near[name, "crystal"]
+        points[name] = layout.place(index[:, : cfg.attracted], cosine[:, : cfg.attracted], points["crystal"])
+    nearest = {pair: tuple(each[:, : cfg.neighbours] for each in both) for pair, both in near.items()}
+    recalls = [
+        {"of": NAMES[name], "top": TOP, "centred": centred, "recall": found.recall(name, centred=centred)}
+        for name in rest
+        for centred in (False, True)
+    ]
+    scores = {
+        "counts": {NAMES[name]: len(xy) for name, xy in points.items()},
+        "map": layout.kept(own[:, :TOP], crystals, points["crystal"]),
+        "principal_components": layout.kept(own[:, :TOP], crystals, start),
+        "own_crystal": recalls,
+    }
+    return Map(points, nearest, scores)
+
+
+def classes(structures: Structures) -> np.ndarray:
+    """(M,) row of `CLASSES` of each crystal: by its most electronegative element (Pauling), the anion.
+
+    An oxide that has another non-metal beside oxygen (phosphates, silicates, hydroxides, …) is told from those that do
+    not. Elements, and compounds whose most electronegative element is no anion, are the last class.
+    """
+    present = structures.fractions() > 0  # (M, 119)
+    electronegativity = np.nan_to_num(elements.VALUES[:, elements.PROPERTIES.index("electronegativity")], nan=-1)
+    anion = np.where(present, electronegativity, -2).argmax(1)
+    out = np.full(len(structures), len(CLASSES) - 1)
+    for row, symbols in enumerate(ANIONS):
+        out[np.isin(anion, [elements.SYMBOLS.index(s) for s in symbols])] = row
+    second = present[:, [elements.SYMBOLS.index(s) for s in NON_METALS]].any(1)
+    out[(out == 0) & second] = 1
+    out[present.sum(1) == 1] = len(CLASSES) - 1
+    return out
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page shows of a map."""
+
+    profile: str
+    curated: Curated
+    map: Map
+    thumbnails: np.ndarray
+    predictions: pd.DataFrame  # rows as `curated.materials`, columns of `PROPERTIES`; none where no model has said any
+    of: Mapping[str, np.ndarray]
+    local: bool  # built for oneself
+
+    @property
+    def open(self) -> bool:
+        """Whether what the sources hold may be shown: the sample is the project's own, a local page stays here."""
+        return self.local or self.curated.synthetic
+
+    @property
+    def properties(self) -> pd.DataFrame:
+        """(M, …) what points are coloured by: labels where they may be shown, else the model's predictions."""
+        table = self.curated.materials if self.open else self.predictions
+        table = table[[name for name in PROPERTIES if name in table]]
+        return table.loc[:, table.notna().any()]
+
+
+def payload(content: Content) -> dict[str, Any]:
+    """What the page's script reads: JSON values, and under `arrays` typed arrays; ids and formulas are lines."""
+    materials, found = content.curated.materials, content.map
+    low = min(xy.min() for xy in found.points.values())
+    step = (max(xy.max() for xy in found.points.values()) - low) / STEPS or 1.0
+    table = content.properties
+    arrays = {"class": classes(content.curated.structures).astype(np.uint8)}
+    for name, column in {"ids": materials.mp_id, "formulas": materials.formula}.items():
+        arrays[name] = np.frombuffer("\n".join(column).encode(), np.uint8)
+    for name, xy in found.points.items():
+        arrays[f"{NAMES[name]}/xy"] = np.round((xy - low) / step).astype(np.uint16)
+        arrays[f"{NAMES[name]}/of"] = fitting(content.of[name])
+    for (query, target), (index, cosine) in found.nearest.items():
+        arrays[f"{NAMES[query]}/{NAMES[target]}"] = fitting(index)
+        arrays[f"{NAMES[query]}/{NAMES[target]}/cosine"] = np.round(cosine.clip(-1, 1) * 127).astype(np.int8)
+    for name in table:
+        arrays[f"property/{name}"] = table[name].to_numpy(np.float32)
+    labelled = "synthetic" if content.curated.synthetic else "labelled" if content.open else "predicted"
+    out = {
+        "profile": content.profile,
+        "synthetic": content.curated.synthetic,
+        "local": content.local,
+        "scores": found.scores,
+        "classes": [dict(zip(("name", "light", "dark"), each)) for each in CLASSES],
+        "properties": [dict(zip(("name", "label", "unit", "log"), (n, *PROPERTIES[n]))) for n in table],
+        "labelled": labelled,
+    }
+    if content.open:
+        out |= opened(content, arrays)
+    return out | {"arrays": {name: encoded(array) for name, array in arrays.items()}}
+
+
+def opened(content: Content, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What an open page has besides: cells (added to `arrays`), recipes and micrographs."""
+    s, protocols = content.curated.structures, content.curated.protocols
+    arrays["cell/lattice"] = s.lattice.astype(np.float32)
+    arrays["cell/first"] = s.ptr.astype(np.uint32)
+    arrays["cell/number"] = s.numbers.astype(np.uint8)
+    arrays["cell/fraction"] = np.round(s.frac_coords % 1 * 256).astype(np.int64).astype(np.uint8)  # 256 is 0 again
+    out: dict[str, Any] = {
+        "symbols": elements.SYMBOLS,
+        "radius_A": np.nan_to_num(elements.VALUES[:, elements.PROPERTIES.index("radius_A")], nan=1.5).tolist(),
+    }
+    if "text" in content.map.points:
+        out["recipes"] = protocols[["text_L0", "method", "doi"]].to_numpy().tolist()
+    if len(content.thumbnails):
+        out["micrographs"] = {"px": THUMBNAIL_PX, **sheet(content.thumbnails)}
+    return out
+
+
+def fitting(index: np.ndarray) -> np.ndarray:
+    """Whole numbers in 16 bits if they fit, else in 32."""
+    return index.astype(np.uint16 if index.max(initial=0) <= STEPS else np.uint32)
+
+
+def encoded(array: np.ndarray) -> dict[str, Any]:
+    """An array as JSON: its type, shape, and little-endian bytes, deflated, in base64."""
+    array = np.ascontiguousarray(array)
+    data = base64.b64encode(zlib.compress(array.astype(array.dtype.newbyteorder("<")).tobytes(), 9)).decode()
+    return {"type": array.dtype.name, "shape": array.shape, "data": data}
+
+
+def sheet(pictures: np.ndarray) -> dict[str, Any]:
+    """Grey pictures (n, px, px) side by side in one JPEG: how many stand in a row, and the image as an address."""
+    n, px, _ = pictures.shape
+    across = int(np.ceil(np.sqrt(n)))
+    padded = np.zeros((across * across, px, px), np.uint8)
+    padded[:n] = pictures
+    whole = padded.reshape(across, across, px, px).swapaxes(1, 2).reshape(across * px, across * px)
+    file = io.BytesIO()
+    Image.fromarray(whole).save(file, format="JPEG", quality=60)
+    return {"across": across, "image": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"}
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """The page: template, style, script and data in one file.
+
+    Raises:
+        ValueError: it would be larger than `MAX_BYTES`.
+    """
+    folder = Path(__file__).parent
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    parts = {
+        "TITLE": f"matalign atlas – {data['profile']}",
+        "STYLE": (folder / "page.css").read_text(),
+        "SCRIPT": (folder / "page.js").read_text(),
+        "DATA": text.replace("<", "\\u003c"),  # nothing in it ends the element or opens another
+    }
+    out = (folder / "page.html").read_text()
+    for name, part in parts.items():
+        out = out.replace(f"@{name}@", part)
+    if len(out.encode()) > MAX_BYTES:
+        raise ValueError(f"the page has {len(out.encode()):,} bytes, more than {MAX_BYTES:,}")
+    return out
+
+
+def predictions(profile: str, mp_ids: Iterable[str]) -> pd.DataFrame:
+    """What the profile's released model says of materials; no columns where it has not been made.
+
+    Args:
+        profile: `results/<profile>/model/crystals.parquet` is read.
+        mp_ids: rows of the answer; NaN where the model's table lacks one.
+    """
+    file = paths.results(profile) / "model" / "crystals.parquet"
+    if not file.exists():
+        return pd.DataFrame(index=range(len(list(mp_ids))))
+    return pd.read_parquet(file).set_index("mp_id").reindex(list(mp_ids)).reset_index()
+
+
+def gather(cfg: Atlas, *, local: bool = False) -> Content:
+    """Read a profile's curated set, its model and what its model predicts, and make the map.
+
+    Args:
+        cfg: parameters.
+        local: for oneself, with what the sources hold.
+
+    Raises:
+        FileNotFoundError: the set or the model is not there.
+    """
+    torch.set_num_threads(cfg.threads)
+    curated = dataset.read(paths.curated(cfg.profile))
+    found = space(cfg, curated, encode.load(cfg.profile))
+    told = predictions(cfg.profile, curated.materials.mp_id)
+    return Content(cfg.profile, curated, place(cfg, found), found.thumbnails, told, found.of, local)
+
+
+def write(content: Content) -> Path:
+    """Write the page: `results/<profile>/atlas.html`; a local one to `data/index/atlas-<profile>.html`, out of git.
+
+    Raises:
+        ValueError: see `page`.
+    """
+    results = paths.results(content.profile) / "atlas.html"
+    file = paths.DATA / "index" / f"atlas-{content.profile}.html" if content.local else results
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page(payload(content)), encoding="utf-8")
+    return file

@@ -1,0 +1,1 @@
+"""What the space is put to: one folder a task, each with its baselines and scores."""

@@ -1,0 +1,1 @@
+"""Defects in micrographs, with and without context."""

@@ -1,0 +1,1 @@
+"""Energies, gaps and moduli."""

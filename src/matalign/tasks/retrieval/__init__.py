@@ -1,0 +1,1 @@
+"""Structures, protocols and images found by one another."""

@@ -1,0 +1,1 @@
+"""Precursor sets and temperatures."""

@@ -1,0 +1,264 @@
+"""Synthesis recommendation on public tests: precursor sets and temperatures for compositions never trained on.
+
+Targets of these tests have no structure: composition is a tiny modality. Precursor sets are learned from the text-mined
+reactions, less all that share a chemical system or a reaction string with a validation or test target.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from matalign import paths, stats
+from matalign.config import Recommendation
+from matalign.data import recipes
+from matalign.data.recipes import KINDS, Recipe
+from matalign.tasks.synthesis import precursors, temperatures
+
+SET_ARMS = ("random", "nearest", "popularity", "assembled")
+PUBLISHED = {  # exact set among the first 1, 5, 10 of the same targets: Prein et al. (2025), of language models
+    "GPT-4.1": (0.538, 0.661, 0.687),
+    "Llama-4": (0.519, 0.627, 0.677),
+    "DeepSeek": (0.535, 0.637, 0.664),
+}
+PUBLISHED_C = {"sintering": 73.0, "calcination": 98.0}  # MAE of SyntMTE in the same paper, official split
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Study:
+    """The reactions that may be trained on, and the tests."""
+
+    cfg: Recommendation
+    known: list[Recipe]  # all text-mined recipes
+    val: list[Recipe]
+    test: list[Recipe]
+    conditions: dict[str, list[Recipe]]  # train, val, test
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether reactions and tests are of the embedded sample, which published scores do not belong to."""
+        return paths.ROOT / self.cfg.raw == paths.SAMPLE
+
+    @cached_property
+    def free(self) -> list[Recipe]:
+        """Recipes that share neither chemical system nor reaction string with a target of val or test."""
+        return recipes.without(self.known, [*self.val, *self.test], system=True, reaction=True)
+
+    @cached_property
+    def training(self) -> list[Recipe]:
+        """Of the free recipes the distinct ones."""
+        return recipes.distinct(self.free)
+
+    @cached_property
+    def vocabulary(self) -> precursors.Vocabulary:
+        """Precursors of the training recipes."""
+        return precursors.Vocabulary.of(self.training)
+
+    @cached_property
+    def networks(self) -> list[precursors.Towers]:
+        """The learned scorer: networks of several seeds."""
+        cfg = self.cfg
+        shape = {"width": cfg.width, "dropout": cfg.dropout, "epochs": cfg.epochs, "batch_size": cfg.batch_size}
+        shape["learning_rate"] = cfg.learning_rate
+        seeds = range(cfg.seed, cfg.seed + cfg.networks)
+        return [precursors.fit(self.training, self.vocabulary, **shape, seed=seed) for seed in seeds]
+
+    def assemble(
+        self, targets: Sequence[precursors.Composition], *, k: int
+    ) -> list[list[tuple[frozenset[str], float]]]:
+        """The k best sets of each target with their log-probabilities."""
+        score = precursors.scorer(self.networks, targets)
+        return precursors.assemble(targets, self.vocabulary, score, beam=self.cfg.beam, k=k)
+
+    @cached_property
+    def heat_training(self) -> dict[str, temperatures.Split]:
+        """What the temperatures of each split are learned from."""
+        own = [*self.conditions["train"], *self.conditions["val"]]
+        return {n: temperatures.split(n, own, self.conditions["test"], self.known) for n in temperatures.SPLITS}
+
+    @cached_property
+    def thermometers(self) -> dict[tuple[str, str], temperatures.Model]:
+        """(split, kind of temperature) -> its model."""
+        shape = {"trees": self.cfg.trees, "seed": self.cfg.seed}
+        return {(n, k): temperatures.fit(t, k, **shape) for n, t in self.heat_training.items() for k in KINDS}
+
+    @cached_property
+    def spread(self) -> dict[str, tuple[float, float]]:
+        """Kind of temperature -> low and high percentile of the errors on validation, °C."""
+        parts = self.conditions
+        return temperatures.spread(parts["train"], parts["val"], self.known, trees=self.cfg.trees, seed=self.cfg.seed)
+
+
+def prepare(cfg: Recommendation) -> Study:
+    """Read the reactions and the tests.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: nothing is left to train on.
+    """
+    torch.set_num_threads(cfg.threads)
+    threadpool_limits(cfg.threads)  # of boosting
+    raw = paths.ROOT / cfg.raw
+    folder = raw / "public_tests"
+    sets = (recipes.precursor_test(folder / name) for name in ("val.csv", "test_reduced.csv"))
+    conditions = {part: recipes.condition_test(folder / f"{part}_data.csv") for part in ("train", "val", "test")}
+    study = Study(cfg, recipes.known(raw), *sets, conditions)
+    if not study.training:
+        raise ValueError(f"{raw}: none of {len(study.known)} reactions is left beside the tests' chemical systems")
+    return study
+
+
+def sets(study: Study, part: Sequence[Recipe]) -> dict[str, list[list[frozenset[str]]]]:
+    """Arm -> ranked sets of each target of a part."""
+    targets, k = [r.fractions for r in part], max(precursors.TOP)
+    counts = precursors.popular(study.training)
+    found = (
+        precursors.random_sets(targets, study.vocabulary, k=k, seed=study.cfg.seed),
+        precursors.nearest(targets, study.training, k=k),
+        [precursors.popularity(t, counts, beam=study.cfg.beam, k=k) for t in targets],
+        [[names for names, _ in ranked] for ranked in study.assemble(targets, k=k)],
+    )
+    return dict(zip(SET_ARMS, found, strict=True))
+
+
+def ceilings(study: Study) -> list[dict[str, Any]]:
+    """Shares of the test: with all precursors in training (no arm passes it); whose set is known (nor does a copy)."""
+    names, copied = set(study.vocabulary.names), {r.precursors for r in study.free}
+    known = [r.precursors <= names for r in study.test]
+    seen = [r.precursors in copied for r in study.test]
+    rows = {"vocabulary": known, "copy": seen}
+    return [{"ceiling": name, "value": float(np.mean(values)), "n": len(values)} for name, values in rows.items()]
+
+
+def metrics(study: Study, found: Mapping[str, Sequence[Sequence[frozenset[str]]]]) -> dict[str, Any]:
+    """What `results/<profile>/metrics/recommendation.json` holds, from the ranked sets of the test targets."""
+    cfg = study.cfg
+    table, compared = _precursor_rows(study, found)
+    heat, heat_compared = _temperature_rows(study)
+    differences = [*compared, *heat_compared]
+    for row, p in zip(differences, stats.holm([row["p"] for row in differences])):
+        row["p_holm"] = float(p)
+    head = {"stage": "recommendation", "profile": cfg.profile, "synthetic": study.synthetic}
+    counts = {"known": len(study.known), "training": len(study.training), "vocabulary": len(study.vocabulary.names)}
+    return {
+        **head,
+        "seed": cfg.seed,
+        "counts": {**counts, "val": len(study.val), "test": len(study.test)},
+        "precursors": table,
+        "temperatures": heat,
+        "comparisons": differences,
+        "ceilings": ceilings(study),
+        "claims": claims(table, heat, differences),
+    }
+
+
+def _precursor_rows(study: Study, found: Mapping[str, Sequence]) -> tuple[list[dict], list[dict]]:
+    cfg = study.cfg
+    truth, systems = [r.precursors for r in study.test], ["-".join(sorted(r.system)) for r in study.test]
+    scores = {arm: precursors.hits(ranked, truth) for arm, ranked in found.items()}
+    shape, n = {"resamples": cfg.bootstrap, "seed": cfg.seed}, {"n": len(truth), "n_chemsys": len(set(systems))}
+    rows, compared = [], []
+    for i, k in enumerate(precursors.TOP):
+        for arm, score in scores.items():
+            interval = stats.bootstrap(score[i], systems, **shape)
+            rows.append({"arm": arm, "k": k, **interval.bounds(), **n, "published": False})
+        for name, values in () if study.synthetic else PUBLISHED.items():
+            rows.append({"arm": name, "k": k, "value": values[i], "low": None, "high": None, **n, "published": True})
+        interval = stats.paired(scores["assembled"][i], scores["popularity"][i], systems, **shape)
+        cell = {"task": f"precursors, top-{k}", "arm": "assembled", "baseline": "popularity", "unit": ""}
+        compared.append({**cell, **interval.bounds(), "p": interval.p})
+    return rows, compared
+
+
+def _temperature_rows(study: Study) -> tuple[list[dict], list[dict]]:
+    cfg, parts = study.cfg, study.conditions
+    test, systems = parts["test"], ["-".join(sorted(r.system)) for r in parts["test"]]
+    shape = {"resamples": cfg.bootstrap, "seed": cfg.seed}
+    rows, compared = [], []
+    for name in temperatures.SPLITS:
+        training = study.heat_training[name]
+        for kind in KINDS:
+            cell = {"split": name, "kind": kind, "unit": "°C"}
+            baselines = temperatures.baselines(training, test, kind, trees=cfg.trees, seed=cfg.seed)
+            predicted = {**baselines, "recipes": study.thermometers[name, kind].predict(test)}
+            true = temperatures.labels(test, kind)
+            errors = {arm: np.abs(values - true) for arm, values in predicted.items()}
+            mined = len(training.labelled(kind))
+            for arm, error in errors.items():
+                interval = stats.bootstrap(error, systems, **shape)
+                n = {"n_train": len(training.own) + (mined if arm == "recipes" else 0), "n_test": len(test)}
+                rows.append({**cell, "arm": arm, **interval.bounds(), **n, "published": False})
+            if name == "official" and not study.synthetic:
+                published = {"value": PUBLISHED_C[kind], "low": None, "high": None, "n_train": None}
+                rows.append({**cell, "arm": "SyntMTE", **published, "n_test": len(test), "published": True})
+            interval = stats.paired(errors["recipes"], errors["boosting"], systems, **shape)
+            task = {"task": f"{kind} temperature, {name}", "arm": "recipes", "baseline": "boosting", "unit": "°C"}
+            compared.append({**task, **interval.bounds(), "p": interval.p})
+    return rows, compared
+
+
+def claims(table: Sequence[dict], heat: Sequence[dict], differences: Sequence[dict]) -> list[dict[str, Any]]:
+    """Assembled sets against popularity, temperatures against boosting; both paired, with p < 0.05 after Holm."""
+    by_task = {row["task"]: row for row in differences}
+    first = {row["arm"]: row["value"] for row in table if row["k"] == 1}
+    row = by_task["precursors, top-1"]
+    note = "top-1 {:.3f} against {:.3f}".format(first["assembled"], first["popularity"])
+    found = [_claim("assembled precursor sets beat popularity in top-1", row, "", row["low"] > 0, note)]
+    for kind in KINDS:
+        row = by_task[f"{kind} temperature, strict"]
+        error = {r["arm"]: r["value"] for r in heat if (r["split"], r["kind"]) == ("strict", kind)}
+        name = f"{kind} temperature: MAE below boosting on element fractions (strict split)"
+        note = "MAE {:.1f} against {:.1f} °C".format(error["recipes"], error["boosting"])
+        found.append(_claim(name, row, "°C", row["high"] < 0, note))
+    return found
+
+
+def _claim(name: str, row: Mapping[str, Any], unit: str, better: bool, note: str) -> dict[str, Any]:
+    bounds = {key: row[key] for key in ("value", "low", "high")}
+    verdict = "PASS" if better and row["p_holm"] < ALPHA else "FAIL"
+    note = f"{note}; p = {row['p_holm']:.3g} (Holm)"
+    return {"claim": name, **bounds, "threshold": 0.0, "unit": unit, "verdict": verdict, "note": note}
+
+
+def recommend(study: Study, formula: str, *, k: int) -> dict[str, Any]:
+    """Ranked precursor sets for a composition, the temperatures of each, and the nearest known materials.
+
+    Args:
+        study: what `prepare` read; the networks are trained at the first call.
+        formula: of the target.
+        k: sets, and known materials.
+
+    Returns:
+        `sets`: rows {precursors, probability, and for each kind of temperature `<kind>_C`, `<kind>_low_C`,
+        `<kind>_high_C`}; `nearest`: rows {formula, distance, precursors, doi}, read from the raw files of this machine.
+
+    Raises:
+        ValueError: not a formula.
+    """
+    target = recipes.fractions(formula)
+    rows = []
+    for names, value in study.assemble([target], k=k)[0]:
+        row = {"precursors": " + ".join(sorted(names)), "probability": float(np.exp(value))}
+        for kind in KINDS:
+            heat = float(study.thermometers["official", kind].predict([Recipe(formula, target, names, "")])[0])
+            low, high = (heat + error for error in study.spread[kind])
+            row |= {f"{kind}_C": heat, f"{kind}_low_C": low, f"{kind}_high_C": high}
+        rows.append(row)
+    distance = np.abs(np.stack([recipes.vector(r.fractions) for r in study.training]) - recipes.vector(target)).sum(1)
+    near = [(study.training[i], distance[i]) for i in np.argsort(distance, kind="stable")[:k]]
+    known = [
+        {"formula": r.formula, "distance": float(d), "precursors": " + ".join(sorted(r.precursors)), "doi": r.doi}
+        for r, d in near
+    ]
+    return {"sets": rows, "nearest": known}
+
+
+def evaluate(cfg: Recommendation) -> dict[str, Any]:
+    """The whole stage: rank sets and predict temperatures with every arm, with intervals and claims."""
+    study = prepare(cfg)
+    return metrics(study, sets(study, study.test))

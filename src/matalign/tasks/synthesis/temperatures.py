@@ -1,0 +1,160 @@
+"""Sintering and calcination temperatures from composition and precursors, on the public test's two splits.
+
+    official  the test's own training and validation rows; of the text-mined reactions, those of no DOI of a test row
+    strict    of both, what shares neither chemical system nor DOI with any test row
+
+Arms: the median of the training labels; boosting on element fractions of the test's own rows (`boosting`); and trees on
+Magpie-like features and precursors, with the text-mined reactions beside those rows (`recipes`).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.ensemble import GradientBoostingRegressor, HistGradientBoostingRegressor
+
+from matalign import elements
+from matalign.data import recipes
+from matalign.data.recipes import KINDS, Recipe
+
+SPLITS = ("official", "strict")
+ARMS = ("dummy", "boosting", "recipes")
+COMMON_PRECURSORS = 120  # that have a feature of their own
+LIGANDS = [frozenset(k) for k in ("CO", "NO", "O", "HO", "S", "")]  # what a precursor holds of C, H, N, O, S
+RANGE_C = {"sintering": (300.0, 1900.0), "calcination": (200.0, 1700.0)}  # text-mined labels outside are left out
+MINED = (0.33, 0.1)  # weight of a text-mined row, whose reaction names both temperatures, or one
+PERCENTILES = (10, 90)  # of the errors on validation: the predicted range
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is trained on, beside the test rows."""
+
+    own: list[Recipe]  # the test's training and validation rows
+    mined: list[Recipe]  # text-mined reactions
+
+    def labelled(self, kind: str) -> list[Recipe]:
+        """The text-mined reactions that are learned from: their temperature lies in `RANGE_C`."""
+        low, high = RANGE_C[kind]
+        return [r for r in self.mined if low <= label(r, kind) <= high]
+
+
+def split(name: str, own: Sequence[Recipe], test: Sequence[Recipe], known: Sequence[Recipe]) -> Split:
+    """Training rows of a split; see the module.
+
+    Args:
+        name: official or strict.
+        own: the test's own training rows.
+        test: its test rows.
+        known: text-mined reactions.
+
+    Raises:
+        ValueError: no such split, or nothing is left to train on.
+    """
+    if name not in SPLITS:
+        raise ValueError(f"split {name!r}; one of {', '.join(SPLITS)}")
+    strict = name == "strict"
+    kept = recipes.without(own, test, system=True, doi=True) if strict else list(own)
+    mined = recipes.without(known, test, system=strict, doi=True)
+    if not kept:
+        raise ValueError(f"{name} split: all {len(own)} training rows share a chemical system or DOI with the test")
+    return Split(kept, recipes.without(mined, kept, doi=True))  # papers that stand in `kept` count once
+
+
+def label(recipe: Recipe, kind: str) -> float:
+    """Temperature in °C; NaN where there is none."""
+    return recipe.sintering_C if kind == "sintering" else recipe.calcination_C
+
+
+def labels(rows: Sequence[Recipe], kind: str) -> np.ndarray:
+    """(N,) temperatures in °C."""
+    return np.array([label(r, kind) for r in rows], dtype=float)
+
+
+def shares(rows: Sequence[Recipe]) -> np.ndarray:
+    """(N, 119) atomic fractions."""
+    return np.stack([recipes.vector(r.fractions) for r in rows])
+
+
+def common(rows: Sequence[Recipe]) -> list[str]:
+    """The most frequent precursors, ties in alphabetical order."""
+    counts = Counter(p for r in rows for p in r.precursors)
+    return sorted(counts, key=lambda p: (-counts[p], p))[:COMMON_PRECURSORS]
+
+
+def features(rows: Sequence[Recipe], names: Sequence[str]) -> np.ndarray:
+    """(N, F): fractions, five statistics of each elemental property weighted by them, and the precursors.
+
+    Mean, mean deviation, least, greatest and range, unknown values as zero; then which of `names` are used, and how
+    many precursors hold which of `LIGANDS`.
+    """
+    share, values = shares(rows), np.nan_to_num(elements.VALUES)
+    mean = share @ values
+    deviation = np.stack([s @ np.abs(values - m) for s, m in zip(share, mean)])
+    low = np.stack([values[s > 0].min(0) for s in share])
+    high = np.stack([values[s > 0].max(0) for s in share])
+    used = np.array([[name in r.precursors for name in names] for r in rows], dtype=float).reshape(len(rows), -1)
+    held = [[recipes.symbols(p) & frozenset("CHNOS") for p in r.precursors] for r in rows]
+    kinds = np.array([[h.count(k) for k in LIGANDS] for h in held], dtype=float)
+    return np.concatenate([share, mean, deviation, low, high, high - low, used, kinds], 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Boosted trees for one kind of temperature."""
+
+    names: list[str]  # precursors with a feature of their own
+    trees: HistGradientBoostingRegressor
+
+    def predict(self, rows: Sequence[Recipe]) -> np.ndarray:
+        """(N,) temperatures in °C, of rows as the test's own: both kinds of temperature are named."""
+        return self.trees.predict(np.c_[features(rows, self.names), np.ones((len(rows), 2))])
+
+
+def fit(training: Split, kind: str, *, trees: int, seed: int) -> Model:
+    """Boosted trees on the test's own rows (weight 1) and the text-mined ones (`MINED`).
+
+    Two features say whether a row is of the test's own, and whether its reaction names both kinds of temperature, which
+    all of the test's own do.
+    """
+    rows = [*training.own, *training.labelled(kind)]
+    names = common(rows)
+    both = np.array([not (math.isnan(r.sintering_C) or math.isnan(r.calcination_C)) for r in rows], dtype=bool)
+    own = np.arange(len(rows)) < len(training.own)
+    weight = np.where(own, 1.0, np.where(both, *MINED)) * [r.weight for r in rows]
+    model = HistGradientBoostingRegressor(
+        loss="absolute_error",
+        max_iter=trees,
+        learning_rate=0.06,
+        max_leaf_nodes=24,
+        early_stopping=False,
+        random_state=seed,
+    )
+    x = np.c_[features(rows, names), own, both]
+    return Model(names, model.fit(x, labels(rows, kind), sample_weight=weight))
+
+
+def baselines(training: Split, test: Sequence[Recipe], kind: str, *, trees: int, seed: int) -> dict[str, np.ndarray]:
+    """Arm -> (N,) temperatures in °C from the test's own training rows alone: their median; boosting on fractions."""
+    y = labels(training.own, kind)
+    boosted = GradientBoostingRegressor(
+        loss="absolute_error", n_estimators=trees, max_depth=4, learning_rate=0.05, subsample=0.7, random_state=seed
+    ).fit(shares(training.own), y)
+    return {"dummy": np.full(len(test), np.median(y)), "boosting": boosted.predict(shares(test))}
+
+
+def spread(
+    train: Sequence[Recipe], val: Sequence[Recipe], known: Sequence[Recipe], *, trees: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Kind -> `PERCENTILES` of true less predicted temperature on validation rows, °C."""
+    training = split("official", train, val, known)
+    return {
+        kind: tuple(
+            np.percentile(
+                labels(val, kind) - fit(training, kind, trees=trees, seed=seed).predict(val), PERCENTILES
+            ).tolist()
+        )
+        for kind in KINDS
+    }

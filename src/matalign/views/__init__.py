@@ -1,0 +1,1 @@
+"""What a material looks like to a tower: graphs and micrographs."""

@@ -1,0 +1,183 @@
+"""Crystals as periodic neighbour graphs, and their batching.
+
+Each atom v has its own cutoff, `r_c(v) = min(cutoff, distance of the (k+1)-th neighbour)`; its neighbours are the
+images u with `d_uv < r_c(v)`. A fixed number of neighbours would cut through shells of equal distance, so the graph
+would depend on the order of the atoms; this one does not, and with an envelope that is zero at r_c(v) no neighbour
+enters or leaves with a jump.
+
+Fields of a batch (`torch_geometric.data.Batch`; N atoms, E edges, B crystals):
+
+| field         | shape, type   | meaning|
+|---|---|---|
+| `z`           | (N,) int64    | atomic number|
+| `edge_index`  | (2, E) int64  | row 0: neighbour u, row 1: centre v; sorted by v|
+| `edge_vec`    | (E, 3) float32| from v to the image of u, angstrom|
+| `edge_cutoff` | (N,) float32  | r_c(v), angstrom|
+| `batch`       | (N,) int64    | crystal of the atom|
+| `ptr`         | (B+1,) int64  | first atom of each crystal|
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch_geometric.data import Batch
+from vesin import NeighborList
+
+from matalign.data.dataset import Structures
+
+TIE = 1e-4  # relative; neighbours as far as the first one outside, but for rounding, are outside too
+CHUNK = 512  # crystals between two passes over their edges
+
+
+class Graph(NamedTuple):
+    """Neighbour lists of one or several crystals, edges sorted by centre, then by distance."""
+
+    neighbour: Int[np.ndarray, " edges"]  # index of u within its crystal
+    edges_of: Int[np.ndarray, " atoms"]  # number of neighbours of each atom
+    edge_vec: Float[np.ndarray, "edges 3"]  # v -> image of u, angstrom
+    edge_cutoff: Float[np.ndarray, " atoms"]  # r_c(v), angstrom
+
+    @property
+    def edge_index(self) -> Int[np.ndarray, "2 edges"]:
+        """(2, E): neighbour u and centre v, for a single crystal."""
+        return np.stack([self.neighbour, np.repeat(np.arange(len(self.edges_of)), self.edges_of)])
+
+
+def neighbours(
+    numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *, cutoff_A: float, neighbours: int
+) -> Graph:
+    """Neighbour graph of one crystal.
+
+    Args:
+        numbers: (n,) atomic numbers.
+        frac_coords: (n, 3), any image.
+        lattice: (3, 3) rows are vectors, angstrom.
+        cutoff_A: no neighbour beyond, angstrom.
+        neighbours: the cutoff of an atom is the distance of its next one after these.
+
+    Returns:
+        The graph, float64; an atom without a neighbour has no edge and the cutoff `cutoff_A`.
+
+    Raises:
+        ValueError: shapes that do not fit, a value that is not finite, or a lattice without volume.
+    """
+    return _graphs([(numbers, frac_coords, lattice)], cutoff_A, neighbours)
+
+
+def _graphs(crystals: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], cutoff_A: float, neighbours: int) -> Graph:
+    """Graphs of several crystals as one `Graph`; one pass over all their edges picks the neighbours."""
+    search = NeighborList(cutoff=cutoff_A, full_list=True, n_threads=1)
+    found, first = [], 0
+    for numbers, frac_coords, lattice in crystals:
+        _check(numbers, frac_coords, lattice)
+        i, j, vec, d = search.compute(frac_coords @ lattice, lattice, True, "ijDd")
+        found.append((i.astype(np.int64) + first, j.astype(np.int32), vec, d))
+        first += len(numbers)
+    centre, neighbour, vec, d = (np.concatenate(column) for column in zip(*found))
+    order = np.lexsort((d, centre))
+    centre, neighbour, vec, d = centre[order], neighbour[order], vec[order], d[order]
+
+    count = np.bincount(centre, minlength=first)
+    crowded = np.flatnonzero(count > neighbours)
+    radius = np.full(first, cutoff_A)
+    radius[crowded] = d[(np.cumsum(count) - count)[crowded] + neighbours]
+    inside = d < radius[centre] * (1 - TIE)
+    return Graph(neighbour[inside], np.bincount(centre[inside], minlength=first), vec[inside], radius)
+
+
+def _check(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -> None:
+    if frac_coords.shape != (len(numbers), 3) or lattice.shape != (3, 3) or not len(numbers):
+        raise ValueError(
+            f"expected (n,), (n, 3), (3, 3) with n ≥ 1; got {numbers.shape}, {frac_coords.shape}, {lattice.shape}"
+        )
+    if not (np.isfinite(frac_coords).all() and np.isfinite(lattice).all()):
+        raise ValueError(f"coordinates and lattice must be finite, got {frac_coords.tolist()}, {lattice.tolist()}")
+    if abs(np.linalg.det(lattice)) < 1e-3:
+        raise ValueError(f"lattice without volume: {lattice.tolist()}")
+
+
+@dataclass(frozen=True)
+class GraphStore:
+    """Graphs of many crystals in flat tensors (A atoms, E edges, M crystals), batched by index."""
+
+    z: Int[Tensor, " A"]  # int16
+    edge_cutoff: Float[Tensor, " A"]
+    neighbour: Int[Tensor, " E"]  # int32, index within the crystal
+    edge_vec: Float[Tensor, "E 3"]
+    ptr: Int[Tensor, " M_plus_1"]  # first atom of each crystal
+    edge_ptr: Int[Tensor, " A_plus_1"]  # first edge of each atom
+
+    @classmethod
+    def build(cls, structures: Structures, *, cutoff_A: float, neighbours: int, workers: int = 1) -> "GraphStore":
+        """Graphs of all structures.
+
+        Args:
+            structures: the crystals.
+            cutoff_A: see `neighbours`.
+            neighbours: see `neighbours`.
+            workers: threads; the result does not depend on their number.
+
+        Raises:
+            ValueError: see `neighbours`; the message names the rows.
+        """
+        starts = range(0, len(structures), CHUNK)
+
+        def chunk(start: int) -> Graph:
+            rows = range(start, min(start + CHUNK, len(structures)))
+            try:
+                graph = _graphs((structures[row] for row in rows), cutoff_A, neighbours)
+            except ValueError as error:
+                raise ValueError(f"structures {rows.start}–{rows.stop - 1}: {error}") from None
+            return graph._replace(
+                edge_vec=graph.edge_vec.astype(np.float32), edge_cutoff=graph.edge_cutoff.astype(np.float32)
+            )
+
+        with ThreadPoolExecutor(workers) as pool:  # the search runs outside the interpreter's lock
+            parts = Graph(*(np.concatenate(column) for column in zip(*pool.map(chunk, starts))))
+        return cls(
+            z=torch.from_numpy(structures.numbers.astype(np.int16)),
+            edge_cutoff=torch.from_numpy(parts.edge_cutoff),
+            neighbour=torch.from_numpy(parts.neighbour),
+            edge_vec=torch.from_numpy(parts.edge_vec),
+            ptr=torch.from_numpy(structures.ptr.astype(np.int64)),
+            edge_ptr=torch.from_numpy(np.concatenate([[0], np.cumsum(parts.edges_of)])),
+        )
+
+    def to(self, device: torch.device | str) -> "GraphStore":
+        """The same graphs on a device, where their batches are made then."""
+        return GraphStore(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def batch(self, rows: Int[Tensor, " B"]) -> Batch:
+        """The crystals of these rows, in this order, as one PyG batch; fields as in the module's table."""
+        device = self.ptr.device
+        atoms, atom_ptr = _ragged(self.ptr, rows.to(device))
+        edges, edge_ptr = _ragged(self.edge_ptr, atoms)
+        batch = torch.repeat_interleave(torch.arange(len(rows), device=device), atom_ptr.diff())
+        centre = torch.repeat_interleave(torch.arange(len(atoms), device=device), edge_ptr.diff())
+        neighbour = self.neighbour[edges].long() + atom_ptr[batch[centre]]
+        return Batch(
+            z=self.z[atoms].long(),
+            edge_index=torch.stack([neighbour, centre]),
+            edge_vec=self.edge_vec[edges],
+            edge_cutoff=self.edge_cutoff[atoms],
+            batch=batch,
+            ptr=atom_ptr,
+        )
+
+
+def _ragged(ptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the entries of ragged `rows`, one row after the other, and the first entry of each."""
+    size = ptr[rows + 1] - ptr[rows]
+    new_ptr = torch.zeros(len(rows) + 1, dtype=torch.long, device=ptr.device)
+    torch.cumsum(size, 0, out=new_ptr[1:])
+    first = torch.repeat_interleave(ptr[rows] - new_ptr[:-1], size)
+    return torch.arange(int(new_ptr[-1]), device=ptr.device) + first, new_ptr

@@ -1,0 +1,203 @@
+"""`providers` and `own_data.import_optimade` against the reference server of optimade-python-tools, on loopback."""
+
+import csv
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlencode
+
+import numpy as np
+import pytest
+import requests
+from projects import REPOSITORY
+from pymatgen.core import Lattice, Structure
+
+from matalign import paths
+from matalign.data import own_data, providers, sources
+
+SERVED = 65  # ordered crystals of the sample; with one more, four pages of 20, which is the server's number
+SERVER = Path(__file__).with_name("optimade_server.py")
+
+
+def sample():
+    """id -> crystals of the embedded sample, every sixth."""
+    with open(REPOSITORY / "data/sample/materials.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))[::6][:SERVED]
+    return {row["mp_id"]: sources.parse_cif(row["cif"]) for row in rows}
+
+
+def entries():
+    """Lines of the server's database: the sample's crystals, and one that is half empty."""
+    from optimade.adapters.structures.pymatgen import from_pymatgen
+
+    yield {"x-optimade": {"meta": {"api_version": "1.1.0"}}}
+    crystals = {key: Structure(Lattice(c.lattice), c.numbers, c.frac_coords) for key, c in sample().items()}
+    crystals["zz-empty"] = Structure(Lattice.cubic(4), ["K"], [[0, 0, 0]])
+    half = {"name": "K", "chemical_symbols": ["K", "vacancy"], "concentration": [0.5, 0.5]}
+    for number, (key, structure) in enumerate(crystals.items()):
+        attributes = json.loads(from_pymatgen(structure).model_dump_json())
+        attributes |= {"last_modified": {"$date": "2024-01-01T00:00:00Z"}, "gap": 0.1 * number}
+        if key == "zz-empty":
+            attributes |= {"species": [half], "structure_features": ["disorder"]}
+        yield {"id": key, "type": "structures", "attributes": attributes}
+
+
+class Server:
+    """The running server."""
+
+    def __init__(self, port):
+        self.url = f"http://127.0.0.1:{port}"
+
+    def plan(self, **plan):
+        requests.get(f"{self.url}/_plan?{urlencode(plan)}", timeout=10).raise_for_status()
+
+    def asked(self):
+        return requests.get(f"{self.url}/_asked", timeout=10).json()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("optimade")
+    (folder / "data.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries()))
+    settings = {
+        "insert_test_data": False,
+        "insert_from_jsonl": str(folder / "data.jsonl"),
+        "log_dir": str(folder),
+        "provider_fields": {"structures": ["gap"]},
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+    env = {**os.environ, "HOME": str(folder), "OPTIMADE_CONFIG_FILE": str(folder / "config.json")}
+    with subprocess.Popen([sys.executable, SERVER], env=env, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            found = next(filter(None, (re.fullmatch(r"port (\d+)\n", line) for line in process.stdout)))
+            yield Server(found[1])
+            assert process.poll() is None, "the server died: it called an address other than 127.0.0.1?"
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def server(running, tmp_path, monkeypatch):
+    """The server, for one test with a scratch folder of its own and short pauses; this process calls loopback alone."""
+    connect = socket.socket.connect
+
+    def only_loopback(self, address):
+        assert address[0] == "127.0.0.1", address
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", only_loopback)
+    monkeypatch.setattr(paths, "SCRATCH", tmp_path)
+    monkeypatch.setattr(providers, "SPACING_S", 0.0)
+    monkeypatch.setattr(providers, "PAUSE_S", 0.01)
+    running.asked()
+    return running
+
+
+def test_everything_comes_over_all_pages_though_one_fails_twice(server):
+    server.plan(match="page_offset=40", status=503, times=2)
+    curated = own_data.import_optimade(server.url, "")
+    asked = server.asked()
+    assert len(asked) == 4 + 2
+    assert sum("page_offset=40" in query for query in asked) == 3
+    expected = sample()
+    assert curated.materials.mp_id.tolist() == sorted(expected)
+    for row, key in enumerate(curated.materials.mp_id):
+        numbers, frac_coords, lattice = curated.structures[row]
+        np.testing.assert_array_equal(numbers, expected[key].numbers)
+        np.testing.assert_allclose(frac_coords, expected[key].frac_coords, atol=1e-6)
+        np.testing.assert_allclose(lattice, expected[key].lattice, atol=1e-6)
+        assert curated.materials.formula[row] == expected[key].formula
+        assert curated.materials.space_group[row] == expected[key].space_group
+    assert set(curated.materials.source) == {"optimade"}
+    (skipped,) = curated.audit["skipped"]
+    assert (skipped["reason"], skipped["rows"]) == ("disordered", 1)
+    assert "zz-empty" in skipped["first"][0]
+
+    again = own_data.import_optimade(server.url, "")
+    assert server.asked() == []  # from the pages that were kept
+    assert again.digest == curated.digest
+
+
+def test_a_filter_a_limit_and_a_providers_own_field(server):
+    labels = {"_exmpl_gap": "band_gap_eV"}
+    curated = own_data.import_optimade(server.url, 'elements HAS "O" AND nelements=3', labels=labels, max_structures=5)
+    expected = {key: c for key, c in sample().items() if 8 in c.numbers and len(set(c.numbers)) == 3}
+    assert len(expected) > 5
+    assert curated.materials.mp_id.tolist() == list(expected)[:5]
+    gaps = [0.1 * list(sample()).index(key) for key in curated.materials.mp_id]
+    np.testing.assert_allclose(curated.materials.band_gap_eV, gaps)
+    assert len(server.asked()) == 1
+    assert curated.audit["query"]["filter"] == 'elements HAS "O" AND nelements=3'
+
+
+def test_a_query_that_fails_for_good_keeps_its_pages_and_goes_on(server):
+    server.plan(match="page_offset=40", status=500, times=providers.ATTEMPTS + 1)
+    with pytest.raises(ConnectionError, match=r"500 error responses.*; 2 pages are kept in .*goes on from there"):
+        providers.download(server.url, "nelements>0")
+    assert len(server.asked()) == 2 + providers.ATTEMPTS + 1
+    assert len(providers.download(server.url, "nelements>0")) == SERVED + 1
+    asked = server.asked()
+    assert len(asked) == 2
+    assert "page_offset=40" in asked[0]
+
+
+def test_a_killed_download_goes_on(server, tmp_path):
+    server.plan(match="page_offset=40", status=0, times=1)
+    code = f"from matalign import providers; providers.download({server.url!r}, 'nelements>1')"
+    env = {**os.environ, "MATALIGN_SCRATCH": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.DEVNULL)
+    asked, end = [], time.monotonic() + 120
+    while len(asked) < 3 and time.monotonic() < end:
+        time.sleep(0.2)
+        asked += server.asked()
+    process.kill()
+    process.wait()
+    assert len(asked) == 3
+    records = providers.download(server.url, "nelements>1")
+    assert len({record["id"] for record in records}) == len(records) > 50
+    assert [re.search(r"page_offset=\d+", query)[0] for query in server.asked()] == ["page_offset=40", "page_offset=60"]
+
+
+def test_what_is_no_page_is_not_kept(server):
+    server.plan(match="nelements>2", status=200, times=1)
+    with pytest.raises(ConnectionError, match="Could not decode response as JSON"):
+        providers.download(server.url, "nelements>2")
+    assert providers.download(server.url, "nelements>2")
+
+
+def test_requests_are_spaced_and_a_busy_server_is_given_time(server, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(providers, "SPACING_S", 1.0)
+    monkeypatch.setattr(time, "sleep", pauses.append)  # of the session and of urllib3
+    server.plan(match="page_offset=20", status=429, times=1)
+    assert len(providers.download(server.url, "nelements<9")) == SERVED + 1
+    spaced = [pause for pause in pauses if pause > 0.5]
+    assert len(spaced) == 3
+    assert len(server.asked()) == 5
+
+
+def test_a_server_that_is_not_there_is_named(server, monkeypatch):
+    monkeypatch.setattr(providers, "ATTEMPTS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(ConnectionError, match=rf"http://127\.0\.0\.1:{port}: .*; 0 pages are kept"):
+        providers.download(f"http://127.0.0.1:{port}", "")
+
+
+def test_a_wrong_question_is_refused_before_it_is_asked(server):
+    hook = sys.excepthook
+    with pytest.raises(ValueError, match=r"'elements HAS' is no OPTIMADE filter"):
+        providers.download(server.url, "elements HAS")
+    with pytest.raises(ValueError, match="no provider 'mpp'; one of mp, oqmd, nomad, alexandria, or the base URL"):
+        providers.download("mpp", "")
+    with pytest.raises(ValueError, match="unknown label 'gap'; one of formation_energy_eV_atom"):
+        own_data.import_optimade(server.url, "", labels={"_exmpl_gap": "gap"})
+    assert server.asked() == []
+    assert sys.excepthook is hook  # the client's own check leaves it changed
+    with pytest.raises(ValueError, match=r"""has no structure that answers to 'elements HAS "Og"'"""):
+        own_data.import_optimade(server.url, 'elements HAS "Og"')

@@ -1,0 +1,133 @@
+"""What would run on a GPU, on one that is pretended: no tensor is left on the wrong device."""
+
+import dataclasses
+
+import numpy as np
+import pretend
+import pytest
+import tiny
+import torch
+
+from matalign import config, paths
+from matalign.data import dataset
+from matalign.pretrain import align, batches, checkpoint, encode, train
+from matalign.tasks import regression
+from matalign.tasks.defects import defects
+from matalign.towers import crystal
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    for name, folder in {"ROOT": "", "DATA": "data", "SCRATCH": "scratch"}.items():
+        monkeypatch.setattr(paths, name, tmp_path / folder)
+    dataset.write(paths.curated("tiny"), tiny.curated())
+    torch.use_deterministic_algorithms(True)
+    yield tmp_path
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return tiny.bert(tmp_path_factory.mktemp("gpu") / "bert")
+
+
+def trained(bert, device, **changes):
+    cfg = tiny.pretrain(bert, modalities="crystal text image", epochs=1, **changes)
+    ex = batches.Examples(cfg, tiny.curated(), align.build(cfg).to(device).train(), device)
+    folder = paths.ROOT / device.type
+    folder.mkdir()
+    at = train.optimise(ex, folder, quiet=True)
+    checkpoint.export(ex, at, folder)
+    return at, folder / "model"
+
+
+def test_pretraining_on_a_gpu_is_that_of_the_processor(bert):
+    at, model = trained(bert, torch.device("cpu"))
+    with pretend.gpu() as device:
+        at_gpu, model_gpu = trained(bert, device)
+    assert at_gpu.history[0]["loss_val"] == pytest.approx(at.history[0]["loss_val"], rel=1e-5)
+    own, other = (encode.load(folder).aligned.weights() for folder in (model, model_gpu))
+    torch.testing.assert_close(other, own, rtol=2**-7, atol=3e-3)  # Adam's first steps are as long where noise is all
+    assert all(torch.equal(w, w.bfloat16().float()) for w in other.values())
+    sizes = [sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (model, model_gpu)]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+@pytest.mark.parametrize("model", [regression.Regressor, regression.Fusion, regression.CrossAttention])
+def test_fits_on_a_gpu_are_those_of_the_processor(bert, model):
+    cfg, curated = tiny.pretrain(bert), tiny.curated()
+    rng = np.random.default_rng(0)
+    others = [] if model is regression.Regressor else [rng.normal(size=(24, 3, 5)).astype(np.float16)]
+    labels = rng.normal(size=(24, 2))
+    labels[::3, 1] = np.nan
+    parts = {"train": np.arange(14), "val": np.arange(14, 19), "test": np.arange(19, 24)}
+
+    def predictions(device):
+        inputs = regression.Inputs(crystal.graphs(cfg, curated.structures), others, device)
+        torch.manual_seed(0)
+        net = model(crystal.build(cfg), 2, *([inputs.pooled(parts["train"])] if others else [])).to(device)
+        options = {"targets": {"a": 1.0, regression.METAL: 0.5}, "kept_by": "", "steps": 6, "batch_size": 6, "seed": 0}
+        options |= {"learning_rate": 1e-2, "weight_decay": 0.0, "state": paths.ROOT / "state"}
+        return regression.train(net, inputs, labels, parts, **options)
+
+    own = predictions(torch.device("cpu"))
+    with pretend.gpu() as device:
+        there = predictions(device)
+    for part, values in own.items():
+        np.testing.assert_allclose(there[part], values, rtol=1e-5, atol=1e-6)
+
+
+def test_defects_on_a_gpu_are_those_of_the_processor(monkeypatch):
+    cfg = dataclasses.replace(config.load("defects", "tiny"), hosts=6)
+    monkeypatch.setattr(defects, "CHUNK", 40)
+    hosts = defects.Hosts(
+        tiny.curated().structures.take(np.arange(6)), np.array([f"mp-{i}" for i in range(6)]), np.full(6, "train")
+    )
+
+    def seen(device):
+        shots = defects.shoot(hosts, "train", cfg, epoch=0, seed=0, device=device)
+        tower = defects.fit_network(shots, cfg, seed=0, device=device, state=paths.ROOT / "state")
+        features = defects.features(tower, shots.images, device=device)
+        parts = dict.fromkeys(("train", "val", "test"), features)
+        kind = dict.fromkeys(parts, shots.kind)
+        options = {"epochs": 1, "learning_rate": 1e-3, "seed": 0, "device": device}
+        return shots, features, defects.fit_head(parts, parts, kind, **options)["test"]
+
+    shots, *own = seen("cpu")
+    with pretend.gpu():
+        shots_gpu, *there = seen("cuda")
+    assert torch.equal(shots.images, shots_gpu.images)
+    for a, b in zip(there, own, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_on_a_gpu_embeds_as_on_the_processor(bert):
+    _, folder = trained(bert, torch.device("cpu"))
+    curated = tiny.curated()
+
+    def embedded(device):
+        model = encode.load(folder, device=device)
+        images = model.micrographs(curated, np.arange(4), seed=0, epoch=0)
+        made = [
+            model.embed_structures(curated.structures),
+            model.embed_texts(["mix the salt"]),
+            model.embed_images(images),
+        ]
+        return [*made, *(model.embed(m, curated)[1] for m in model.towers)]
+
+    own = embedded("cpu")
+    with pretend.gpu():
+        there = embedded("cuda")
+    for a, b in zip(own, there, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+def test_pretraining_in_bfloat16_learns_as_in_float32(bert, monkeypatch):
+    at, _ = trained(bert, torch.device("cpu"))
+    cpu, autocast = torch.device("cpu"), torch.autocast
+    monkeypatch.setattr(examples, "nullcontext", lambda: autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(paths, "ROOT", paths.ROOT / "half")
+    paths.ROOT.mkdir()
+    half, _ = trained(bert, cpu)
+    assert half.history[0]["loss_val"] != at.history[0]["loss_val"]
+    assert half.history[0]["loss_val"] == pytest.approx(at.history[0]["loss_val"], rel=0.02)

@@ -1,0 +1,130 @@
+"""The notebooks as files, and each of them executed by nbval on the `tiny` profile."""
+
+import ast
+import dataclasses
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+from projects import PROFILE, REPOSITORY, Project, finished
+
+from matalign import config
+from matalign.pipeline import run
+
+FILES = {stage: REPOSITORY / "notebooks" / f"{name}.ipynb" for stage, name in run.NAMES.items()}
+
+
+@pytest.fixture(params=config.STAGES)
+def stage(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(stage):
+    return nbformat.read(FILES[stage], as_version=4)
+
+
+@pytest.fixture
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def test_notebooks_are_stripped():
+    command = [sys.executable, "-m", "nbstripout", "--verify", "--keep-count", "--keep-id"]
+    found = subprocess.run(
+        [*command, *(REPOSITORY / "notebooks").glob("*.ipynb")], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, f"run `make format`\n{found.stdout}{found.stderr}"
+
+
+def test_few_short_cells_without_definitions_or_shell(code):
+    assert len(code) <= 25
+    for cell in code:
+        assert "parameters" in tags(cell) or len(cell.source.splitlines()) <= 15, cell.source
+        for node in ast.walk(ast.parse(cell.source)):  # a line with ! or % is no Python
+            assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef), cell.source
+        assert "ipywidgets" not in cell.source
+
+
+def test_parameters_cell_holds_the_sample_profile(stage, code):
+    assert tags(code[0]) == ["parameters"]
+    assert sum("parameters" in tags(cell) for cell in code) == 1
+    values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(code[0].source).body}
+    cls = config.STAGES[stage]
+    assert config.build(cls, values, where=FILES[stage].name) == config.load(stage, "sample")
+
+
+def test_one_to_three_cells_keep_an_output_that_nbval_checks(code):
+    checked = [cell for cell in code if "nbval-check-output" in tags(cell)]
+    assert 1 <= len(checked) <= 3
+    for cell in checked:
+        assert cell.outputs
+        assert "keep_output" in tags(cell)  # nbstripout's word for it
+    assert not any(cell.outputs for cell in code if cell not in checked)
+
+
+def test_prose_stands_before_every_figure(notebook):
+    for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
+        if cell.cell_type == "code" and "figures." in cell.source and "import" not in cell.source:
+            assert before.cell_type == "markdown", cell.source
+
+
+def test_the_last_cell_writes_the_results(stage, code):
+    assert "paper" in code[-1].source if stage == "paper" else "write" in code[-1].source
+
+
+def test_cell_ids_are_stable_and_unique(notebook):
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+
+
+def nbval(project: Project, *files) -> subprocess.CompletedProcess:
+    """Execute notebooks and compare the outputs of the cells that ask for it."""
+    plugins = ["-p", "no:cacheprovider", "-p", "no:timeout", "-c", "/dev/null", "--rootdir", str(project.root)]
+    return project.command(sys.executable, "-m", "pytest", "-q", "--nbval-lax", *plugins, *map(str, files))
+
+
+def parameterised(name: str, parameters: dict, project: Project):
+    """A notebook with other parameters, written into the project's folder."""
+    notebook = load_notebook_node(str(project.root / "notebooks" / f"{name}.ipynb"))
+    file = project.root / f"{name}.ipynb"
+    nbformat.write(parameterize_notebook(notebook, parameters), file)
+    return file
+
+
+@pytest.mark.timeout(1800)  # it may be the test that runs the pipeline first
+def test_nbval_executes_every_notebook(tmp_path):
+    project = finished().project.copy(tmp_path / "project")
+    before = {f.name: f.read_bytes() for f in (project.results / "metrics").iterdir()}
+    shutil.rmtree(project.root / "data" / "curated")  # the notebooks write all anew, one after the other
+    shutil.rmtree(project.root / "results")
+    for kind in ("properties", "release", "retrieval", "defects", "ablations"):  # pretraining and texts stay
+        for kept in (project.root / ".scratch").glob(f"{kind}*"):
+            shutil.rmtree(kept)
+    tiny = {stage: dataclasses.asdict(config.load(stage, PROFILE)) for stage in config.STAGES}
+    files = [parameterised(run.NAMES[stage], parameters, project) for stage, parameters in tiny.items()]
+    files.append(parameterised("00_explore", {"profile": PROFILE}, project))
+    ended = nbval(project, *files)
+    assert ended.returncode == 0, ended.stdout[-6000:]
+    cells = sum(cell.cell_type == "code" for file in files for cell in nbformat.read(file, as_version=4).cells)
+    assert f"{cells} passed" in ended.stdout
+    assert {f.name: f.read_bytes() for f in (project.results / "metrics").iterdir()} == before
+    assert set(before) == {f"{stage}.json" for stage in config.STAGES if stage != "paper"}
+
+    # a checked output that is wrong is seen
+    notebook = nbformat.read(files[0], as_version=4)
+    checked = next(cell for cell in notebook.cells if "nbval-check-output" in tags(cell))
+    wrong = nbformat.v4.new_output("stream", name="stdout", text="not what this cell says\n")
+    checked.outputs = [wrong]
+    nbformat.write(notebook, files[0])
+    ended = nbval(project, files[0])
+    assert ended.returncode == 1, ended.stdout[-3000:]
+    assert "1 failed" in ended.stdout

@@ -1,0 +1,346 @@
+"""Figures and tables from plausible metrics: what is drawn, which bytes are written, what the cells say."""
+
+import csv
+import itertools
+import json
+import re
+import zlib
+from unittest import mock
+
+import matplotlib as mpl
+import numpy as np
+import plausible
+import pytest
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from matalign.pretrain import losses
+from matalign.report import figures, paper, tables
+
+MADE = ("curation", "letter", "training", "learning_curve", "parity", "fusion", "retrieval", "gallery_curve")
+MADE += ("calibration", "recommendation", "defects", "dose", "reliability", "ablations_loss", "ablations_pairs")
+STAGE = {
+    "curation": "curate",
+    "letter": "letter",
+    "training": "pretrain",
+    "learning_curve": "properties",
+    "parity": "properties",
+    "fusion": "properties",
+}
+STAGE |= {"retrieval": "retrieval", "recommendation": "recommendation", "defects": "defects", "dose": "defects"}
+STAGE |= {"calibration": "release", "gallery_curve": "retrieval", "reliability": "defects"}
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with mpl.rc_context():
+        figures.style()
+        yield
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    return {**plausible.metrics(), "letter": losses.letter_defects()}
+
+
+def draw(name, metrics):
+    if name.startswith("ablations"):
+        return figures.ablations(metrics["ablations"])[name]
+    return getattr(figures, name)(metrics[STAGE[name]])
+
+
+def clashes(fig):
+    """Pairs of texts of a figure (ticks, titles, legends) whose boxes overlap, and texts cut off by the page."""
+    drawn = {}
+
+    def note(text, renderer, draw=mpl.text.Text.draw):
+        if text.get_visible() and text.get_text().strip():
+            drawn[text] = text.get_window_extent(renderer).padded(-0.6)
+        draw(text, renderer)
+
+    with mock.patch.object(mpl.text.Text, "draw", note):
+        FigureCanvasAgg(fig).draw()
+    page = fig.bbox
+    cut = [t for t, b in drawn.items() if b.x0 < page.x0 or b.x1 > page.x1 or b.y0 < page.y0 or b.y1 > page.y1]
+    clash = [(t, u) for (t, b), (u, c) in itertools.combinations(drawn.items(), 2) if b.overlaps(c)]
+    assert drawn
+    return [t.get_text() for t in cut] + [(t.get_text(), u.get_text()) for t, u in clash]
+
+
+def test_clashes_are_seen():
+    fig = figures.Drawing(figsize=(2, 1))
+    fig.text(0.1, 0.5, "one")
+    fig.text(0.12, 0.5, "two")
+    fig.text(0.9, 0.1, "too long")
+    assert sorted(map(str, clashes(fig))) == ["('one', 'two')", "too long"]
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_nothing_overlaps_or_is_cut_off(name, metrics):
+    fig = draw(name, metrics)
+    assert clashes(fig) == []
+    assert fig.get_figwidth() in (figures.COLUMN_IN, figures.PAGE_IN)
+
+
+def test_method_drawing_stays_on_its_page():
+    assert clashes(figures.method()) == []
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_axes_are_labelled_and_letters_large_enough(name, metrics):
+    fig = draw(name, metrics)
+    for ax in fig.axes:
+        heatmap = bool(ax.collections) and not ax.get_xlabel()  # its axes are classes and arms
+        assert heatmap or ax.get_xlabel() or ax.get_ylabel()
+    assert min(t.get_fontsize() for t in fig.findobj(mpl.text.Text) if t.get_text()) >= 6.5
+
+
+def test_same_figure_same_bytes(tmp_path, metrics):
+    for folder in ("a", "b"):
+        for name in ("retrieval", "training"):
+            figures.save(draw(name, metrics), tmp_path / folder, name)
+    for file in sorted((tmp_path / "a").iterdir()):
+        data = file.read_bytes()
+        assert data == (tmp_path / "b" / file.name).read_bytes()
+        assert b"CreationDate" not in data
+        assert b"Software" not in data
+
+
+def test_pdf_fonts_are_embedded_as_truetype(tmp_path, metrics):
+    _, pdf = figures.save(draw("training", metrics), tmp_path, "training")
+    data = pdf.read_bytes()
+    streams = [
+        zlib.decompress(s) for s in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", data, flags=re.S) if s[:1] == b"x"
+    ]
+    everything = b"\n".join([data, *streams])
+    assert b"/CIDFontType2" in everything
+    assert b"/FontFile2" in everything
+    assert b"/Type3" not in everything
+
+
+def test_font_comes_with_matplotlib():
+    file = font_manager.findfont(font_manager.FontProperties(family=mpl.rcParams["font.family"]))
+    assert mpl.get_data_path() in file
+
+
+def luminance_lab(colour, matrix):
+    """CIE Lab of an sRGB colour as seen with a colour deficiency (Machado et al. 2009 matrices, linear RGB)."""
+    rgb = np.array(mpl.colors.to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(matrix @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+    f = [np.cbrt(t) if t > 0.008856 else 7.787 * t + 16 / 116 for t in xyz / [0.9505, 1.0, 1.089]]
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+PROTANOPIA = np.array(
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+)
+DEUTERANOPIA = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+)
+
+
+@pytest.mark.parametrize("matrix", [np.eye(3), PROTANOPIA, DEUTERANOPIA], ids=["full", "protanopia", "deuteranopia"])
+@pytest.mark.parametrize(
+    "arms",
+    [
+        ["dummy", "composition", "cgconv", "scratch", "scratch_long", "pretrained", "ridge"],
+        ["random", "formula", "jaccard", "stoichiometry", "tfidf", "composition", "aligned", "structure"],
+        ["random", "nearest", "popularity", "assembled", "DeepSeek", "Llama-4", "GPT-4.1"],
+        ["dummy", "boosting", "recipes", "SyntMTE"],
+        [name for name in figures.ARMS if name.startswith(("majority", "context", "image"))],
+    ],
+    ids=["properties", "retrieval", "precursors", "temperatures", "defects"],
+)
+def test_arms_of_a_figure_differ_in_colour_and_marker(arms, matrix):
+    for i, a in enumerate(arms):
+        for b in arms[:i]:
+            distance = np.linalg.norm(
+                luminance_lab(figures.COLOURS[a], matrix) - luminance_lab(figures.COLOURS[b], matrix)
+            )
+            assert distance > 15, (a, b, distance)
+            assert figures.ARMS[a].marker != figures.ARMS[b].marker, (a, b)
+
+
+def test_an_arm_without_colour_is_named(metrics):
+    row = {**metrics["defects"]["dose"][0], "arm": "imagee"}
+    with pytest.raises(KeyError, match="imagee"):
+        figures.dose({"dose": [row]})
+
+
+def test_learning_curve_draws_the_split_with_most_label_shares(metrics):
+    fig = figures.learning_curve(metrics["properties"])
+    line = next(c for c in fig.axes[0].containers if c.get_label() == figures.ARMS["scratch"].label)
+    rows = metrics["properties"]["results"]
+    want = {
+        r["label_percent"]: r["value"]
+        for r in rows
+        if (r["cohort"], r["split"], r["metric"], r["arm"]) == ("A", "chemsys", "MAE", "scratch")
+        and r["target"] == "formation_energy_eV_atom"
+    }
+    np.testing.assert_allclose(line.lines[0].get_xydata(), sorted(want.items()))
+
+
+@pytest.mark.parametrize("name", [name for name in MADE if name != "letter"])
+def test_sparse_metrics_are_drawn(name):
+    sparse = plausible.metrics(runs=[("random", 100, 1)], property_arms={"dummy": 3.0}, levels=(1,))
+    sparse["curate"] |= {"skipped": [], "audit": []}
+    sparse["pretrain"]["history"] = sparse["pretrain"]["history"][:1]
+    sparse["properties"]["parity"] = {"true": [0.5], "predicted": [0.5]}
+    sparse["defects"] |= {"dose": [], "recall": []}
+    FigureCanvasAgg(draw(name, sparse)).draw()
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def test_numbers_are_printed_in_a_fixed_format():
+    assert tables.number(-1234.5678, digits=2) == "−1,234.57"
+    assert tables.number(float("nan")) == "–"
+    assert tables.interval({"value": 0.0491, "low": 0.0453, "high": 0.0528}) == "0.049 [0.045, 0.053]"
+    assert tables.interval({"value": 0.5, "low": None, "high": None}) == "0.500"
+    assert tables.span([5, 1, 3]) == "1–5"
+    assert tables.counted([1, 1], "seed") == "1 seed"
+    assert tables.escape("a_b ≥ 15 %") == r"a\_b $\geq$ 15 \%"
+
+
+def test_property_table_puts_each_run_under_its_column(metrics):
+    table = next(t for t in tables.properties(metrics["properties"]) if "formation" in t.name)
+    assert table.header[1] == "chemsys 1 %\nn = 147, 5 seeds"
+    cells = {row[0]: row[1:] for row in table.cells}
+    rows = metrics["properties"]["results"]
+    row = next(r for r in rows if (r["arm"], r["split"], r["metric"]) == ("ridge", "random", "MAE"))
+    assert cells["frozen + ridge"][-1] == tables.interval(row)
+    assert "4,205 test materials of 2,811 chemical systems" in table.caption
+    assert "cohort A" in table.caption
+    assert "95 % interval" in table.caption
+
+
+def test_cohorts_and_what_is_seen_are_told_apart(metrics):
+    printed = {t.name: t for t in tables.properties(metrics["properties"])}
+    a, b = printed["properties_A_formation_energy_eV_atom"], printed["properties_B"]
+    assert "cohort A, from the structure alone. " in a.caption
+    assert "cohort B, from the structure alone, but for arms named fused or after one modality" in b.caption
+    assert [h.split("\n")[0] for h in b.header] == ["arm", "formation energy", "metal"]
+    labels = [row[0] for row in b.cells]
+    assert [label for label in labels if label.startswith("fused")] == labels[2:5]
+    rows = metrics["properties"]["results"]
+    row = next(r for r in rows if (r["cohort"], r["arm"], r["metric"]) == ("B", "text", "F1"))
+    assert next(cells for cells in b.cells if cells[0] == "protocol only")[2] == tables.interval(row)
+    gains = tables.gains(metrics["properties"])
+    errors = {row[0]: {cells[1] for cells in gains.cells if cells[0] == row[0]} for row in gains.cells}
+    assert errors["B"] == {"formation energy, MAE", "metal, error rate"}
+    assert "error rate is 1 − accuracy" in gains.caption
+
+
+def test_fused_arms_are_no_part_of_the_learning_curve(metrics):
+    fig = figures.learning_curve(metrics["properties"])
+    assert len(fig.axes) == 2
+    for ax in fig.axes:
+        labels = {c.get_label() for c in ax.containers}
+        assert labels == {figures.ARMS[arm].label for arm in plausible.PROPERTY_ARMS}
+    (ax,) = figures.fusion(metrics["properties"]).axes  # one cell has fused arms
+    assert [t.get_text() for t in ax.get_yticklabels()][:2] == ["ILD, scratch", "ILD, pretrained"]
+    assert len(ax.get_yticks()) == len(plausible.FUSED_ARMS)
+
+
+def test_missing_run_is_a_dash():
+    metrics = plausible.metrics()["properties"]
+    metrics["results"] = [r for r in metrics["results"] if (r["arm"], r["label_percent"]) != ("ridge", 1)]
+    table = tables.properties(metrics)[0]
+    assert next(row for row in table.cells if row[0] == "frozen + ridge")[1] == "–"
+
+
+def test_tables_are_written_sorted_and_the_same_whatever_the_order(tmp_path, metrics):
+    tables.write(tables.build(metrics), tmp_path / "a")
+    shuffled = json.loads(json.dumps(metrics))
+    rng = np.random.default_rng(0)
+    for stage in ("properties", "retrieval", "defects"):
+        for key in ("results", "comparisons"):
+            rng.shuffle(shuffled[stage][key])
+    tables.write(tables.build(shuffled), tmp_path / "b")
+    names = sorted(f.name for f in (tmp_path / "a").iterdir())
+    assert {"claims.csv", "claims.tex", "gains.csv", "retrieval.csv", "defects.csv", "tables.json"} <= set(names)
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_csv_keeps_every_row_and_value(tmp_path, metrics):
+    tables.write(tables.build(metrics), tmp_path)
+    with open(tmp_path / "retrieval.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(metrics["retrieval"]["results"])
+    want = {
+        (r["query"], r["target"], r["gallery"], r["arm"], r["metric"], r["level"]): r
+        for r in figures.retrieval_rows(metrics["retrieval"]["results"])
+    }
+    assert {"aligned", "structure"} <= {r["arm"] for r in rows}
+    for r in rows:
+        w = want[(r["query"], r["target"], r["gallery"], r["arm"], r["metric"], int(r["level"]))]
+        assert float(r["value"]) == pytest.approx(w["value"], rel=1e-5)
+        assert int(r["n_queries"]) == w["n_queries"]
+
+
+def test_every_tex_row_has_as_many_cells_as_columns(tmp_path, metrics):
+    for table in tables.build(metrics):
+        lines = tables.tex(table).splitlines()
+        columns = len(re.search(r"\\begin\{tabular\}\{(l+)\}", "\n".join(lines))[1])
+        body = [line for line in lines if line.endswith(r" \\")]
+        assert len(body) == len(table.cells) + 1
+        for line in body:
+            assert len(re.findall(r"(?<!\\)&", line)) == columns - 1, line
+
+
+def test_synthetic_numbers_say_so_in_every_caption():
+    for table in tables.build(plausible.metrics(synthetic=True)):
+        assert tables.SYNTHETIC in table.caption, table.name
+    for table in tables.build(plausible.metrics()):
+        assert tables.SYNTHETIC not in table.caption, table.name
+
+
+def test_a_pair_that_training_never_compared_is_marked(metrics):
+    """In the fixture image and protocol never met: `anchored`."""
+    table = tables.retrieval_pairs(metrics["retrieval"])
+    assert [row[0] for row in table.cells if row[0].endswith("*")] == ["image → protocol*"]
+    assert "never compared" in table.caption
+    compared = [r for r in metrics["retrieval"]["results"] if r["paired"] is not False]
+    assert "All pairs were compared" in tables.retrieval_pairs({**metrics["retrieval"], "results": compared}).caption
+    old = [{k: v for k, v in r.items() if k != "paired"} for r in metrics["retrieval"]["results"]]
+    caption = tables.retrieval_pairs({**metrics["retrieval"], "results": old}).caption
+    assert "compared" not in caption
+
+
+def test_hosts_with_a_protocol_have_rows_of_their_own(metrics):
+    table = tables.defect_differences(metrics["defects"])
+    own = [row for row in table.cells if row[0].endswith(", hosts with a protocol")]
+    assert [row[1] for row in own] == ["0.020 [−0.030, 0.070]"] * 2
+    assert "10 test hosts have a protocol" in table.caption
+    old = {k: v for k, v in metrics["defects"].items() if k != "with_protocol"}
+    assert len(tables.defect_differences(old).cells) == len(table.cells) - 2
+
+
+def test_gallery_curve_has_a_column_a_size(metrics):
+    table = tables.gallery_curve(metrics["retrieval"])
+    assert table.header == ["level", "arm", "50", "100", "200", "500", "1,000", "2,654"]
+    row = next(r for r in table.cells if r[:2] == ["L2", "element Jaccard"])
+    assert row[-1] == "0.200"
+    assert tables.number(0.8 * 0.25 * (2654 / 50) ** 0.1) == row[2]
+
+
+def test_metrics_without_the_newer_rows_are_drawn(metrics):
+    """As committed results of an earlier version: the figures that need the rows are absent."""
+    old = {**metrics, "retrieval": dict(metrics["retrieval"]), "defects": dict(metrics["defects"])}
+    for stage, key in (("retrieval", "gallery_curve"), ("defects", "reliability"), ("defects", "dose_visible")):
+        del old[stage][key]
+    old["defects"]["dose"] = [{k: v for k, v in r.items() if k not in ("low", "high")} for r in old["defects"]["dose"]]
+    assert not {"gallery_curve", "reliability"} & set(paper.drawings(old))
+    names = {t.name for t in tables.build(metrics)} - {t.name for t in tables.build(old)}
+    assert names == {"gallery_curve"}
+
+
+def test_the_map_names_and_counts_its_groups():
+    points = np.random.default_rng(0).normal(size=(50, 2))
+    fig = figures.atlas(points, np.repeat([0, 2], [20, 30]), names=["a", "b", "c"], colours=["#0072B2"] * 3)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["a (20)", "c (30)"]
+    assert [len(drawn.get_offsets()) for drawn in fig.axes[0].collections] == [20, 30]

@@ -1,0 +1,278 @@
+"""The typeset paper: compiles without a machine's fonts, repeats to the byte, and says what the metrics say."""
+
+import json
+import re
+import shutil
+
+import matplotlib as mpl
+import plausible
+import pytest
+
+from matalign import config, paths
+from matalign.release import ensemble
+from matalign.report import figures, paper, tables
+
+TITLE = "One space"
+
+
+def prepare(folder, metrics):
+    """A results folder with metrics, tables and (drawn once, whatever the numbers) figures."""
+    (folder / "metrics").mkdir(parents=True)
+    for stage, values in metrics.items():
+        (folder / "metrics" / f"{stage}.json").write_text(json.dumps(values))
+    tables.write(tables.build(paper.read(folder / "metrics")), folder / "tables")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figures")
+    with mpl.rc_context():
+        figures.style()
+        for name, fig in paper.drawings(plausible.metrics()).items():
+            figures.save(fig, folder, name)
+    return folder
+
+
+@pytest.fixture
+def results(tmp_path, drawings):
+    """Makes a results folder from metrics."""
+
+    def make(metrics, name="results"):
+        folder = prepare(tmp_path / name, metrics)
+        shutil.copytree(drawings, folder / "figures")
+        return folder
+
+    return make
+
+
+def words(folder):
+    """All text of the document: paragraphs, headings, captions, cells."""
+    compiler = paper.compiler(folder, title=TITLE, source=paper.SOURCE)
+    return " ".join(
+        flat(json.loads(compiler.query(what))) for what in ("<synthetic>", "<abstract>", "heading", "par", "figure")
+    )
+
+
+def flat(node):
+    if isinstance(node, list):
+        return "".join(map(flat, node))
+    if not isinstance(node, dict):
+        return ""
+    if node.get("func") in ("space", "linebreak"):
+        return " "
+    if node.get("func") == "ref":
+        return "@"
+    if "text" in node and isinstance(node["text"], str):
+        return node["text"]
+    inner = "".join(flat(v) for v in node.values())
+    return inner + ("\n" if node.get("func") in ("par", "cell", "caption") else "")
+
+
+def test_repeats_to_the_byte_and_fits_six_pages(results):
+    a, b = results(plausible.metrics(), "a"), results(plausible.metrics(), "b")
+    first = paper.typeset(a, title=TITLE).read_bytes()
+    assert first == paper.typeset(a, title=TITLE).read_bytes()
+    assert first == paper.typeset(b, title=TITLE).read_bytes()
+    assert 4 <= len(paper.pages(a, title=TITLE, ppi=20)) <= 6
+    assert paper.overflowing(a, title=TITLE) == []
+
+
+def test_numbers_follow_the_metrics(results):
+    metrics = plausible.metrics()
+    said = words(results(metrics, "a"))
+    assert "0.870 [0.844, 0.896]" in said  # MRR of the structure tower at L1
+    assert "Of 7 claims of our proposal 6 pass and 1 fail" in said
+    assert "so a threshold of 0.8 is passed by counting elements" in said
+    assert "the set does not give classes away" in said
+
+    for r in metrics["retrieval"]["results"]:
+        r["value"], r["low"], r["high"] = 0.123, 0.111, 0.135
+    for r in metrics["retrieval"]["comparisons"]:
+        r["difference"], r["low"], r["high"] = -0.04, -0.06, -0.02
+    for r in metrics["defects"]["results"]:
+        r["value"], r["low"], r["high"] = 0.4, 0.3, 0.5
+    for stage in ("properties", "retrieval", "defects"):
+        for claim in metrics[stage]["claims"]:
+            claim["verdict"] = "FAIL"
+    said = words(results(metrics, "b"))
+    assert "0.870 [" not in said
+    assert "0.123 [0.111, 0.135]" in said
+    assert "Of 7 claims of our proposal 1 pass and 6 fail" in said
+    assert "6 claims failed" in said
+    assert "threshold of 0.8" not in said
+    assert "−0.040 [−0.060, −0.020]: worse" in said
+    assert "gives part of the classes away" in said
+    assert "does not come from the structure" in said
+
+
+def test_synthetic_data_is_named_under_the_title_and_in_captions(results):
+    warning = "Numbers in this document come from the synthetic sample"
+    assert warning not in words(results(plausible.metrics(), "real"))
+    said = words(results(plausible.metrics(synthetic=True), "sample"))
+    assert said.index(warning) < said.index("Abstract")
+    assert said.count("Synthetic sample.") >= 4  # figures
+    assert said.count(tables.SYNTHETIC) >= 8  # tables
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"runs": [("random", 100, 1)]},
+        {"runs": [("chemsys", 100, 1)], "property_arms": {"dummy": 3.0, "scratch": 1.0}},
+        {"levels": (1,)},
+        {"levels": ()},
+    ],
+    ids=["one split", "two arms", "one mask level", "no retrieval"],
+)
+def test_holds_with_parts_missing(results, change):
+    folder = results(plausible.metrics(**change))
+    assert paper.typeset(folder, title=TITLE).stat().st_size > 50_000
+    assert paper.overflowing(folder, title=TITLE) == []
+
+
+def provenance(folder, *, sha="0123456789abcdef"):
+    """Leaves what the stages leave about themselves; one of them was run again and loaded all its fits."""
+    (folder / "provenance").mkdir()
+    for i, stage in enumerate(paper.STAGES):
+        made = {
+            "minutes": i + 0.25,
+            "machine": {"cores": 2, "gpus": [], "cpu": "x"},
+            "git": {"sha": sha, "dirty": False},
+        }
+        if stage == "pretrain":
+            made |= {"minutes": 0.01, "computed": {**made, "minutes": 77.5, "git": {"sha": "f" * 40}}}
+        (folder / "provenance" / f"{stage}.json").write_text(json.dumps(made))
+
+
+def test_a_number_leads_to_the_notebook_and_the_commit_that_made_it(results):
+    folder = results(plausible.metrics())
+    assert paper.origins(folder) == []
+    assert "way back" not in words(folder)
+    provenance(folder)
+    found = {row["stage"]: row for row in paper.origins(folder)}
+    assert list(found) == list(paper.STAGES)
+    assert all((paths.NOTEBOOKS / row["notebook"]).exists() for row in found.values())
+    assert (found["pretrain"]["commit"], found["pretrain"]["minutes"]) == ("fffffff", "77.5")
+    assert (found["curate"]["commit"], found["curate"]["minutes"]) == ("0123456", "0.2")
+    text = words(folder)
+    assert "The last runs of all stages took 106 minutes" in text
+    assert "02_pretrain.ipynb" in text
+    assert "fffffff" in text
+    assert len(paper.pages(folder, title=TITLE)) <= 6
+
+
+def test_minutes_are_no_part_of_the_synthetic_paper(results):
+    folder = results(plausible.metrics(synthetic=True))
+    before = paper.document(folder, title=TITLE, source=paper.SOURCE)
+    provenance(folder)
+    assert paper.document(folder, title=TITLE, source=paper.SOURCE) == before
+
+
+def test_what_runs_off_the_page_is_named(results, tmp_path):
+    source = tmp_path / "paper"
+    shutil.copytree(paper.SOURCE, source)
+    text = (source / "main.typ").read_text()
+    (source / "main.typ").write_text(text.replace('".pdf", width: 100%', '".pdf", width: 100%, height: 12in'))
+    found = paper.overflowing(results(plausible.metrics()), title=TITLE, source=source)
+    assert {f.split(",")[0] for f in found} >= {"method", "learning_curve", "defects"}
+
+
+@pytest.mark.parametrize("folder", sorted((paths.ROOT / "results").glob("*/paper.pdf")), ids=lambda f: f.parent.name)
+def test_nothing_runs_off_the_pages_of_a_run(folder):
+    assert paper.overflowing(folder.parent, title=config.load("paper", folder.parent.name).title) == []
+
+
+def test_holds_when_everything_optional_is_empty(results):
+    metrics = plausible.metrics()
+    metrics["curate"]["skipped"] = []
+    for stage in ("properties", "retrieval", "defects"):
+        metrics[stage] |= {"claims": [], "comparisons": []}
+    metrics["defects"]["ceiling"] = None
+    assert paper.typeset(results(metrics), title=TITLE).exists()
+
+
+def test_a_stage_without_metrics_is_named(results):
+    folder = results(plausible.metrics())
+    (folder / "metrics" / "defects.json").unlink()
+    with pytest.raises(FileNotFoundError, match="defects"):
+        paper.read(folder / "metrics")
+
+
+def test_ablations_of_another_profile_are_printed_and_not_drawn_again(tmp_path, results):
+    metrics = plausible.metrics()
+    theirs = metrics["ablations"] | {"profile": "small"}
+    metrics["ablations"] |= {"results": [], "comparisons": [], "pairs": [], "statements": []}
+    folder = results(metrics, name="mine")
+    with pytest.raises(FileNotFoundError, match=r"small/metrics/ablations.json; run the stage ablations first"):
+        paper.read(folder / "metrics", ablations="small")
+    (tmp_path / "small" / "metrics").mkdir(parents=True)
+    (tmp_path / "small" / "metrics" / "ablations.json").write_text(json.dumps(theirs))
+    read = paper.read(folder / "metrics", ablations="small")
+    made = tables.build(read)
+    assert [t.name for t in made if t.name.startswith("ablations")] == ["ablations", "ablations_statements"]
+    assert not [name for name in paper.drawings(read) if name.startswith("ablations")]
+    tables.write(made, folder / "tables")
+    assert "results/small/tables/ablations_*" in words(folder)
+    assert "no variant beats the base; worse: seed, sigmoid" in words(folder)
+    assert "no loss has compared (anchored) find one another with an MRR of 0.021" in words(folder)
+
+
+def test_the_released_intervals_stand_beside_their_errors():
+    table = tables.released(plausible.metrics()["release"])
+    assert tables.HELD == ensemble.LEVEL
+    energy, metal = table.cells
+    assert energy[:3] == ["formation energy, MAE eV/atom", "0.500 [0.490, 0.510]", "0.890 [0.872, 0.908]"]
+    assert energy[4] == "0.840 [0.823, 0.857]"
+    assert metal[2] == metal[4] == tables.MISSING
+
+
+def test_results_without_a_later_stage_still_make_a_paper(results):
+    metrics = plausible.metrics()
+    del metrics["recommendation"], metrics["release"]
+    folder = results(metrics)
+    assert "precursors.csv" not in {f.name for f in (folder / "tables").iterdir()}
+    assert paper.typeset(folder, title=TITLE).exists()
+
+
+def test_an_error_in_the_source_is_shown_with_its_place(results, tmp_path):
+    source = tmp_path / "paper"
+    shutil.copytree(paper.SOURCE, source)
+    text = (source / "main.typ").read_text()
+    (source / "main.typ").write_text(text.replace("= Introduction", "#nosuchthing\n= Introduction"))
+    with pytest.raises(ValueError, match=r"unknown variable: nosuchthing[\s\S]*main\.typ:\d+"):
+        paper.typeset(results(plausible.metrics()), title=TITLE, source=source)
+
+
+def test_an_unknown_font_is_refused(results, tmp_path):
+    source = tmp_path / "paper"
+    shutil.copytree(paper.SOURCE, source)
+    text = (source / "main.typ").read_text()
+    (source / "main.typ").write_text(text.replace("Libertinus Serif", "Font of one machine"))
+    with pytest.raises(ValueError, match="font of one machine"):
+        paper.typeset(results(plausible.metrics()), title=TITLE, source=source)
+
+
+def test_every_reference_is_cited_and_every_citation_known():
+    cited = set(re.findall(r"@([a-z]+\d{4})", (paper.SOURCE / "main.typ").read_text()))
+    known = set(re.findall(r"^@\w+\{(\w+),", (paper.SOURCE / "references.bib").read_text(), flags=re.M))
+    assert cited == known
+    assert 15 <= len(known) <= 30
+
+
+def test_no_result_is_typed_by_hand():
+    """Decimal numbers in the source are lengths, colours, or constants of the protocol."""
+    allowed = {"0.8", "0.22"}  # the proposal's Recall@10 threshold; the bound on context alone
+    allowed |= {"0.039", "0.028", "0.022"}  # published errors of the formation energy
+    text = re.sub(r"//.*", "", (paper.SOURCE / "main.typ").read_text())
+    body = text[text.index("#place(top + center") :]
+    found = re.findall(r"(?<![\w.])\d+\.\d+(?!(?:pt|em|in|fr|\d))", body)
+    assert set(found) <= allowed
+
+
+def test_deviations_name_every_substitution():
+    table = paper.deviations()
+    named = " ".join(row[0] for row in table.cells)
+    for word in ("Citrination", "NOMAD", "OQMD", "manual annotations", "A100", "SciBERT", "ImageNet"):
+        assert word in named
+    assert all(all(cell.strip() for cell in row) for row in table.cells)

@@ -1,0 +1,184 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import f1_score, log_loss
+
+from matalign import config
+from matalign.tasks.defects import defect_scores
+from matalign.tasks.defects.defects import ARMS, DEFECTS, TEXT_ARMS, Predictions, Shots
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return dataclasses.replace(config.load("defects", "tiny"), threads=1, seeds=2)
+
+
+def test_macro_f1_by_hand():
+    # Class 0: TP 1, FP 1, FN 1 -> 1/2; class 1: TP 1, FP 0, FN 1 -> 2/3; class 2: FP 1 -> 0.
+    true, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 0])
+    assert defect_scores.macro_f1(true, predicted, classes=3) == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
+
+
+def test_macro_f1_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    true, predicted = rng.integers(5, size=200), rng.integers(5, size=200)
+    assert defect_scores.macro_f1(true, predicted) == pytest.approx(f1_score(true, predicted, average="macro"))
+
+
+def test_one_answer_to_five_equal_classes_scores_a_fifteenth():
+    assert defect_scores.macro_f1(np.repeat(np.arange(5), 7), np.zeros(35, dtype=int)) == pytest.approx(1 / 15)
+
+
+def test_calibration_error_by_hand():
+    # Bins of 1/2: three images at .3, .4, .5 (one right), one at .9 (right); their gaps are |1 - 1.2| and |1 - .9|.
+    confidence, correct = np.array([0.3, 0.4, 0.5, 0.9]), np.array([1, 0, 0, 1])
+    assert defect_scores.calibration_error(confidence, correct, bins=2) == pytest.approx((0.2 + 0.1) / 4)
+
+
+def test_calibration_error_passes_over_empty_bins():
+    assert defect_scores.calibration_error(np.array([0.95, 0.95]), np.array([1, 0]), bins=10) == pytest.approx(0.45)
+    assert defect_scores.calibration_error(np.array([0.0, 1.0]), np.array([0, 1]), bins=10) == 0
+
+
+def test_reliability_by_hand():
+    """The images above: 0.4 on average sure, one of three right; 0.9 sure and right."""
+    rows = defect_scores.reliability(np.array([0.3, 0.4, 0.5, 0.9]), np.array([1, 0, 0, 1]), bins=2)
+    assert rows == [
+        {"bin_low": 0.0, "bin_high": 0.5, "confidence": pytest.approx(0.4), "accuracy": pytest.approx(1 / 3), "n": 3},
+        {"bin_low": 0.5, "bin_high": 1.0, "confidence": 0.9, "accuracy": 1.0, "n": 1},
+    ]
+
+
+def test_reliability_is_that_of_scikit_learn_and_gives_the_calibration_error():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.3, 0.8, size=500)  # five bins are empty
+    correct = (rng.random(500) < confidence**2).astype(float)
+    rows = defect_scores.reliability(confidence, correct)
+    accuracy, mean = calibration_curve(correct, confidence, n_bins=10)
+    np.testing.assert_allclose([r["accuracy"] for r in rows], accuracy)
+    np.testing.assert_allclose([r["confidence"] for r in rows], mean)
+    assert sum(r["n"] for r in rows) == 500
+    weighted = sum(r["n"] * abs(r["accuracy"] - r["confidence"]) for r in rows) / 500
+    assert defect_scores.calibration_error(confidence, correct) == pytest.approx(weighted)
+
+
+def test_temperature_mends_an_arm_that_is_too_sure():
+    """Answers drawn from known probabilities, then given with their fourth power: T = 4 restores them."""
+    rng = np.random.default_rng(0)
+    honest = rng.dirichlet(np.ones(5), size=4000)
+    kind = np.array([rng.choice(5, p=p) for p in honest])
+    boast = defect_scores.sharpened(honest, 1 / 4)
+    np.testing.assert_allclose(boast, honest**4 / (honest**4).sum(1, keepdims=True), atol=1e-9)
+    temperature = defect_scores.fit_temperature(boast, kind)
+    assert temperature == pytest.approx(4, rel=0.1)
+    mended = defect_scores.sharpened(boast, temperature)
+    assert log_loss(kind, mended) <= log_loss(kind, honest)
+    assert (mended.argmax(1) == boast.argmax(1)).all()
+    raw, now = (defect_scores.calibration_error(p.max(1), p.argmax(1) == kind) for p in (boast, mended))
+    assert now < 0.03 < 0.2 < raw
+    assert defect_scores.fit_temperature(np.zeros((0, 5)), np.zeros(0, dtype=int)) == 1
+
+
+def judged(answers, cfg, *, seeds=1, hosts=6, arms=ARMS):
+    """Predictions of sure arms, right in a share `answers[arm]` of the images and else one class off."""
+    kind = np.tile(np.arange(5), hosts)
+    n = len(kind)
+    right = {arm: np.random.default_rng(1).random((seeds, n)) < answers.get(arm, 0.2) for arm in arms}
+    probability = {arm: np.eye(5)[np.where(r, kind, (kind + 1) % 5)] for arm, r in right.items()}
+    host = np.repeat(np.arange(hosts), 5)
+    visibility = np.where(kind == 0, 0.0, np.where(kind == 4, 50.0, 4.9))
+    shots = Shots(torch.zeros(n, 2, 4, 4), kind, host, host, np.geomspace(1.1e3, 9e4, n), visibility)
+    n_hosts = {"train": 7, "val": 1, "test": hosts}
+    has_text = host < hosts // 2
+    validation = {arm: [(p, kind) for p in seeds] for arm, seeds in probability.items()}
+    return Predictions(shots, host.astype(str), has_text, probability, validation, n_hosts, synthetic=True), right
+
+
+def test_scores_by_hand(cfg):
+    predictions, right = judged({"image": 0.7, "image_structure": 1.0}, cfg, seeds=2)
+    metrics = defect_scores.score(predictions, cfg)
+    rows = {(r["arm"], r["metric"]): r for r in metrics["results"]}
+    assert rows["image", "accuracy"]["value"] == pytest.approx(right["image"].mean())
+    assert rows["image_structure", "macro_F1"]["value"] == 1
+    assert rows["image", "ECE"]["value"] == pytest.approx(1 - right["image"].mean())  # always sure
+    assert rows["image", "accuracy"]["low"] <= rows["image", "accuracy"]["value"] <= rows["image", "accuracy"]["high"]
+    assert {r["n_images"] for r in metrics["results"]} == {30}
+    assert {r["n_hosts"] for r in metrics["results"]} == {6}
+    recall = {(r["arm"], r["defect"]): r["value"] for r in metrics["recall"]}
+    for i, defect in enumerate(DEFECTS):
+        assert recall["image", defect] == pytest.approx(right["image"][:, i::5].mean())
+    assert metrics["ceiling"] == pytest.approx(1 / 4)  # planar faults alone are above the noise
+    assert {r["defect"]: r["visible"] for r in metrics["visibility"]} == {
+        "vacancy": 0,
+        "substitution": 0,
+        "interstitial": 0,
+        "planar_fault": 1,
+    }
+    assert sum(r["n"] for r in metrics["dose"] if r["arm"] == "image") == 30
+    assert [r["held_out"] for r in metrics["dose"] if r["arm"] == "image"] == [True, False, False, False, False, True]
+
+
+def test_comparisons_are_paired_and_corrected(cfg):
+    predictions, _ = judged({"image": 0.5, "image_other": 0.5, "image_structure": 1.0}, cfg, hosts=12)
+    rows = {(r["arm"], r["baseline"]): r for r in defect_scores.score(predictions, cfg)["comparisons"]}
+    f1 = {r["arm"]: r["value"] for r in defect_scores.score(predictions, cfg)["results"] if r["metric"] == "macro_F1"}
+    for (arm, baseline), row in rows.items():
+        assert row["difference"] == pytest.approx(f1[arm] - f1[baseline])
+        assert row["p"] <= row["p_holm"] <= 1
+    assert rows["image_other", "image"]["low"] == rows["image_other", "image"]["high"] == 0  # the same answers
+    assert rows["image_structure", "image"]["low"] > 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdicts"),
+    [
+        ({"image": 0.5, "image_other": 0.5, "image_structure": 0.9, "context": 0.1}, ["PASS", "PASS", "PASS"]),
+        ({"image": 0.5, "image_other": 0.9, "image_structure": 0.9, "context": 0.1}, ["PASS", "PASS", "FAIL"]),
+        ({"image": 0.2, "image_structure": 0.2, "context": 0.6}, ["FAIL", "FAIL", "FAIL"]),
+    ],
+)
+def test_claims(cfg, answers, verdicts):
+    predictions, _ = judged(answers, cfg, hosts=30)
+    assert [c["verdict"] for c in defect_scores.score(predictions, cfg)["claims"]] == verdicts
+
+
+def test_reliability_and_dose_rows_agree_with_the_scores(cfg):
+    predictions, _ = judged({"image": 0.7, "image_structure": 1.0}, cfg)
+    metrics = defect_scores.score(predictions, cfg)
+    ece = {r["arm"]: r["value"] for r in metrics["results"] if r["metric"] == "ECE"}
+    for arm in ARMS:
+        rows = [r for r in metrics["reliability"] if r["arm"] == arm]
+        assert sum(r["n"] * abs(r["accuracy"] - r["confidence"]) for r in rows) / 30 == pytest.approx(ece[arm])
+    for row in metrics["dose"]:
+        assert row["low"] <= row["macro_F1"] <= row["high"]
+    places = [(r["dose_low"], r["dose_high"], r["held_out"]) for r in metrics["dose_visible"]]
+    assert places == [(r["dose_low"], r["dose_high"], r["held_out"]) for r in metrics["dose"] if r["arm"] == "image"]
+    assert sum(r["visible"] for r in metrics["dose_visible"]) / len(places) == pytest.approx(1 / 4, abs=0.1)
+    # always sure and right in 0.7 of the validation images: hotter, and less far off
+    scaled = {r["arm"]: r["value"] for r in metrics["results"] if r["metric"] == "ECE_scaled"}
+    assert scaled["image"] < 0.05 < ece["image"]
+    assert next(r["temperature"] for r in metrics["temperature"] if r["arm"] == "image") > 2
+
+
+@pytest.mark.parametrize(("other", "verdict"), [(0.5, "PASS"), (0.95, "FAIL")])
+def test_text_counts_only_if_another_hosts_does_not_help(cfg, other, verdict):
+    answers = {"image": 0.4, "image_structure": 0.5, "image_text": 0.95, "image_text_other": other, "context": 0.1}
+    predictions, right = judged(answers, cfg, hosts=40, arms=(*ARMS, *TEXT_ARMS))
+    metrics = defect_scores.score(predictions, cfg)
+    assert metrics["claims"][-1]["verdict"] == verdict
+    assert metrics["claims"][-1]["claim"] == "the host's protocol helps beyond its structure"
+    part = metrics["with_protocol"]  # the first half of the hosts
+    assert (part["n_hosts"], part["n_images"]) == (20, 100)
+    half = predictions.has_text
+    values = {r["arm"]: r["value"] for r in part["results"]}
+    answered = np.where(right["image_text"][0], predictions.shots.kind, (predictions.shots.kind + 1) % 5)
+    expected = f1_score(predictions.shots.kind[half], answered[half], average="macro")
+    assert values["image_text"] == pytest.approx(expected)
+    gains = {(r["arm"], r["baseline"]): r for r in part["comparisons"]}
+    assert gains["image_text", "image_structure"]["difference"] == pytest.approx(
+        values["image_text"] - values["image_structure"]
+    )
+    assert set(gains) == {("image_structure", "image"), ("image_text", "image_structure"), TEXT_ARMS}

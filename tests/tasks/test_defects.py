@@ -1,0 +1,274 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from matalign import cache, config, paths
+from matalign.data import dataset
+from matalign.pretrain import align, encode
+from matalign.tasks.defects import defect_scores, defects
+from matalign.tasks.defects.defects import ARMS, DEFECTS, TEXT_ARMS, Hosts, Shots
+from matalign.views import imaging
+
+
+@pytest.fixture(scope="module")
+def curated():
+    """24 halides, split by chemical system as curation does."""
+    made = tiny.curated()
+    split = np.array(["train"] * 15 + ["val"] * 3 + ["test"] * 6)
+    return dataclasses.replace(made, splits=made.splits.assign(chemsys=split))
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    values = {**vars(config.load("defects", "tiny")), "hosts": 10, "threads": 1, "head_epochs": 2, "seeds": 2}
+    return config.build(config.Defects, values, where="test")
+
+
+@pytest.fixture(scope="module")
+def hosts(curated, cfg):
+    return defects.choose_hosts(curated, hosts=cfg.hosts, seed=0)
+
+
+# Hosts and images
+
+
+def test_hosts_are_shared_out_by_chemical_system(curated, hosts):
+    assert {s: int((hosts.split == s).sum()) for s in ("train", "val", "test")} == {"train": 7, "val": 1, "test": 2}
+    split = dict(zip(curated.materials.mp_id, curated.splits.chemsys))
+    assert [split[i] for i in hosts.mp_id] == hosts.split.tolist()
+    assert list(hosts.mp_id) == sorted(hosts.mp_id)
+    numbers = dict(zip(curated.materials.mp_id, range(24)))
+    for row, mp_id in enumerate(hosts.mp_id):
+        np.testing.assert_array_equal(hosts.structures[row][0], curated.structures[numbers[mp_id]][0])
+
+
+def test_more_hosts_keep_the_ones_there_are(curated, hosts):
+    assert set(hosts.mp_id) <= set(defects.choose_hosts(curated, hosts=20, seed=0).mp_id)
+    assert set(defects.choose_hosts(curated, hosts=10, seed=1).mp_id) != set(hosts.mp_id)
+
+
+def test_no_test_host_stops_the_run(curated):
+    none = dataclasses.replace(curated, splits=curated.splits.assign(chemsys="train"))
+    with pytest.raises(ValueError, match="no test host among 24 materials"):
+        defects.choose_hosts(none, hosts=10, seed=0)
+
+
+@pytest.fixture(scope="module")
+def shots(hosts, cfg):
+    return {s: defects.shoot(hosts, s, cfg, epoch=0, seed=0) for s in ("train", "val", "test")}
+
+
+def test_every_host_shows_every_class_equally(hosts, shots):
+    for split, made in shots.items():
+        table = np.zeros((len(hosts.mp_id), len(DEFECTS)))
+        np.add.at(table, (made.host, made.kind), 1)
+        np.testing.assert_array_equal(table, np.where(hosts.split == split, 1, 0)[:, None] * np.ones(5))
+        assert made.images.shape == (table.sum(), 2, 32, 32)
+
+
+def test_classes_of_a_view_share_dose_and_zone_axis(shots):
+    for made in shots.values():
+        for values in (made.dose_e_A2, made.axis):
+            assert (values.reshape(-1, 5) == values.reshape(-1, 5)[:, :1]).all()
+
+
+def test_extreme_doses_and_some_element_pairs_are_for_the_test(hosts, cfg, monkeypatch):
+    many = dataclasses.replace(cfg, images_per_class=60, image_px=8)
+    asked = []
+    real = imaging.substituents
+    monkeypatch.setattr(imaging, "substituents", lambda *, held_out: asked.append(held_out) or real(held_out=held_out))
+    dose = {s: defects.shoot(hosts, s, many, epoch=0, seed=0).dose_e_A2 for s in ("val", "test")}
+    assert 10**3.2 <= dose["val"].min() < dose["val"].max() <= 10**4.8
+    assert dose["test"].min() < 10**3.2
+    assert dose["test"].max() > 10**4.8
+    assert set(asked[: len(asked) // 3]) == {False}
+    assert asked[-1] is True
+
+
+def test_another_epoch_shows_other_views(hosts, shots, cfg):
+    again = defects.shoot(hosts, "val", cfg, epoch=0, seed=0)
+    other = defects.shoot(hosts, "val", cfg, epoch=1, seed=0)
+    assert torch.equal(again.images, shots["val"].images)
+    assert not torch.equal(other.images, shots["val"].images)
+
+
+# Context
+
+
+def test_contexts(hosts):
+    embeddings = np.random.default_rng(0).normal(size=(len(hosts.mp_id), 4))
+    told = defects.contexts(hosts, embeddings)
+    assert set(told) == set(ARMS) - {"majority"}
+    assert told["image"].shape == (len(hosts.mp_id), 0)
+    np.testing.assert_array_equal(told["image_structure"], embeddings)
+    assert not (told["image_other"] == embeddings).all(1).any()  # nobody keeps its own
+    assert sorted(told["image_other"][:, 0]) == sorted(embeddings[:, 0])
+    for row in range(len(hosts.mp_id)):
+        fractions = told["image_composition"][row]
+        assert {z: fractions[z] for z in np.flatnonzero(fractions)} == dict.fromkeys(hosts.structures[row][0], 0.5)
+
+
+def test_text_arms_are_told_structure_and_protocol():
+    """Four hosts, three with a protocol: each reads its own, in the control that of another of the three."""
+    four = Hosts(tiny.curated().structures.take(np.arange(4)), np.array(["a", "b", "c", "d"]), np.array(["train"] * 4))
+    embeddings = np.arange(8.0).reshape(4, 2)
+    texts = np.array([[1.0, 2.0], [0.0, 0.0], [3.0, 4.0], [5.0, 6.0]])
+    told = defects.contexts(four, embeddings, texts)
+    assert set(told) == {*ARMS, *TEXT_ARMS} - {"majority"}
+    flag = [[1.0], [0.0], [1.0], [1.0]]
+    np.testing.assert_array_equal(told["image_text"], np.hstack([embeddings, texts, flag]))
+    np.testing.assert_array_equal(told["image_text_other"], np.hstack([embeddings, texts[[3, 1, 0, 2]], flag]))
+
+
+def test_text_of_a_host_is_the_mean_of_its_protocols(curated, hosts, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
+    about = tiny.pretrain(tiny.bert(tmp_path / "bert"), modalities="crystal text")
+    model = encode.Model(about, align.build(about).eval())
+    got = defects.host_texts(hosts, curated, model)
+    assert got.shape == (10, about.embed_dim)
+    table = curated.protocols[f"text_L{about.mask_level}"]
+    for row, mp_id in enumerate(hosts.mp_id):
+        own = table[(curated.protocols.mp_id == mp_id).to_numpy()].tolist()
+        expected = model.embed_texts(own).mean(0) if own else np.zeros(about.embed_dim)
+        np.testing.assert_allclose(got[row], expected, atol=1e-6)
+    assert 0 < got.any(1).sum() < 10
+
+
+def test_view_context():
+    told = defects.view_context(np.array([3, 0]), pixel_A=0.2)
+    assert told.shape == (2, 14)
+    assert told[:, :13].argmax(1).tolist() == [3, 0]
+    assert told[:, 13].tolist() == pytest.approx([np.log(0.2)] * 2)
+
+
+# Heads and network
+
+
+def synthetic(n, *, seed, informative):
+    """Classes written into the features; or into features and context together, so that neither alone tells them."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(5, size=n)
+    context = rng.choice([-1.0, 1.0], size=(n, 1))
+    x = rng.normal(scale=0.1, size=(n, 5))
+    x[np.arange(n), kind] += 1 if informative == "features" else context[:, 0]
+    return x, context, kind
+
+
+@pytest.mark.parametrize("informative", ["features", "both"])
+def test_head_learns_what_context_tells_of_features(informative):
+    data = {s: synthetic(n, seed=i, informative=informative) for i, (s, n) in enumerate([("train", 800), ("val", 100)])}
+    data["test"] = synthetic(200, seed=9, informative=informative)
+    features, context, kind = ({s: d[j] for s, d in data.items()} for j in range(3))
+    probability = defects.fit_head(features, context, kind, epochs=40, learning_rate=1e-2, seed=0)["test"]
+    assert probability.shape == (200, 5)
+    np.testing.assert_allclose(probability.sum(1), 1, rtol=1e-5)
+    assert (probability.argmax(1) == kind["test"]).mean() > 0.95
+
+
+def test_head_never_reads_the_test_labels():
+    data = {s: synthetic(60, seed=i, informative="features") for i, s in enumerate(("train", "val", "test"))}
+    features, context, kind = ({s: d[j] for s, d in data.items()} for j in range(3))
+    options = {"epochs": 2, "learning_rate": 1e-2, "seed": 0}
+    del kind["test"]
+    first, again = (defects.fit_head(features, context, kind, **options) for _ in range(2))
+    np.testing.assert_array_equal(first["test"], again["test"])
+    assert first["val"].shape == (60, 5)
+
+
+def test_network_tells_a_bright_image_from_a_dark_one(cfg):
+    rng = np.random.default_rng(0)
+    kind = np.repeat([0, 1], 40)
+    images = torch.as_tensor(rng.normal(size=(80, 2, 32, 32)) + 2 * kind[:, None, None, None]).half()
+    shots = Shots(images, kind, kind, kind, np.ones(80), np.full(80, 9.0))
+    quick = dataclasses.replace(cfg, epochs=3, batch_size=16)
+    tower = defects.fit_network(shots, quick, seed=0)
+    x = defects.features(tower, images)
+    assert x.shape == (80, 512)
+    gap = x[kind == 1].mean(0) - x[kind == 0].mean(0)
+    projected = (x - x.mean(0)) @ gap
+    assert ((projected > 0) == (kind == 1)).mean() > 0.95
+    np.testing.assert_array_equal(defects.features(defects.fit_network(shots, quick, seed=0), images), x)
+
+
+def test_killed_network_goes_on_to_the_same_weights(cfg, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    kind = np.repeat([0, 1], 20)
+    shots = Shots(torch.as_tensor(rng.normal(size=(40, 2, 32, 32))).half(), kind, kind, kind, np.ones(40), np.ones(40))
+    quick, state = dataclasses.replace(cfg, epochs=3, batch_size=16), tmp_path / "state"
+    whole = defects.fit_network(shots, quick, seed=0).state_dict()
+    checkpoint = defects.checkpoint
+
+    def killed_in_the_second(*args, epochs):
+        if epochs == 2:
+            raise KeyboardInterrupt
+        checkpoint(*args, epochs=epochs)
+
+    monkeypatch.setattr(defects, "checkpoint", killed_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        defects.fit_network(shots, quick, seed=0, state=state)
+    monkeypatch.setattr(defects, "checkpoint", checkpoint)
+    resumed = defects.fit_network(shots, quick, seed=0, state=state).state_dict()
+    assert all(torch.equal(w, resumed[name]) for name, w in whole.items())
+    assert not state.exists()
+
+
+# The stage
+
+
+@pytest.fixture
+def project(curated, tmp_path, monkeypatch):
+    """A project with the curated set and a model, untrained."""
+    for name, folder in {"ROOT": "", "DATA": "data", "SCRATCH": "scratch"}.items():
+        monkeypatch.setattr(paths, name, tmp_path / folder)
+    dataset.write(paths.curated("tiny"), curated)
+    pretrain = tiny.pretrain(tiny.bert(tmp_path / "bert"), modalities="crystal text image")
+    model = paths.results("tiny") / "pretrained"
+    model.mkdir(parents=True)
+    aligned = align.build(pretrain)
+    align.save(aligned, model)
+    about = {"pretrain": dataclasses.asdict(pretrain), "text_model_hash": aligned.towers["text"].fingerprint}
+    cache.write_json(model / "config.json", about)
+    return tmp_path
+
+
+def test_the_stage_from_end_to_end(project, cfg, monkeypatch):
+    metrics = defect_scores.evaluate(cfg)
+    assert {(r["arm"], r["metric"]) for r in metrics["results"]} == {
+        (arm, metric) for arm in (*ARMS, *TEXT_ARMS) for metric in ("macro_F1", "accuracy", "ECE", "ECE_scaled")
+    }
+    assert metrics["hosts"] == {"train": 7, "val": 1, "test": 2}
+    assert metrics["synthetic"] is False
+    f1 = {r["arm"]: r["value"] for r in metrics["results"] if r["metric"] == "macro_F1"}
+    assert f1["majority"] == pytest.approx(1 / 15)
+    accuracy = {r["arm"]: r["value"] for r in metrics["results"] if r["metric"] == "accuracy"}
+    assert accuracy["context"] == pytest.approx(0.2)  # the same answer to all classes of a view: exactly chance
+    cache.write_json(project / "metrics.json", metrics)  # plain values
+
+    def unwanted(*_, **__):
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr(defects, "fit_network", unwanted)
+    monkeypatch.setattr(defects, "fit_head", unwanted)
+    assert defect_scores.evaluate(cfg) == metrics
+    assert (
+        defect_scores.evaluate(dataclasses.replace(cfg, bootstrap=10))["results"][0]["value"]
+        == metrics["results"][0]["value"]
+    )
+    with pytest.raises(AssertionError, match="fitted again"):
+        defect_scores.evaluate(dataclasses.replace(cfg, epochs=2))
+
+
+def test_hosts_without_validation_keep_the_last_epoch(hosts, cfg):
+    rest = hosts.split != "val"
+    fewer = Hosts(hosts.structures.take(np.flatnonzero(rest)), hosts.mp_id[rest], hosts.split[rest])
+    made = defects.shoot(fewer, "val", cfg, epoch=0, seed=0)
+    assert made.images.shape == (0, 2, 32, 32)
+    n = {"train": 20, "val": 0, "test": 5}
+    features = {s: np.random.default_rng(0).normal(size=(k, 3)) for s, k in n.items()}
+    context = {s: np.ones((k, 2)) for s, k in n.items()}
+    kind = {s: np.arange(k) % 5 for s, k in n.items()}
+    probability = defects.fit_head(features, context, kind, epochs=1, learning_rate=1e-2, seed=0)
+    assert (probability["val"].shape, probability["test"].shape) == ((0, 5), (5, 5))

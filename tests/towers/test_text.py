@@ -1,0 +1,119 @@
+import pytest
+import tiny
+import torch
+from torch.nn import functional as F
+
+from matalign import paths
+from matalign.towers import text
+from matalign.towers.text import TextTower
+
+TEXTS = ["mix the salt", "fire at 900 in air", "grind the salt " * 9, "fire at 900 in air"]
+
+
+@pytest.fixture(autouse=True)
+def own_scratch(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return str(tiny.bert(tmp_path_factory.mktemp("text") / "bert"))
+
+
+def test_forward_pools_the_first_token(bert):
+    tower = TextTower(bert)
+    pooled, out = tower(TEXTS[:2])
+    assert tower.dim == 16
+    assert pooled.shape == (2, 16)
+    assert torch.equal(pooled, out["tokens"][:, 0])
+    assert out["mask"].sum(1).tolist() == [5, 5 + 4]  # [CLS] … [SEP]; 900 is three word pieces
+    tokens = tower.tokenizer(TEXTS[1], return_tensors="pt")
+    expected = tower.encoder(**tokens).last_hidden_state[0, 0]
+    torch.testing.assert_close(pooled[1], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_features_are_those_of_forward(bert):
+    tower = TextTower(bert)
+    features = tower.features(TEXTS)
+    torch.testing.assert_close(features, torch.cat([tower([t])[0] for t in TEXTS]).detach(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(tower(features)[0], features)
+    assert tower.features([]).shape == (0, 16)
+
+
+def test_a_features_bits_do_not_depend_on_the_texts_beside_it(bert, tmp_path, monkeypatch):
+    tower = TextTower(bert)
+    alone = tower.features(TEXTS[1:2])
+    monkeypatch.setattr(paths, "SCRATCH", tmp_path / "other")
+    crowd = [f"fire at {i} in air" for i in range(100, 180)]
+    assert torch.equal(tower.features([*crowd, *TEXTS])[81], alone[0])
+
+
+def test_each_distinct_text_is_encoded_once_and_then_read_from_disk(bert, monkeypatch):
+    tower, seen = TextTower(bert), []
+    encode = TextTower._encode
+    monkeypatch.setattr(TextTower, "_encode", lambda self, batch: seen.extend(batch) or encode(self, batch))
+    first = tower.features(TEXTS)
+    assert sorted(seen) == sorted(set(TEXTS))
+    seen.clear()
+    assert torch.equal(TextTower(bert).features([*TEXTS, "grind"])[:4], first)
+    assert seen == ["grind"]
+
+
+def test_another_models_features_are_not_taken(bert, tmp_path):
+    torch.manual_seed(5)
+    other = tiny.bert(tmp_path / "bert")
+    tower = TextTower(bert)
+    tower.encoder.encoder.layer[0].output.dense.weight.data.mul_(2)
+    tower.encoder.save_pretrained(other)
+    assert TextTower(str(other)).fingerprint != TextTower(bert).fingerprint
+    assert not torch.allclose(TextTower(str(other)).features(TEXTS), TextTower(bert).features(TEXTS), atol=1e-3)
+
+
+def test_long_texts_are_cut(bert):
+    tower = TextTower(bert)
+    long = "mix the salt " * 100
+    assert tower([long])[1]["tokens"].shape[1] == text.MAX_TOKENS
+    assert torch.isfinite(tower.features([long])).all()
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_the_top_layers_are_trained_and_no_others(bert, k):
+    tower = TextTower(bert, unfreeze_layers=k).train()
+    layers = tower.encoder.encoder.layer
+    assert [all(p.requires_grad for p in layer.parameters()) for layer in layers] == [i >= 2 - k for i in range(2)]
+    assert not any(p.requires_grad for p in tower.encoder.embeddings.parameters())
+    pooled = tower(TEXTS)[0]
+    assert torch.equal(pooled, tower(TEXTS)[0])  # no dropout
+    if k:
+        pooled.square().sum().backward()
+        assert layers[1].output.dense.weight.grad.abs().max() > 0
+        assert (layers[0].output.dense.weight.grad is None) == (k == 1)
+
+
+def test_trained_layers_are_not_read_from_the_cache(bert):
+    TextTower(bert).features(TEXTS)
+    tower = TextTower(bert, unfreeze_layers=1)
+    tower.encoder.encoder.layer[1].output.dense.weight.data.mul_(2)
+    torch.testing.assert_close(tower.features(TEXTS), torch.cat([tower([t])[0] for t in TEXTS]).detach())
+
+
+def test_too_many_layers(bert):
+    with pytest.raises(ValueError, match=r"0 to 2 for .*, got 3"):
+        TextTower(bert, unfreeze_layers=3)
+
+
+def test_weights_that_are_not_the_published_ones_are_refused(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"other")
+    with pytest.raises(ValueError, match=rf"{file}: expected sha256 53aa5117.*, got d9298a10"):
+        text.check_sha256(file, text.MINILM_SHA256)
+
+
+def test_minilm_comes_from_the_installed_package_and_knows_what_words_mean(monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    tower = TextTower("minilm")
+    assert tower.dim == 384
+    z = F.normalize(
+        tower.features(["heated in air for 3 h", "calcined in air for three hours", "quarterly earnings"]), dim=1
+    )
+    assert z[0] @ z[1] > z[0] @ z[2] + 0.1
