@@ -317,7 +317,7 @@ def test_what_the_readme_shows_is_there():
     shown = "".join(re.findall(r"^```py\n(.*?)^```", text, flags=re.M | re.S))
     calls = [node for node in ast.walk(ast.parse(shown)) if isinstance(node, ast.Call)]
     for call in calls:
-        signature = inspect.signature(getattr(own, call.func.attr))
+        signature = inspect.signature(getattr(own_data, call.func.attr))
         signature.bind(*call.args, **{keyword.arg: None for keyword in call.keywords})
     assert {call.func.attr for call in calls} == {"import_folder", "import_csv", "import_optimade", "micrographs"}
     names = re.search(r"by name \((.*?)\)", text)[1]

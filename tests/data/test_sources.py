@@ -285,7 +285,7 @@ def test_records_know_their_method_and_row(tmp_path):
 
 def test_an_empty_folder_says_what_fetches(tmp_path):
     for read in (sources.materials, sources.reactions):
-        with pytest.raises(FileNotFoundError, match=r"fetch them with: python -m matalign\.sources megnet"):
+        with pytest.raises(FileNotFoundError, match=r"fetch them with: python -m matalign\.data\.sources megnet"):
             list(read(tmp_path))
 
 

@@ -125,7 +125,7 @@ def test_a_model_on_a_gpu_embeds_as_on_the_processor(bert):
 def test_pretraining_in_bfloat16_learns_as_in_float32(bert, monkeypatch):
     at, _ = trained(bert, torch.device("cpu"))
     cpu, autocast = torch.device("cpu"), torch.autocast
-    monkeypatch.setattr(examples, "nullcontext", lambda: autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(batches, "nullcontext", lambda: autocast("cpu", torch.bfloat16))
     monkeypatch.setattr(paths, "ROOT", paths.ROOT / "half")
     paths.ROOT.mkdir()
     half, _ = trained(bert, cpu)

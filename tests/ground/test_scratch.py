@@ -79,8 +79,8 @@ def test_write_json_is_all_or_nothing(tmp_path):
 
 def test_a_held_folder_names_its_holder(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from matalign import scratch\n"
-        "with scratch.held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from matalign import cache\n"
+        "with cache.held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
     try:
@@ -99,9 +99,7 @@ def test_a_held_folder_names_its_holder(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_a_child_ends_with_its_killed_parent():
-    child = (
-        "from matalign import scratch; scratch.die_with_parent(); import time; print('up', flush=True); time.sleep(60)"
-    )
+    child = "from matalign import cache; cache.die_with_parent(); import time; print('up', flush=True); time.sleep(60)"
     start = f"p = subprocess.Popen([sys.executable, '-c', {child!r}]); print(p.pid, flush=True); p.wait()"
     code = f"import subprocess, sys; {start}"
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -116,6 +114,6 @@ def test_a_child_ends_with_its_killed_parent():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_a_child_whose_parent_is_gone_already_ends_at_once():
-    code = "from matalign import scratch; scratch.die_with_parent(1_000_000_000); print('alive')"
+    code = "from matalign import cache; cache.die_with_parent(1_000_000_000); print('alive')"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, "")

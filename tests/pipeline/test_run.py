@@ -18,7 +18,7 @@ from matalign import cache, config, paths
 cfg = config.collect(config.Paper, globals())
 print(cfg.title)
 print("a bar", file=sys.stderr)
-scratch.memo("fit", {"seed": seed}, lambda: {"x": 1})
+cache.memo("fit", {"seed": seed}, lambda: {"x": 1})
 print(object())"""
 
 

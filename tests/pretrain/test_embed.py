@@ -47,7 +47,7 @@ def test_embeddings_are_unit_vectors_one_a_row(model):
 def test_embedding_does_not_depend_on_the_batch(model, monkeypatch):
     structures = tiny.curated().structures
     together = model.embed_structures(structures)
-    monkeypatch.setattr(embed, "ROWS", 5)
+    monkeypatch.setattr(encode, "ROWS", 5)
     np.testing.assert_allclose(model.embed_structures(structures), together, atol=1e-6)
     backwards = model.embed_structures(structures.take(np.arange(24)[::-1]))
     np.testing.assert_allclose(backwards[::-1], together, atol=1e-6)
@@ -115,7 +115,7 @@ def test_nearest_is_a_full_sort(monkeypatch, k):
     expected = np.argsort(-product, axis=1, kind="stable")[:, :k]
     assert (np.diff(np.sort(product, axis=1)) == 0).any(1).all()
     for chunk in (5, 36, 4096):
-        monkeypatch.setattr(embed, "CHUNK", chunk)
+        monkeypatch.setattr(encode, "CHUNK", chunk)
         index, similarity = encode.nearest(queries, vectors, k)
         np.testing.assert_array_equal(index, expected)
         np.testing.assert_array_equal(similarity, np.take_along_axis(product, expected, 1))

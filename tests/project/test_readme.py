@@ -43,7 +43,7 @@ def test_every_profile_and_stage_named_exists():
     assert {"laptop", "full"} <= profiles
     for profile in profiles:
         config.load("paper", profile)
-    stages = [s for c in CODE for s in re.findall(r"python -m matalign\.run (\w+)", c)]
+    stages = [s for c in CODE for s in re.findall(r"python -m matalign\.pipeline\.run (\w+)", c)]
     assert stages == list(config.STAGES)
 
 

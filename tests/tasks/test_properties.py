@@ -260,7 +260,7 @@ def test_a_new_pretrained_model_refits_only_the_arms_that_use_it(root, monkeypat
     t = fits.task(make())
     every = [dataclasses.replace(FIT, arm=arm, cohort="B") for arm in fits.ARMS]
     before = [fits.key(t, fit) for fit in every]
-    monkeypatch.setattr(embed, "fingerprint", lambda *_: "another")
+    monkeypatch.setattr(encode, "fingerprint", lambda *_: "another")
     changed = {fit.arm for fit, key in zip(every, before) if fits.key(t, fit) != key}
     assert changed == {"pretrained", "slow_tower", "auxiliary", "ridge", *fits.FUSED, *fits.SINGLE}
 
@@ -470,7 +470,7 @@ def test_fused_arms_see_the_other_modalities_and_the_rest_do_not(root, monkeypat
         FIT, targets=f"{E_F}:1 is_metal:0.1", arm=arm, cohort="B", steps=3 * (arm in fits.NETWORKS)
     )
     test = fits.rows(fits.task(cfg), fit)["test"]
-    monkeypatch.setattr(scratch, "memo", lambda stage, key, compute: compute())
+    monkeypatch.setattr(cache, "memo", lambda stage, key, compute: compute())
     own = {m: fits.frozen(cfg, m) for m in ("crystal", "image", "text")}
     found = {}
     for swapped in ("", "image", "text"):

@@ -116,7 +116,7 @@ class Pages(requests.Session):
 
     def get(self, url: str, **options: Any) -> requests.Response:
         """The page, from the folder if it is there."""
-        file = self.folder / f"{scratch.digest(url)}.page"
+        file = self.folder / f"{cache.digest(url)}.page"
         if file.exists():
             return _answer(url, file.read_bytes())
         time.sleep(max(0.0, self.ready - time.monotonic()))

@@ -118,7 +118,7 @@ def execute(notebook: Path, cfg: config.Stage):
     log_to_terminal(papermill.log.logger)
     progress = notebook.with_suffix(".executed.ipynb")
     # the kernel sits in a session of its own, where no signal to our process group reaches it
-    die = f"__import__('matalign.cache').scratch.die_with_parent({os.getpid()})"
+    die = f"__import__('matalign.cache').cache.die_with_parent({os.getpid()})"
     try:
         executed = papermill.execute_notebook(
             notebook,

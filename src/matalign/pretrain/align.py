@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matalign import towers
+from matalign import towers as registry
 from matalign.config import Pretrain
 from matalign.towers.crystal import Denoiser
 
@@ -127,14 +127,14 @@ def build(cfg: Pretrain, *, initialise: bool = True) -> AlignModel:
     alone = names == [CRYSTAL] and cfg.auxiliary_weight > 0
     if (len(names) < 2 and not alone) or len(set(names)) < len(names):
         raise ValueError(
-            f"modalities must name two or more of {', '.join(encoders.names())}, each once; got {cfg.modalities!r}"
+            f"modalities must name two or more of {', '.join(registry.names())}, each once; got {cfg.modalities!r}"
         )
     if cfg.auxiliary_weight > 0 and CRYSTAL not in names:
         raise ValueError(f"auxiliary_weight {cfg.auxiliary_weight:g} needs the modality {CRYSTAL}, got {names}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        towers = {name: towers.build(name, cfg, initialise=initialise) for name in names}
-        return assemble(cfg, towers)
+        built = {name: registry.build(name, cfg, initialise=initialise) for name in names}
+        return assemble(cfg, built)
 
 
 def assemble(cfg: Pretrain, towers: Mapping[str, nn.Module]) -> AlignModel:

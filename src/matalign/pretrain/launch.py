@@ -20,7 +20,7 @@ from matalign.pretrain import align, checkpoint, train
 DRY_RUN_STEPS = 2
 CONTROL = "control"  # subfolder of the model
 LAUNCHER = (  # torchrun, ending with the process that started it
-    "import sys; from matalign import scratch; scratch.die_with_parent(int(sys.argv.pop(1))); "
+    "import sys; from matalign import cache; cache.die_with_parent(int(sys.argv.pop(1))); "
     "from torch.distributed.run import main; main()"
 )
 

@@ -188,7 +188,7 @@ def _hash(text: str) -> str:
 
 def _store(folder: Path | None, fresh: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if folder and fresh:
-        path = folder / f"{scratch.digest(sorted(fresh))}.safetensors"
+        path = folder / f"{cache.digest(sorted(fresh))}.safetensors"
         cache.save(path, {"hashes": list(fresh), "features": np.stack(list(fresh.values()))})
     return fresh
 
