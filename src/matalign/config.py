@@ -258,9 +258,3 @@ def version(kind: str) -> int | str:
     if kind not in KINDS:
         raise ValueError(f"no kind of result {kind!r}; one of {', '.join(KINDS)}")
     return yaml.safe_load(paths.PARAMS.read_text())["versions"][kind] if paths.PARAMS.exists() else __version__
-
-
-def collect(cls: type[T], namespace: Mapping[str, Any]) -> T:
-    """The config from a notebook's parameters cell: `cfg = collect(Properties, globals())`."""
-    names = {f.name for f in dataclasses.fields(cls)}
-    return build(cls, {k: v for k, v in namespace.items() if k in names}, where="parameters cell")

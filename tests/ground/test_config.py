@@ -93,13 +93,6 @@ def test_unknown_stage_and_profile():
         config.load("curate", "desktop")
 
 
-def test_collect_takes_the_fields_out_of_a_namespace():
-    cfg = config.load("paper", "sample")
-    assert config.collect(config.Paper, {**dataclasses.asdict(cfg), "__name__": "x", "np": object()}) == cfg
-    with pytest.raises(ValueError, match="parameters cell: missing parameter"):
-        config.collect(config.Paper, {"profile": "sample", "seed": 0, "threads": 2})
-
-
 def test_configs_are_frozen_and_flat():
     cfg = config.load("curate", "sample")
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -1,7 +1,6 @@
 """The notebooks as files, and each of them executed by nbval on the `tiny` profile."""
 
 import ast
-import dataclasses
 import shutil
 import subprocess
 import sys
@@ -48,18 +47,16 @@ def test_notebooks_are_stripped():
 def test_few_short_cells_without_definitions_or_shell(code):
     assert len(code) <= 25
     for cell in code:
-        assert "parameters" in tags(cell) or len(cell.source.splitlines()) <= 15, cell.source
+        assert len(cell.source.splitlines()) <= 15, cell.source
         for node in ast.walk(ast.parse(cell.source)):  # a line with ! or % is no Python
             assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef), cell.source
         assert "ipywidgets" not in cell.source
 
 
-def test_parameters_cell_holds_the_sample_profile(stage, code):
+def test_the_one_parameter_is_the_profile(stage, code):
+    assert [cell.source for cell in code if "parameters" in tags(cell)] == ['profile = "sample"']
     assert tags(code[0]) == ["parameters"]
-    assert sum("parameters" in tags(cell) for cell in code) == 1
-    values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(code[0].source).body}
-    cls = config.STAGES[stage]
-    assert config.build(cls, values, where=FILES[stage].name) == config.load(stage, "sample")
+    assert f'cfg = config.load("{stage}", profile)' in code[1].source.splitlines()
 
 
 def test_one_to_three_cells_keep_an_output_that_nbval_checks(code):
@@ -92,11 +89,11 @@ def nbval(project: Project, *files) -> subprocess.CompletedProcess:
     return project.command(sys.executable, "-m", "pytest", "-q", "--nbval-lax", *plugins, *map(str, files))
 
 
-def parameterised(name: str, parameters: dict, project: Project):
-    """A notebook with other parameters, written into the project's folder."""
+def parameterised(name: str, project: Project):
+    """A notebook of the tiny profile, written into the project's folder."""
     notebook = load_notebook_node(str(project.root / "notebooks" / f"{name}.ipynb"))
     file = project.root / f"{name}.ipynb"
-    nbformat.write(parameterize_notebook(notebook, parameters), file)
+    nbformat.write(parameterize_notebook(notebook, {"profile": PROFILE}), file)
     return file
 
 
@@ -109,9 +106,7 @@ def test_nbval_executes_every_notebook(tmp_path):
     for kind in ("properties", "release", "retrieval", "defects", "ablations"):  # pretraining and texts stay
         for kept in (project.root / ".scratch").glob(f"{kind}*"):
             shutil.rmtree(kept)
-    tiny = {stage: dataclasses.asdict(config.load(stage, PROFILE)) for stage in config.STAGES}
-    files = [parameterised(run.NAMES[stage], parameters, project) for stage, parameters in tiny.items()]
-    files.append(parameterised("00_explore", {"profile": PROFILE}, project))
+    files = [parameterised(name, project) for name in (*run.NAMES.values(), "00_explore")]
     ended = nbval(project, *files)
     assert ended.returncode == 0, ended.stdout[-6000:]
     cells = sum(cell.cell_type == "code" for file in files for cell in nbformat.read(file, as_version=4).cells)

@@ -4,8 +4,6 @@ The executed notebook is a function of the notebook's source and the stage's par
 """
 
 import argparse
-import ast
-import dataclasses
 import logging
 import os
 import re
@@ -36,43 +34,30 @@ def run(stage: str, profile: str) -> None:
     """Execute a stage's notebook for a profile, and write it and its provenance under `results/<profile>`.
 
     Raises:
-        ValueError: params.yaml or the notebook's parameters cell is wrong.
+        ValueError: params.yaml is wrong, or the notebook has other parameters than `profile`.
         RuntimeError: another process runs this stage; or the notebook failed.
     """
+    import papermill
+
     # a typing error in a later stage's section stops the first stage, not the fourth an hour later
     cfg = {name: config.load(name, profile) for name in config.STAGES}[stage]
     folder = cache.folder("run", {"stage": stage, "profile": profile})
     notebook, fits = folder / f"{NAMES[stage]}.ipynb", folder / "fits.jsonl"
     with cache.held(folder):
         save(stripped(paths.NOTEBOOKS / notebook.name), notebook)
-        check_parameters(notebook, cfg)
+        if (names := list(papermill.inspect_notebook(notebook))) != ["profile"]:
+            raise ValueError(f"{notebook.name}: a notebook has the one parameter 'profile', got {names}")
         fits.unlink(missing_ok=True)
         os.environ["MATALIGN_FITS"] = str(fits)
         for name, value in ALLOCATOR.items():
             os.environ.setdefault(name, value)
         start = time.monotonic()
-        executed = execute(notebook, cfg)
+        executed = execute(notebook, profile)
         minutes = (time.monotonic() - start) / 60
         save(executed, paths.results(profile) / "notebooks" / notebook.name)
         made = paths.results(profile) / "provenance" / f"{stage}.json"
         made.parent.mkdir(parents=True, exist_ok=True)
         cache.write_json(made, provenance.record(cfg, minutes=minutes, fits=fits, earlier=made))
-
-
-def check_parameters(notebook: Path, cfg: config.Stage) -> None:
-    """Compare a notebook's parameters cell with its stage's config.
-
-    Raises:
-        ValueError: a parameter is missing, unknown, or its default has another type.
-    """
-    import papermill
-
-    cell = {name: found["default"] for name, found in papermill.inspect_notebook(notebook).items()}
-    try:
-        values = {name: ast.literal_eval(default) for name, default in cell.items()}
-    except ValueError:
-        raise ValueError(f"{notebook.name}: the parameters cell must hold plain values alone, got {cell}") from None
-    config.build(type(cfg), values, where=f"{notebook.name}: parameters cell")
 
 
 def stripped(notebook: Path):
@@ -100,12 +85,12 @@ def source(notebook: Path) -> str:
     return jupytext.writes(nb, fmt="py:percent")
 
 
-def execute(notebook: Path, cfg: config.Stage):
-    """Execute a stripped notebook with a stage's parameters in a kernel that ends with this process.
+def execute(notebook: Path, profile: str):
+    """Execute a stripped notebook for a profile in a kernel that ends with this process.
 
     Args:
         notebook: file; what failed, as far as it came, is left beside it.
-        cfg: parameters.
+        profile: section of params.yaml.
 
     Returns:
         The executed notebook, stripped of what differs between two runs.
@@ -123,7 +108,7 @@ def execute(notebook: Path, cfg: config.Stage):
         executed = papermill.execute_notebook(
             notebook,
             progress,
-            parameters=dataclasses.asdict(cfg),
+            parameters={"profile": profile},
             cwd=paths.ROOT,
             log_output=True,
             progress_bar=False,
