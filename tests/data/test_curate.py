@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -363,6 +364,7 @@ def test_killed_in_the_middle_it_leaves_no_process_and_goes_on(project, monkeypa
     rows = [{"mp_id": f"mp-{i}", "cif": binary("Cs", "Cl", lattice_A=4 + i / 10000), **LABELS} for i in range(1, 401)]
     rawfiles.write(project / "raw", rows, [reaction("CsCl", ("Cs2CO3", "HCl"), mp_id="mp-1")])
     (project / "run.py").write_text(RUN)
+    shutil.copy(paths.PARAMS, project)
     environment = {**os.environ, "MATALIGN_ROOT": str(project), "MATALIGN_SCRATCH": str(project / "scratch")}
 
     def done():

@@ -148,7 +148,7 @@ def test_a_query_that_fails_for_good_keeps_its_pages_and_goes_on(server):
 
 def test_a_killed_download_goes_on(server, tmp_path):
     server.plan(match="page_offset=40", status=0, times=1)
-    code = f"from matalign import providers; providers.download({server.url!r}, 'nelements>1')"
+    code = f"from matalign.data import providers; providers.download({server.url!r}, 'nelements>1')"
     env = {**os.environ, "MATALIGN_SCRATCH": str(tmp_path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.DEVNULL)
     asked, end = [], time.monotonic() + 120

@@ -210,7 +210,7 @@ def cli_sources():
 
 def test_the_installed_command_starts_fast_and_works(folder, files):
     """`--help` imports no torch; a real command in a process of its own gives what it gives here."""
-    script = "import sys; from matalign import cli\ntry: cli.app(['--help'])\nexcept SystemExit: pass\n"
+    script = "import sys; from matalign.release import cli\ntry: cli.app(['--help'])\nexcept SystemExit: pass\n"
     script += "print({'torch', 'pandas', 'pymatgen'} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "recommend" in ended.stdout

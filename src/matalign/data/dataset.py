@@ -170,16 +170,15 @@ class Curated:
     def digest(self) -> str:
         """Hash of the content, all but the audit; of values, not of bytes on disk, so a new pyarrow changes nothing."""
         hasher = hashlib.blake2b(digest_size=8)
-        for name in TABLES:
+        for name, types in TABLES.items():
             frame = getattr(self, name)
             for column in sorted(frame):
-                numeric = frame[column].dtype.kind in "iufb"
-                values = (
-                    frame[column].to_numpy(np.float64).tobytes() if numeric else repr(frame[column].tolist()).encode()
-                )
+                made = types.get(column)
+                numeric = pd.api.types.is_numeric_dtype(frame[column]) if made is None else pa.types.is_primitive(made)
+                values = frame[column].to_numpy(np.float64).tobytes() if numeric else repr(list(frame[column])).encode()
                 hasher.update(column.encode() + values)
-        arrays = {name: getattr(self.structures, name) for name in TENSORS} | self.extras
-        for name, values in sorted(arrays.items()):
+        arrays = {name: np.asarray(getattr(self.structures, name), dtype) for name, dtype in TENSORS.items()}
+        for name, values in sorted((arrays | self.extras).items()):
             hasher.update(name.encode() + np.ascontiguousarray(values).tobytes())
         return hasher.hexdigest()
 

@@ -4,11 +4,11 @@ A model reads what the curated set holds: structures (numbers, fractional coordi
 standardised micrographs. What it returns lies in one space: unit vectors, compared by their dot product.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +156,7 @@ def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
     return Model(cfg, model.to(device).eval())
 
 
-@cache
+@functools.cache
 def fingerprint(profile: str, folder: str, modality: str = "") -> str:
     """Hash of the saved weights of a model's tower, or of all its towers and heads.
 
