@@ -1,6 +1,6 @@
 # matalign: the commands of the artifact. `make` installs, `make repro` makes the paper, `make help` lists the rest.
 
-PROFILE ?=
+PROFILE ?= sample
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -15,7 +15,7 @@ export PATH := $(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := install
-.PHONY: install repro test check stale lab bench lock format clean help
+.PHONY: install repro test test-all check stale lab bench lock format clean help
 
 install: $(STAMP) ## Install uv and the pinned packages into .venv (what plain `make` does)
 
@@ -28,28 +28,31 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 	@echo "installed into $(VENV); next: make repro, or make help"
 
-repro: $(STAMP) ## Run the pipeline: results/sample/paper.pdf; PROFILE=laptop switches params.yaml to that profile first
-	$(if $(PROFILE),$(BIN)/python -m matalign.pipeline.run --switch $(PROFILE))
-	$(BIN)/python -m matalign.pipeline.run --repro
+repro: $(STAMP) ## Run the pipeline: results/sample/paper.pdf; PROFILE=laptop: on real data
+	$(BIN)/dvc repro --glob '*@$(PROFILE)'
 
-test: $(STAMP) ## Lint and run the tests
+test: $(STAMP) ## Lint, and run the tests that take no minutes
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP) ## The same and the slow tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-check: $(STAMP) ## Make tables, figures and paper anew from the committed metrics, and compare with git; PROFILE=laptop if not named
-	$(BIN)/python -m matalign.pipeline.run --switch $(or $(PROFILE),laptop)
-	$(BIN)/dvc repro --force --single-item source paper@$(or $(PROFILE),laptop)
-	git checkout -q params.yaml && git diff --exit-code --stat -- results/$(or $(PROFILE),laptop)
+check: PROFILE := $(if $(filter sample,$(PROFILE)),laptop,$(PROFILE))
+check: $(STAMP) ## Make tables, figures and paper anew from the committed metrics, and compare with git; PROFILE=laptop
+	$(BIN)/dvc repro --force --single-item source paper@$(PROFILE)
+	git diff --exit-code --stat -- results/$(PROFILE)
 
 stale: $(STAMP) ## List committed results whose computing code differs from HEAD's
-	@$(BIN)/python -m matalign.pipeline.run --stale
+	@$(BIN)/python -m matalign.pipeline.run stale
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 bench: $(BENCH)/.installed ## Compare with the peers, side by side: results/bench; PROFILE=laptop on real crystals, ONLY=search just that
-	test -d data/curated/$(or $(PROFILE),sample) || $(BIN)/python -m matalign.pipeline.run curate --profile $(or $(PROFILE),sample)
-	cd tests && $(CURDIR)/$(BENCH)/bin/python -m benchmarks.run --profile $(or $(PROFILE),sample) $(ONLY)
+	test -d data/curated/$(PROFILE) || $(BIN)/python -m matalign.pipeline.run curate --profile $(PROFILE)
+	cd tests && $(CURDIR)/$(BENCH)/bin/python -m benchmarks.run --profile $(PROFILE) $(ONLY)
 
 $(BENCH)/.installed: $(STAMP) $(BENCH_LOCK)
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
@@ -72,4 +75,4 @@ clean: ## Remove what runs have made and git ignores (not .venv, not data/raw)
 	git clean -fdXq results data/curated notebooks .scratch .dvc/tmp
 
 help: ## Print this
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -22,6 +22,8 @@ from matalign.pipeline import provenance
 REPOSITORY = Path(__file__).parents[1]
 PARTS = ("src", "notebooks", "paper", "data", "params.yaml", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore")
 PROFILE = "tiny"
+REPRO = (sys.executable, "-m", "dvc", "repro")
+STAGES = ("--glob", f"*@{PROFILE}")
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,15 @@ class Project:
         return self.command(sys.executable, "-m", "matalign.pipeline.run", *args)
 
     def repro(self, *args: str) -> str:
-        """`dvc repro`, which must succeed; what it printed."""
-        ended = self.command(sys.executable, "-m", "dvc", "repro", *args)
+        """`dvc repro` of all of the profile's stages, or as told, which must succeed; what it printed."""
+        ended = self.command(*REPRO, *(args if any("@" in arg for arg in args) else (*args, *STAGES)))
         assert ended.returncode == 0, ended.stdout[-6000:]
         return ended.stdout
 
     def start_repro(self) -> subprocess.Popen:
         """`dvc repro` in a process group of its own."""
         return subprocess.Popen(
-            [sys.executable, "-m", "dvc", "repro"],
+            [*REPRO, *STAGES],
             cwd=self.root,
             env={**self.env, "SHELL": "/bin/sh"},  # dash, on many machines, stays as the parent of what it starts
             stdout=subprocess.DEVNULL,
@@ -111,15 +113,13 @@ def ran(output: str) -> list[str]:
 
 
 def make(root: Path) -> Project:
-    """Copy this repository's working tree as git would commit it, with `tiny` as the one profile."""
+    """Copy this repository's working tree as git would commit it."""
     names = provenance.git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS).split("\0")
     for name in dict.fromkeys(filter(None, names)):
         if (paths.ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(paths.ROOT / name, root / name)
     project = Project(root)
-    switched = project.matalign_run("--switch", PROFILE)
-    assert switched.returncode == 0, switched.stdout
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "start"]):
         assert project.command("git", *command).returncode == 0
     return project

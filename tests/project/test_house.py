@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 from projects import REPOSITORY
 
 import matalign
+from matalign import config
 from matalign.pipeline import provenance
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -101,19 +102,24 @@ def test_citation_licence_and_package_agree():
 
 
 def test_help_names_every_target():
-    targets = set(re.findall(r"^([a-z]+):", MAKEFILE, flags=re.M))
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.M))
     assert {"repro", "test", "check", "lab", "bench", "clean", "help"} <= targets
-    assert set(re.findall(r"^make (\w+) ", make("help"), flags=re.M)) == targets
+    assert set(re.findall(r"^make ([a-z-]+) ", make("help"), flags=re.M)) == targets
 
 
-def test_make_repro_switches_profile_only_when_asked():
+@pytest.mark.parametrize(("asked", "profile"), [((), "sample"), (("PROFILE=laptop",), "laptop")])
+def test_make_repro_runs_one_profile(asked, profile):
     stamp = ["-o", "requirements.txt", "-o", "pyproject.toml", "-o", ".venv/.installed"]
-    assert "--switch" not in make("-n", *stamp, "repro")
-    asked = make("-n", *stamp, "repro", "PROFILE=laptop").splitlines()
-    assert [line.rpartition("/")[2] for line in asked] == [
-        "python -m matalign.pipeline.run --switch laptop",
-        "python -m matalign.pipeline.run --repro",
-    ]
+    (line,) = make("-n", *stamp, "repro", *asked).splitlines()
+    assert line.endswith(f"/dvc repro --glob '*@{profile}'")
+
+
+def test_every_profile_has_stages():
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    profiles = params["profiles"]
+    assert set(profiles) == set(params) - {"base", "profiles", "versions"}
+    for name, profile in profiles.items():
+        assert profile == {"raw": config.load("curate", name).raw}
 
 
 def test_dvc_tells_nobody():
@@ -148,11 +154,13 @@ def test_what_git_holds_is_small():
 
 def test_made_files_stay_out_of_git():
     made = ["results/sample/paper.pdf", "results/laptop/pretrained/config.json", "data/raw/x/y"]
-    made += [".venv/bin/python", ".scratch/run", ".source/01_curate.py", "results/tiny/metrics/a.json"]
+    made += [".venv/bin/python", ".scratch/run", ".source/01_curate.ipynb", "results/tiny/metrics/a.json"]
+    made += ["dvc.lock", "results/sample/notebooks/01_curate.ipynb"]
     made += [".venv-bench/bin/python", "data/curated/sample/z"]
     assert provenance.git("check-ignore", *made).split() == made
     kept = ["results/laptop/metrics/curate.json", "results/laptop/tables/a.csv", "results/laptop/paper.pdf"]
-    kept += ["results/bench/bench.json", "results/bench/bench.png"]
+    kept += ["results/bench/bench.json", "results/bench/bench.png", "results/laptop/notebooks/01_curate.ipynb"]
+    kept += ["results/full_cpu/notebooks/01_curate.ipynb", "results/ablations/notebooks/05b_ablations.ipynb"]
     found = subprocess.run(["git", "check-ignore", "--no-index", *kept], cwd=REPOSITORY, check=False)
     assert found.returncode == 1  # none of them is ignored
 

@@ -37,9 +37,8 @@ def record(cfg: Stage, *, minutes: float, fits: Path, earlier: Path) -> dict[str
     if made["fits"] and not any(kind["computed"] for kind in made["fits"].values()) and earlier.exists():
         before = json.loads(earlier.read_text())
         if before["parameters"] == made["parameters"]:
-            made["computed"] = before.get("computed") or {
-                k: before[k] for k in ("minutes", "machine", "versions", "git")
-            }
+            kept = ("minutes", "machine", "versions", "git")
+            made["computed"] = before.get("computed") or {k: before[k] for k in kept}
     return made
 
 
@@ -61,22 +60,14 @@ def machine() -> dict[str, Any]:
     """Processor, cores this process may use, memory in GiB, graphics processors, system."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)$", info.read_text(), flags=re.MULTILINE) if info.exists() else []
+    gpus = _answer("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")  # this process never touches CUDA
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_GiB": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
-        "gpus": gpus(),
+        "gpus": (gpus or "").splitlines(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def gpus() -> list[str]:
-    """Names of the GPUs, asked of the driver's tool so that this process never touches CUDA."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
 
 
 def versions() -> dict[str, str]:
@@ -103,8 +94,15 @@ def commit() -> dict[str, Any] | None:
 
 def git(*args: str) -> str | None:
     """What git answers in the project's folder; None where it fails."""
-    answer = subprocess.run(["git", *args], cwd=paths.ROOT, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() if answer.returncode == 0 else None
+    return _answer("git", *args)
+
+
+def _answer(*command: str) -> str | None:
+    """Standard output of a command run in the project's folder; None where it fails or is not installed."""
+    if shutil.which(command[0]) is None:
+        return None
+    ended = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=False)
+    return ended.stdout.strip() if ended.returncode == 0 else None
 
 
 def stale() -> list[str]:
@@ -123,10 +121,7 @@ def stale() -> list[str]:
         if code is None:
             lines.append(f"{name}: computed by commit {sha[:12]}, which is not in the history")
         elif code != now or at.get("dirty"):
+            changed = " with changes" if at.get("dirty") else ""
             count = git("rev-list", "--count", f"{sha}..HEAD", "--", "src")
-            lines.append(
-                f"{name}: computed by commit {sha[:12]}"
-                + (" with changes" if at.get("dirty") else "")
-                + f", {count} commits to src ago"
-            )
+            lines.append(f"{name}: computed by commit {sha[:12]}{changed}, {count} commits to src ago")
     return lines
