@@ -1,4 +1,4 @@
-"""Intervals and paired tests: bootstrap over clusters, joined with seeds; Holm's correction.
+"""Intervals and paired tests: bootstrap over clusters, joined with seeds; Holm's correction; calibration.
 
 Materials of one chemical system are alike, and runs of one seed share their luck; resampling single items would claim
 too narrow an interval. So a resample draws whole clusters (chemical systems, hosts) with replacement (Davison &
@@ -22,6 +22,7 @@ from scipy.special import stdtrit
 
 LEVEL = 0.95
 CHUNK = 2**22  # resampled labels held at once
+BINS = 10  # of a probability
 Statistic = str | Callable[[np.ndarray], float]  # "mean", "rmse", "ratio", or a function of one seed's items (n, ...)
 
 
@@ -130,6 +131,46 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
     return adjusted
+
+
+def calibration_error(probability: np.ndarray, observed: np.ndarray, *, bins: int = BINS) -> float:
+    """Expected calibration error: Σ_b n_b / N · |mean observed_b − mean probability_b| (Guo et al., ICML 2017).
+
+    Args:
+        probability: (N,) that was stated; bin b holds (b / bins, (b + 1) / bins], zero the first.
+        observed: (N,) whether it came true.
+        bins: equally wide; an empty one counts nothing.
+    """
+    gap = np.bincount(_bin(probability, bins), weights=np.asarray(observed, dtype=float) - probability, minlength=bins)
+    return float(np.abs(gap).sum() / len(probability))
+
+
+def reliability(
+    probability: np.ndarray,
+    observed: np.ndarray,
+    *,
+    bins: int = BINS,
+    names: tuple[str, str] = ("confidence", "accuracy"),
+) -> list[dict[str, float]]:
+    """Rows {bin_low, bin_high, mean probability, mean observed, n} of the bins that hold any; arguments as above.
+
+    Args:
+        probability: (N,).
+        observed: (N,).
+        bins: equally wide.
+        names: of the two means. The calibration error is the mean of their distances, weighted by n.
+    """
+    at = _bin(probability, bins)
+    return [
+        {"bin_low": b / bins, "bin_high": (b + 1) / bins}
+        | {name: float(x[at == b].mean()) for name, x in zip(names, (probability, observed), strict=True)}
+        | {"n": int((at == b).sum())}
+        for b in np.unique(at).tolist()
+    ]
+
+
+def _bin(probability: np.ndarray, bins: int) -> np.ndarray:
+    return np.clip(np.ceil(np.asarray(probability) * bins).astype(int) - 1, 0, bins - 1)
 
 
 def _checked(values: np.ndarray, clusters: Sequence) -> np.ndarray:

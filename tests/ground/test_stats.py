@@ -3,6 +3,7 @@ import time
 import numpy as np
 import pytest
 from scipy.stats import t
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import f1_score
 
 from matalign import stats
@@ -275,3 +276,36 @@ class TestHolm:
     def test_not_a_probability(self, bad):
         with pytest.raises(ValueError, match="p-values"):
             holm(bad)
+
+
+def test_calibration_error_by_hand():
+    # Bins of 1/2: three images at .3, .4, .5 (one right), one at .9 (right); their gaps are |1 - 1.2| and |1 - .9|.
+    confidence, correct = np.array([0.3, 0.4, 0.5, 0.9]), np.array([1, 0, 0, 1])
+    assert stats.calibration_error(confidence, correct, bins=2) == pytest.approx((0.2 + 0.1) / 4)
+
+
+def test_calibration_error_passes_over_empty_bins():
+    assert stats.calibration_error(np.array([0.95, 0.95]), np.array([1, 0]), bins=10) == pytest.approx(0.45)
+    assert stats.calibration_error(np.array([0.0, 1.0]), np.array([0, 1]), bins=10) == 0
+
+
+def test_reliability_by_hand():
+    """The images above: 0.4 on average sure, one of three right; 0.9 sure and right."""
+    rows = stats.reliability(np.array([0.3, 0.4, 0.5, 0.9]), np.array([1, 0, 0, 1]), bins=2)
+    assert rows == [
+        {"bin_low": 0.0, "bin_high": 0.5, "confidence": pytest.approx(0.4), "accuracy": pytest.approx(1 / 3), "n": 3},
+        {"bin_low": 0.5, "bin_high": 1.0, "confidence": 0.9, "accuracy": 1.0, "n": 1},
+    ]
+
+
+def test_reliability_is_that_of_scikit_learn_and_gives_the_calibration_error():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.3, 0.8, size=500)  # five bins are empty
+    correct = (rng.random(500) < confidence**2).astype(float)
+    rows = stats.reliability(confidence, correct)
+    accuracy, mean = calibration_curve(correct, confidence, n_bins=10)
+    np.testing.assert_allclose([r["accuracy"] for r in rows], accuracy)
+    np.testing.assert_allclose([r["confidence"] for r in rows], mean)
+    assert sum(r["n"] for r in rows) == 500
+    weighted = sum(r["n"] * abs(r["accuracy"] - r["confidence"]) for r in rows) / 500
+    assert stats.calibration_error(confidence, correct) == pytest.approx(weighted)

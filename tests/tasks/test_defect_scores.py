@@ -3,10 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from sklearn.calibration import calibration_curve
 from sklearn.metrics import f1_score, log_loss
 
-from matalign import config
+from matalign import config, stats
 from matalign.tasks.defects import defect_scores
 from matalign.tasks.defects.defects import ARMS, DEFECTS, TEXT_ARMS, Predictions, Shots
 
@@ -32,39 +31,6 @@ def test_one_answer_to_five_equal_classes_scores_a_fifteenth():
     assert defect_scores.macro_f1(np.repeat(np.arange(5), 7), np.zeros(35, dtype=int)) == pytest.approx(1 / 15)
 
 
-def test_calibration_error_by_hand():
-    # Bins of 1/2: three images at .3, .4, .5 (one right), one at .9 (right); their gaps are |1 - 1.2| and |1 - .9|.
-    confidence, correct = np.array([0.3, 0.4, 0.5, 0.9]), np.array([1, 0, 0, 1])
-    assert defect_scores.calibration_error(confidence, correct, bins=2) == pytest.approx((0.2 + 0.1) / 4)
-
-
-def test_calibration_error_passes_over_empty_bins():
-    assert defect_scores.calibration_error(np.array([0.95, 0.95]), np.array([1, 0]), bins=10) == pytest.approx(0.45)
-    assert defect_scores.calibration_error(np.array([0.0, 1.0]), np.array([0, 1]), bins=10) == 0
-
-
-def test_reliability_by_hand():
-    """The images above: 0.4 on average sure, one of three right; 0.9 sure and right."""
-    rows = defect_scores.reliability(np.array([0.3, 0.4, 0.5, 0.9]), np.array([1, 0, 0, 1]), bins=2)
-    assert rows == [
-        {"bin_low": 0.0, "bin_high": 0.5, "confidence": pytest.approx(0.4), "accuracy": pytest.approx(1 / 3), "n": 3},
-        {"bin_low": 0.5, "bin_high": 1.0, "confidence": 0.9, "accuracy": 1.0, "n": 1},
-    ]
-
-
-def test_reliability_is_that_of_scikit_learn_and_gives_the_calibration_error():
-    rng = np.random.default_rng(0)
-    confidence = rng.uniform(0.3, 0.8, size=500)  # five bins are empty
-    correct = (rng.random(500) < confidence**2).astype(float)
-    rows = defect_scores.reliability(confidence, correct)
-    accuracy, mean = calibration_curve(correct, confidence, n_bins=10)
-    np.testing.assert_allclose([r["accuracy"] for r in rows], accuracy)
-    np.testing.assert_allclose([r["confidence"] for r in rows], mean)
-    assert sum(r["n"] for r in rows) == 500
-    weighted = sum(r["n"] * abs(r["accuracy"] - r["confidence"]) for r in rows) / 500
-    assert defect_scores.calibration_error(confidence, correct) == pytest.approx(weighted)
-
-
 def test_temperature_mends_an_arm_that_is_too_sure():
     """Answers drawn from known probabilities, then given with their fourth power: T = 4 restores them."""
     rng = np.random.default_rng(0)
@@ -77,7 +43,7 @@ def test_temperature_mends_an_arm_that_is_too_sure():
     mended = defect_scores.sharpened(boast, temperature)
     assert log_loss(kind, mended) <= log_loss(kind, honest)
     assert (mended.argmax(1) == boast.argmax(1)).all()
-    raw, now = (defect_scores.calibration_error(p.max(1), p.argmax(1) == kind) for p in (boast, mended))
+    raw, now = (stats.calibration_error(p.max(1), p.argmax(1) == kind) for p in (boast, mended))
     assert now < 0.03 < 0.2 < raw
     assert defect_scores.fit_temperature(np.zeros((0, 5)), np.zeros(0, dtype=int)) == 1
 

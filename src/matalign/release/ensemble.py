@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from matalign import cache, config, towers
+from matalign import cache, config, stats, towers
 from matalign.config import Pretrain, Properties
 from matalign.tasks import regression, workers
 from matalign.tasks.properties import fits
@@ -30,7 +30,6 @@ from matalign.views.graphs import GraphStore
 SPLIT, PERCENT = "random", 100.0  # what the released predictors are trained on: all labels of its training part
 LEVEL = 0.9  # of the intervals that are given
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # whose coverage is measured
-BINS = 10  # of a probability
 ROWS = 256  # crystals in a batch
 LONG = 100  # more crystals than this show a progress bar
 CANDIDATES = tuple(arm for arm in fits.STRUCTURE_ONLY if arm in fits.NETWORKS)
@@ -188,18 +187,12 @@ def calibrate(
 
 def reliability(probability: Float[np.ndarray, " n"], true: Float[np.ndarray, " n"]) -> list[dict[str, float]]:
     """Bins of a probability that hold any: {bin_low, bin_high, probability, observed, n}, both means over the bin."""
-    place = np.minimum((probability * BINS).astype(int), BINS - 1)
-    return [
-        {"bin_low": b / BINS, "bin_high": (b + 1) / BINS, "probability": float(probability[place == b].mean())}
-        | {"observed": float(true[place == b].mean()), "n": int((place == b).sum())}
-        for b in np.unique(place)
-    ]
+    return stats.reliability(probability, true, names=("probability", "observed"))
 
 
 def calibration_error(items: Float[np.ndarray, "n 2"]) -> float:
-    """Expected calibration error of (probability, label) rows: mean of |probability − observed| of an item's bin."""
-    rows = reliability(items[:, 0], items[:, 1])
-    return sum(r["n"] * abs(r["probability"] - r["observed"]) for r in rows) / len(items)
+    """Expected calibration error of (probability, label) rows, as `stats.bootstrap` takes a statistic."""
+    return stats.calibration_error(items[:, 0], items[:, 1])
 
 
 def said(predictors: Sequence[Predictor], store: GraphStore) -> dict[str, Float[np.ndarray, "members n"]]:

@@ -7,6 +7,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from matalign import stats
+from matalign.claims import Claim
 from matalign.config import Defects
 from matalign.tasks.defects.defects import ARMS, DOSE_DECILES_E_A2, TEXT_ARMS, Predictions, run
 from matalign.views.imaging import DEFECTS
@@ -14,7 +15,6 @@ from matalign.views.imaging import DEFECTS
 DOSE_BINS_E_A2 = tuple(10**x for x in (3.0, 3.2, 3.6, 4.0, 4.4, 4.8, 5.0))
 ROSE = 5.0  # signal to noise from which a feature is reliably seen (Rose, 1948)
 CHANCE_F1 = 0.22  # an arm without the image above this has found a leak
-BINS = 10  # of confidence
 
 
 def macro_f1(true: np.ndarray, predicted: np.ndarray, *, classes: int = len(DEFECTS)) -> float:
@@ -28,33 +28,6 @@ def macro_f1(true: np.ndarray, predicted: np.ndarray, *, classes: int = len(DEFE
     table = np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
     marked = table.sum(0) + table.sum(1)
     return float((2 * table.diagonal() / np.maximum(marked, 1)).mean())
-
-
-def calibration_error(confidence: np.ndarray, correct: np.ndarray, *, bins: int = BINS) -> float:
-    """Expected calibration error: Σ_b n_b / N · |accuracy_b − mean confidence_b| (Guo et al., ICML 2017).
-
-    Args:
-        confidence: (N,) probability of the predicted class; bin b holds (b / bins, (b + 1) / bins], zero the first.
-        correct: (N,) whether the prediction is right.
-        bins: equally wide bins; an empty one counts nothing.
-    """
-    at = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(at, weights=np.asarray(correct, dtype=float) - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
-
-
-def reliability(confidence: np.ndarray, correct: np.ndarray, *, bins: int = BINS) -> list[dict[str, float]]:
-    """Rows {bin_low, bin_high, confidence, accuracy, n} of the bins that hold an image; arguments as above.
-
-    The calibration error is the mean of |accuracy − confidence| over them, weighted by n.
-    """
-    at = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
-    return [
-        {"bin_low": b / bins, "bin_high": (b + 1) / bins}
-        | {"confidence": float(confidence[at == b].mean()), "accuracy": float(correct[at == b].mean())}
-        | {"n": int((at == b).sum())}
-        for b in np.unique(at)
-    ]
 
 
 def sharpened(probability: np.ndarray, temperature: float) -> np.ndarray:
@@ -101,7 +74,7 @@ def score(predictions: Predictions, cfg: Defects) -> dict:
         return macro_f1(items[:, 0], items[:, 1])
 
     def ece(items: np.ndarray) -> float:
-        return calibration_error(items[:, 0], items[:, 1])
+        return stats.calibration_error(items[:, 0], items[:, 1])
 
     def differences(pairs: list[tuple[str, str]], of: np.ndarray) -> list[dict]:
         gains = [stats.paired(label[a][:, of], label[b][:, of], hosts[of], statistic=f1, **options) for a, b in pairs]
@@ -130,7 +103,7 @@ def score(predictions: Predictions, cfg: Defects) -> dict:
             "ECE_scaled": stats.bootstrap(scaled[arm], hosts, statistic=ece, **options),
         }
         results += [{"arm": arm, "metric": metric, **s.bounds(), **about} for metric, s in scores.items()]
-        bins += [{"arm": arm, **row} for row in reliability(*sure[arm].reshape(-1, 2).T)]
+        bins += [{"arm": arm, **row} for row in stats.reliability(*sure[arm].reshape(-1, 2).T)]
         for number, defect in enumerate(DEFECTS):
             of = shots.kind == number
             right = stats.bootstrap(sure[arm][:, of, 1], hosts[of], **options)
@@ -190,40 +163,50 @@ def dose_bins(dose_e_A2: np.ndarray) -> list[tuple[dict[str, float | bool], np.n
 
 
 def _claims(results: list[dict], comparisons: list[dict]) -> list[dict]:
-    def row(claim: str, at: dict, threshold: float, passed: bool, note: str) -> dict:
-        bounds = {"value": at["value"], "low": at["low"], "high": at["high"], "threshold": threshold}
-        return {"claim": claim, **bounds, "unit": "macro-F1", "verdict": "PASS" if passed else "FAIL", "note": note}
-
+    unit = "macro-F1"
     gains = {(r["arm"], r["baseline"]): {**r, "value": r["difference"]} for r in comparisons}
     context = next(r for r in results if (r["arm"], r["metric"]) == ("context", "macro_F1"))
     image = gains["majority", "image"]
     image = {"value": -image["value"], "low": -image["high"], "high": -image["low"]}
     own, other = gains["image_structure", "image"], gains["image_other", "image"]
     found = [
-        row(
+        Claim.of(
             "without the image, defects cannot be told apart",
             context,
-            CHANCE_F1,
-            context["value"] <= CHANCE_F1,
-            "macro-F1 of the context-only arm, at most the threshold; more would mean that the set leaks",
+            threshold=CHANCE_F1,
+            passed=context["value"] <= CHANCE_F1,
+            unit=unit,
+            note="macro-F1 of the context-only arm, at most the threshold; more would mean that the set leaks",
         ),
-        row("the micrograph alone tells defects apart", image, 0.0, image["low"] > 0, "image only less majority class"),
-        row(
+        Claim.of(
+            "the micrograph alone tells defects apart",
+            image,
+            threshold=0.0,
+            passed=image["low"] > 0,
+            unit=unit,
+            note="image only less majority class",
+        ),
+        Claim.of(
             "knowing the host's structure helps",
             own,
-            0.0,
-            own["low"] > 0 and gains["image_structure", "image_other"]["low"] > 0,
-            "image + aligned structure less image only; with another host's embedding instead of its own: "
-            f"{other['value']:+.3f} [{other['low']:+.3f}, {other['high']:+.3f}]",
+            threshold=0.0,
+            passed=own["low"] > 0 and gains["image_structure", "image_other"]["low"] > 0,
+            unit=unit,
+            note="image + aligned structure less image only; with another host's embedding instead of its own: "
+            + _signed(other),
         ),
     ]
     if TEXT_ARMS in gains:
         text, wrong = gains["image_text", "image_structure"], gains[TEXT_ARMS]
         note = "image + structure + text less image + structure, all hosts; less that with another host's text: "
-        note += f"{wrong['value']:+.3f} [{wrong['low']:+.3f}, {wrong['high']:+.3f}]"
         passed = text["low"] > 0 and wrong["low"] > 0
-        found.append(row("the host's protocol helps beyond its structure", text, 0.0, passed, note))
-    return found
+        claim = "the host's protocol helps beyond its structure"
+        found.append(Claim.of(claim, text, threshold=0.0, passed=passed, unit=unit, note=note + _signed(wrong)))
+    return [claim.row() for claim in found]
+
+
+def _signed(row: dict) -> str:
+    return "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row)
 
 
 def evaluate(cfg: Defects) -> dict:

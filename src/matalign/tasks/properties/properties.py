@@ -6,12 +6,13 @@ that its mean is the error rate, 1 − accuracy.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from matalign import stats
+from matalign import quantities, stats
+from matalign.claims import ALPHA, Claim
 from matalign.config import Properties
 from matalign.tasks import regression
 from matalign.tasks.properties import fits
@@ -88,9 +89,8 @@ def evaluate(cfg: Properties) -> dict[str, Any]:
 
 
 def unit(target: str) -> str:
-    """A target's unit, from its column's name; moduli are fitted and scored as log10."""
-    units = {"eV_atom": "eV/atom", "eV": "eV", "GPa": "log10(GPa)"}
-    return next((name for suffix, name in units.items() if target.endswith(f"_{suffix}")), "")
+    """The unit that a target is fitted and scored in: of moduli log10(GPa)."""
+    return quantities.of(target).fitted_unit
 
 
 def _scores(t: Task, results: Result, target: str) -> Scores:
@@ -190,14 +190,18 @@ def _claims(places: Mapping[Place, Mapping[str, Scores]], tables: Mapping[str, l
             _gain_claim("pre-registered: E_f, pretrained against scratch", row, f"{where}; {note}", prereg=True)
         )
         if control := over_control.get(("chemsys", percent)):
-            passed = control["low"] > 0 and control["p_holm"] < 0.05
+            passed = control["low"] > 0 and control["p_holm"] < ALPHA
             gain = "{gain_percent:.1f} [{low:.1f}, {high:.1f}] % on scratch".format(**of_control["chemsys", percent])
             p = f"p = {control['p_holm']:.3g} (Holm)"
             claims.append(
-                {"claim": "of that gain, the contrastive loss has a share", "value": control["gain_percent"]}
-                | {"low": control["low"], "high": control["high"], "threshold": 0.0, "unit": "%"}
-                | {"verdict": "PASS" if passed else "FAIL"}
-                | {"note": f"pretrained against the auxiliary objective alone, which gains {gain}; {p}"}
+                Claim.of(
+                    "of that gain, the contrastive loss has a share",
+                    {**control, "value": control["gain_percent"]},
+                    threshold=0.0,
+                    passed=passed,
+                    unit="%",
+                    note=f"pretrained against the auxiliary objective alone, which gains {gain}; {p}",
+                )
             )
     for split in ("chemsys", "random"):
         if row := gains.get((split, 100.0)):
@@ -212,21 +216,18 @@ def _claims(places: Mapping[Place, Mapping[str, Scores]], tables: Mapping[str, l
                 if (r["cohort"], r["split"], r["label_percent"], r["target"], r["arm"], r["metric"])
                 == ("A", split, percent, E_F, arm, "MAE")
             )
-            claims.append(
-                {"claim": f"E_f MAE below 0.1 eV/atom, {split} split", "value": row["value"], "low": row["low"]}
-                | {"high": row["high"], "threshold": 0.1, "unit": "eV/atom"}
-                | {"verdict": "PASS" if row["high"] < 0.1 else "FAIL"}
-                | {"note": f"{arm}, best on validation of the structure-only arms; {percent:g} % of labels"}
-            )
-    return claims
+            note = f"{arm}, best on validation of the structure-only arms; {percent:g} % of labels"
+            name, passed = f"E_f MAE below 0.1 eV/atom, {split} split", row["high"] < 0.1
+            claims.append(Claim.of(name, row, threshold=0.1, passed=passed, unit=unit(E_F), note=note))
+    return [claim.row() for claim in claims]
 
 
-def _gain_claim(claim: str, row: Mapping[str, Any], note: str, *, prereg: bool) -> dict[str, Any]:
+def _gain_claim(claim: str, row: Mapping[str, Any], note: str, *, prereg: bool) -> Claim:
     """PASS: gain at least 15 % and lower bound above 0; STRONG (pre-registered cell): lower bound at least 15 %."""
     passed = row["gain_percent"] >= 15 and row["low"] > 0
-    verdict = "STRONG" if prereg and passed and row["low"] >= 15 else "PASS" if passed else "FAIL"
-    value = {"value": row["gain_percent"], "low": row["low"], "high": row["high"], "threshold": 15.0, "unit": "%"}
-    return {"claim": claim} | value | {"verdict": verdict, "note": note}
+    row = {**row, "value": row["gain_percent"]}
+    found = Claim.of(claim, row, threshold=15.0, passed=passed, unit="%", note=note)
+    return replace(found, verdict="STRONG") if prereg and passed and row["low"] >= 15 else found
 
 
 def _best(places: Mapping[Place, Mapping[str, Scores]], split: str) -> tuple[float, str] | None:

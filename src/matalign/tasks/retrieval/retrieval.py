@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from matalign import cache, config, paths, stats
+from matalign.claims import ALPHA, Claim
 from matalign.config import Retrieval
 from matalign.data import dataset
 from matalign.data.dataset import Curated
@@ -230,7 +231,7 @@ def results(study: Study, found: Sequence[Outcome]) -> list[dict[str, Any]]:
         for metric in METRICS:
             at = stats.bootstrap(o.scores[metric], chemsys, **options)
             rows.append(
-                {**key, "metric": metric, **_interval(vars(at))}
+                {**key, "metric": metric, **at.bounds()}
                 | {"value_pessimistic": float(o.pessimistic[metric].mean()), "n_gallery": o.n_gallery, **n}
             )
     order = ("query", "target", "level", "gallery", "arm")
@@ -253,7 +254,7 @@ def gallery_curve(study: Study, found: Sequence[Outcome]) -> list[dict[str, Any]
             for metric in CURVE_METRICS:
                 scores = o.ranks.metric_among(metric, n, gallery=o.n_gallery)
                 at = stats.bootstrap(scores, chemsys, resamples=study.cfg.bootstrap, seed=study.cfg.seed)
-                rows.append({"level": o.level, "arm": o.arm, "n_gallery": n, "metric": metric, **_interval(vars(at))})
+                rows.append({"level": o.level, "arm": o.arm, "n_gallery": n, "metric": metric, **at.bounds()})
     return sorted(rows, key=lambda r: (r["level"], r["arm"], r["n_gallery"], r["metric"]))
 
 
@@ -305,41 +306,24 @@ def claims(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]
     if own:
         counting = find(rows, level=1, arm="jaccard", metric="R@10")
         also = "also passes" if counting["value"] > THRESHOLD else "does not pass"
-        found.append(
-            {
-                "claim": "Recall@10 > 80 % for synthesis retrieval (L1)",
-                **_interval(own),
-                "threshold": THRESHOLD,
-                "unit": "",
-            }
-            | {"verdict": "PASS" if own["low"] > THRESHOLD else "FAIL"}
-            | {"note": f"element Jaccard, which only counts elements, gets {counting['value']:.3f} and {also}"}
-        )
+        note = f"element Jaccard, which only counts elements, gets {counting['value']:.3f} and {also}"
+        name = "Recall@10 > 80 % for synthesis retrieval (L1)"
+        found.append(Claim.of(name, own, threshold=THRESHOLD, passed=own["low"] > THRESHOLD, note=note))
     for level, baseline, name in (
         (1, "jaccard", "element Jaccard"),
         *((n, "composition", "composition only") for n in (1, 2)),
     ):
         d = find(differences, level=level, baseline=baseline)
         if d:
-            passed = d["low"] > 0 and d["p_holm"] < 0.05
             scores = (
                 find(rows, level=level, arm=arm, metric="MRR")["value"] for arm in ("structure", baseline, "pretrained")
             )
-            found.append(
-                {
-                    "claim": f"structure tower beats {name} in MRR (L{level})",
-                    **_interval(d, "difference"),
-                    "threshold": 0.0,
-                }
-                | {"unit": "", "verdict": "PASS" if passed else "FAIL"}
-                | {"note": "MRR {:.3f} against {:.3f}; as pretraining left it {:.3f}; ".format(*scores)}
-            )
-            found[-1]["note"] += f"p = {d['p_holm']:.3g} (Holm)"
-    return found
-
-
-def _interval(row: dict[str, Any], value: str = "value") -> dict[str, float]:
-    return {"value": row[value], "low": row["low"], "high": row["high"]}
+            note = "MRR {:.3f} against {:.3f}; as pretraining left it {:.3f}; ".format(*scores)
+            note += f"p = {d['p_holm']:.3g} (Holm)"
+            name = f"structure tower beats {name} in MRR (L{level})"
+            passed = d["low"] > 0 and d["p_holm"] < ALPHA
+            found.append(Claim.of(name, {**d, "value": d["difference"]}, threshold=0.0, passed=passed, note=note))
+    return [claim.row() for claim in found]
 
 
 def metrics(study: Study, found: Sequence[Outcome]) -> dict[str, Any]:

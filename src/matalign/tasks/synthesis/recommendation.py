@@ -14,6 +14,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from matalign import paths, stats
+from matalign.claims import ALPHA, Claim
 from matalign.config import Recommendation
 from matalign.data import recipes
 from matalign.data.recipes import KINDS, Recipe
@@ -26,7 +27,6 @@ PUBLISHED = {  # exact set among the first 1, 5, 10 of the same targets: Prein e
     "DeepSeek": (0.535, 0.637, 0.664),
 }
 PUBLISHED_C = {"sintering": 73.0, "calcination": 98.0}  # MAE of SyntMTE in the same paper, official split
-ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -219,10 +219,9 @@ def claims(table: Sequence[dict], heat: Sequence[dict], differences: Sequence[di
 
 
 def _claim(name: str, row: Mapping[str, Any], unit: str, better: bool, note: str) -> dict[str, Any]:
-    bounds = {key: row[key] for key in ("value", "low", "high")}
-    verdict = "PASS" if better and row["p_holm"] < ALPHA else "FAIL"
     note = f"{note}; p = {row['p_holm']:.3g} (Holm)"
-    return {"claim": name, **bounds, "threshold": 0.0, "unit": unit, "verdict": verdict, "note": note}
+    passed = better and row["p_holm"] < ALPHA
+    return Claim.of(name, row, threshold=0.0, passed=passed, unit=unit, note=note).row()
 
 
 def recommend(study: Study, formula: str, *, k: int) -> dict[str, Any]:
