@@ -10,7 +10,8 @@ from ase import Atoms
 from PIL import Image
 from pymatgen.core import Lattice, Molecule, Structure
 
-from matalign.data import inputs, protocols, sources
+from matalign import elements
+from matalign.data import inputs, sources
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def salt(nacl):
 
 def optimade(numbers, sites, lattice, **changed):
     """An OPTIMADE structure record."""
-    symbols = [list(protocols.ELEMENTS)[z - 1] for z in numbers]
+    symbols = [elements.SYMBOLS[z] for z in numbers]
     species = [{"name": s, "chemical_symbols": [s], "concentration": [1.0]} for s in dict.fromkeys(symbols)]
     attributes = {
         "lattice_vectors": np.asarray(lattice).tolist(),

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from matalign import paths
-from matalign.data import library, sources
+from matalign.data import library, reactions
 
 
 def test_the_sample_has_a_recipe_for_each_record():
@@ -16,7 +16,7 @@ def test_the_sample_has_a_recipe_for_each_record():
     assert len(table) > 100
     first = table.iloc[0]
     row = int(first.protocol_id.rsplit("-", 2)[1])
-    record = next(r for r in sources.reactions(paths.SAMPLE) if r.row == row).record
+    record = next(r for r in reactions.read(paths.SAMPLE) if r.row == row).record
     assert first.doi == record["doi"].lower()
     assert first.precursors.split(" + ")[0] in first.text_L1
     assert first.target_formula in first.text_L0

@@ -63,7 +63,7 @@ def test_every_result_file_is_made():
 
 def test_environment_variable_is_the_codes():
     assert "MATALIGN_MIRROR" in TEXT
-    assert "MATALIGN_MIRROR" in (REPOSITORY / "src" / "matalign" / "sources.py").read_text()
+    assert "MATALIGN_MIRROR" in (REPOSITORY / "src" / "matalign" / "data" / "fetch.py").read_text()
 
 
 def test_tables_are_those_of_their_sources():

@@ -15,7 +15,7 @@ from pymatgen.symmetry.groups import SpaceGroup
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from matalign import config, paths
-from matalign.data import curate, protocols, sources, splits
+from matalign.data import curate, formulas, reactions, sources, splits
 
 sys.path.insert(0, str(paths.SAMPLE))
 import prototypes
@@ -78,7 +78,7 @@ def linked(table, structures):
     )
     skipped = curate.Skipped()
     limit = config.load("curate", "sample").max_temperature_C
-    return materials, curate.link(sources.reactions(paths.SAMPLE), materials, skipped, max_temperature_C=limit), skipped
+    return materials, curate.link(reactions.read(paths.SAMPLE), materials, skipped, max_temperature_C=limit), skipped
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_protocols_make_existing_materials_and_each_fault_is_skipped_once(linked
     materials, pairs, skipped = linked
     assert {row["reason"]: row["rows"] for row in skipped.table()} == dict.fromkeys(FAULTS, 1)
     formula = dict(zip(materials.mp_id, materials.formula))
-    assert all(protocols.same_composition(p.target_formula, formula[p.mp_id]) for p in pairs.itertuples())
+    assert all(formulas.same_composition(p.target_formula, formula[p.mp_id]) for p in pairs.itertuples())
     assert pairs.max_temperature_C.between(200, 2000).all()
     assert pairs.groupby("mp_id").size().max() <= 4
     invented = re.compile(r"10\.0000/sample\.\d{4}")
@@ -215,13 +215,13 @@ def test_protocols_make_existing_materials_and_each_fault_is_skipped_once(linked
 
 def test_reactions_balance():
     checked = 0
-    for reaction in sources.reactions(paths.SAMPLE):
+    for reaction in reactions.read(paths.SAMPLE):
         left, right = reaction.record["reaction_string"].split(" == ")
         excess: dict[str, Fraction] = defaultdict(Fraction)
         for sign, side in ((1, left), (-1, right)):
             for term in side.split(" + "):
                 amount, name = term.split(" ")
-                for symbol, n in protocols.composition(name).items():
+                for symbol, n in formulas.composition(name).items():
                     excess[symbol] += sign * Fraction(amount) * n
         assert all(abs(n) < 0.05 for n in excess.values()), reaction.record[
             "reaction_string"

@@ -11,17 +11,17 @@ import pandas as pd
 import pytest
 from rawfiles import reaction, write
 
-from matalign import config, paths
-from matalign.data import protocols, recipes
-from matalign.data.recipes import Recipe
+from matalign import config, elements, paths
+from matalign.data import formulas, protocols, recipes
+from matalign.data.protocols import Operation, Protocol
 from matalign.tasks.synthesis import precursors, recommendation, temperatures
 
 FORBIDDEN = ["extracted_elements", "matching_precursors", "matching_precursors_length", "all_precursors_present"]
 
 
 def recipe(formula, names, **known):
-    values = {"reaction": "", "method": "solid-state", **known}
-    return Recipe(formula, recipes.fractions(formula), frozenset(map(recipes.precursor, names)), **values)
+    values = {"doi": "", "method": "solid-state", **known}
+    return Protocol(target_formula=formula, target_names=(), precursors=tuple(names), operations=(), **values)
 
 
 FIVE = [
@@ -34,7 +34,7 @@ FIVE = [
 
 
 def spelt(*sets):
-    return [frozenset(map(recipes.precursor, names)) for names in sets]
+    return [frozenset(map(formulas.anhydrous, names)) for names in sets]
 
 
 @pytest.mark.parametrize(
@@ -51,26 +51,29 @@ def spelt(*sets):
     ],
 )
 def test_one_spelling_for_one_precursor(written, same):
-    assert recipes.precursor(written) == recipes.precursor(same)
+    assert formulas.anhydrous(written) == formulas.anhydrous(same)
 
 
 def test_other_compounds_keep_other_spellings():
     names = ["MnO", "MnO2", "Mn2O3", "Mn3O4", "MnCO3", "H2O", "Fe(OH)2", "FeO", "NH4H2PO4", "(NH4)2HPO4"]
-    assert len(set(map(recipes.precursor, names))) == len(names)
+    assert len(set(map(formulas.anhydrous, names))) == len(names)
     with pytest.raises(ValueError, match="cannot read"):
-        recipes.precursor("Xx2O")
+        formulas.anhydrous("Xx2O")
 
 
 def test_the_order_of_a_reactions_terms_does_not_matter():
     a, b = "1 TiO2 + 1  BaCO3 == 1 BaTiO3 + 1 CO2", "1 BaCO3 + 1 TiO2 == 1 CO2 + 1 BaTiO3"
-    assert recipes.same_reaction(a) == recipes.same_reaction(b)
-    assert recipes.same_reaction(a) != recipes.same_reaction("2 TiO2 + 1 BaCO3 == 1 BaTi2O5 + 1 CO2")
+    other = "2 TiO2 + 1 BaCO3 == 1 BaTi2O5 + 1 CO2"
+    one, same, less = (recipe("BaTiO3", ["BaCO3", "TiO2"], reaction=text).equation for text in (a, b, other))
+    assert one == same != less
 
 
 def test_temperatures_are_those_of_the_last_step_of_a_kind():
     steps = [("calcined", 900.0), ("sintered", 1200.0), ("sintered", 1300.0), ("annealed", 700.0), ("sintered", None)]
-    assert recipes.temperatures([protocols.Operation(*step) for step in steps]) == (1300.0, 700.0)
-    assert np.isnan(recipes.temperatures([protocols.Operation("heated", 800.0)])).all()
+    made = dataclasses.replace(FIVE[0], operations=tuple(Operation(*step) for step in steps))
+    assert [made.temperature_C(kind) for kind in protocols.KINDS] == [1300.0, 700.0]
+    heated = dataclasses.replace(FIVE[0], operations=(Operation("heated", 800.0),))
+    assert np.isnan([heated.temperature_C(kind) for kind in protocols.KINDS]).all()
 
 
 def test_known_recipes_do_not_depend_on_the_order_of_the_file(tmp_path):
@@ -83,18 +86,18 @@ def test_known_recipes_do_not_depend_on_the_order_of_the_file(tmp_path):
     ]
     one, other = (recipes.known(write(tmp_path / n, [], rows)) for n, rows in (("a", made), ("b", made[::-1])))
     assert one == other
-    assert [r.formula for r in one] == ["BaTiO3", "BaTiO3", "CaTiO3", "Ca2TiO4"]
-    assert {r.weight for r in one if r.formula.startswith("Ca")} == {0.5}
-    assert {r.sintering_C for r in one} == {1200.0, 1250.0}
-    assert one[0].precursors == spelt(["BaCO3", "TiO2"])[0]
+    assert [r.target_formula for r in one] == ["BaTiO3", "BaTiO3", "CaTiO3", "Ca2TiO4"]
+    assert {r.weight for r in one if r.target_formula.startswith("Ca")} == {0.5}
+    assert {r.temperature_C("sintering") for r in one} == {1200.0, 1250.0}
+    assert one[0].precursor_set == spelt(["BaCO3", "TiO2"])[0]
 
 
 def test_nothing_that_training_keeps_is_shared_with_a_test():
     held = [
         recipe("Ba2TiO4", ["BaCO3", "TiO2"]),
-        recipe("NaCl", ["Na", "Cl2"], reaction=recipes.same_reaction("SrCO3 + TiO2 == CO2 + SrTiO3"), doi="10.1/z"),
+        recipe("NaCl", ["Na", "Cl2"], reaction="SrCO3 + TiO2 == CO2 + SrTiO3", doi="10.1/z"),
     ]
-    rows = [dataclasses.replace(FIVE[3], reaction=recipes.same_reaction("TiO2 + SrCO3 == SrTiO3 + CO2"))]
+    rows = [dataclasses.replace(FIVE[3], reaction="TiO2 + SrCO3 == SrTiO3 + CO2")]
     rows += [FIVE[0], FIVE[1], dataclasses.replace(FIVE[2], doi="10.1/z")]
     assert recipes.without(rows, held, system=True, reaction=True) == [FIVE[1], rows[3]]
     assert recipes.without(rows, held, system=True, doi=True) == [rows[0], FIVE[1]]
@@ -151,22 +154,22 @@ def test_the_columns_with_the_answer_are_never_read(altered, tiny, change, monke
 
 def test_popularity_by_hand():
     counts = precursors.popular(FIVE)
-    barium = {recipes.precursor("BaCO3"): 2, recipes.precursor("BaO"): 1}
+    barium = {formulas.anhydrous("BaCO3"): 2, formulas.anhydrous("BaO"): 1}
     assert counts["Ba"] == barium
-    assert counts["P"] == Counter([recipes.precursor("NH4H2PO4")])
-    found = precursors.popularity(recipes.fractions("BaTi2O5"), counts, beam=10, k=10)
+    assert counts["P"] == Counter([formulas.anhydrous("NH4H2PO4")])
+    found = precursors.popularity(formulas.fractions("BaTi2O5"), counts, beam=10, k=10)
     assert found == spelt(["BaCO3", "TiO2"], ["BaO", "TiO2"])  # 2/3, 1/3
-    assert precursors.popularity(recipes.fractions("BaTi2O5"), counts, beam=10, k=1) == found[:1]
+    assert precursors.popularity(formulas.fractions("BaTi2O5"), counts, beam=10, k=1) == found[:1]
 
 
 def test_popularity_leaves_out_precursors_with_foreign_elements():
     counts = precursors.popular([*FIVE, *[recipe("BaSnO3", ["BaSnO3"])] * 9])
-    found = precursors.popularity(recipes.fractions("Ba2TiO4"), counts, beam=10, k=3)
+    found = precursors.popularity(formulas.fractions("Ba2TiO4"), counts, beam=10, k=3)
     assert found == spelt(["BaCO3", "TiO2"], ["BaO", "TiO2"])
 
 
 def test_nearest_copies_the_closest_target_first():
-    found = precursors.nearest([recipes.fractions("Ba1.1Ti0.9O3")], FIVE, k=2)
+    found = precursors.nearest([formulas.fractions("Ba1.1Ti0.9O3")], FIVE, k=2)
     assert found[0][0] == spelt(["BaCO3", "TiO2"])[0]
     assert len(found[0]) == 2
 
@@ -212,7 +215,7 @@ def test_beam_search_is_brute_force_where_the_beam_holds_everything(formula):
     def score(queries):
         return np.stack([table[(31 * len(e) + ord(e[0]) + 7 * sum(c) + len(c)) % len(table)] for _, e, c in queries])
 
-    target = recipes.fractions(formula)
+    target = formulas.fractions(formula)
     expected = by_brute_force(frozenset(s for s, _ in target), vocabulary, score)
     (found,) = precursors.assemble([target], vocabulary, score, beam=10_000, k=10_000)
     assert {names: math.exp(value) for names, value in found} == pytest.approx(dict(expected))
@@ -224,7 +227,7 @@ def test_beam_search_is_brute_force_where_the_beam_holds_everything(formula):
 def test_an_unknown_element_leaves_the_rest_of_the_set():
     vocabulary = precursors.Vocabulary.of(FIVE)
     flat = lambda queries: np.zeros((len(queries), len(vocabulary.names) + 1))  # noqa: E731
-    (found,) = precursors.assemble([recipes.fractions("UTiO4")], vocabulary, flat, beam=5, k=5)
+    (found,) = precursors.assemble([formulas.fractions("UTiO4")], vocabulary, flat, beam=5, k=5)
     assert found[0][0] == spelt(["TiO2"])[0]
 
 
@@ -234,7 +237,7 @@ def test_choices_lead_to_the_recipes_set_and_nowhere_else():
     row = {name: i for i, name in enumerate(vocabulary.names)}
     made = precursors.choices(training[-1], vocabulary, row)
     chosen = {right for *_, right in made} - {len(vocabulary.names)}
-    assert chosen <= {row[p] for p in training[-1].precursors}
+    assert chosen <= {row[p] for p in training[-1].precursor_set}
     for element, before, free, right in made:
         assert free == vocabulary.candidates(training[-1].system, element, before)
         assert right in free
@@ -258,7 +261,7 @@ def learned():
 
 def test_the_scorer_learns_what_counting_cannot(learned):
     train, vocabulary, _, model = learned
-    targets = [recipes.fractions(f) for f in ("ZnCdO2", "ZnCdS2")]
+    targets = [formulas.fractions(f) for f in ("ZnCdO2", "ZnCdS2")]
     found = precursors.assemble(targets, vocabulary, precursors.scorer([model], targets), beam=10, k=1)
     assert [ranked[0][0] for ranked in found] == spelt(["ZnO", "CdO"], ["ZnS", "CdS"])
     counts = precursors.popular(train)
@@ -294,9 +297,9 @@ def test_strict_split_shares_neither_system_nor_paper():
 
 def test_features_of_a_composition_by_hand():
     row = recipe("BaTiO3", ["BaCO3", "TiO2"])
-    x = temperatures.features([row], [recipes.precursor(n) for n in ("TiO2", "ZrO2")])[0]
+    x = temperatures.features([row], [formulas.anhydrous(n) for n in ("TiO2", "ZrO2")])[0]
     assert (x[56], x[22], x[8]) == pytest.approx((0.2, 0.2, 0.6))
-    mass = 119 + recipes.elements.PROPERTIES.index("mass_u")
+    mass = 119 + elements.PROPERTIES.index("mass_u")
     assert x[mass] == pytest.approx(0.2 * 137.327 + 0.2 * 47.867 + 0.6 * 15.999, rel=1e-5)
     assert x[-8:].tolist() == [1, 0, 1, 0, 1, 0, 0, 0]  # TiO2 used, ZrO2 not; one carbonate, one oxide
 
@@ -314,7 +317,7 @@ def test_the_stage_writes_every_arm_and_claim(evaluated):
         itertools.product(recommendation.SET_ARMS, precursors.TOP)
     )  # published scores belong to the public tests
     cells = {(r["split"], r["kind"], r["arm"]) for r in metrics["temperatures"]}
-    assert cells == set(itertools.product(temperatures.SPLITS, recipes.KINDS, temperatures.ARMS))
+    assert cells == set(itertools.product(temperatures.SPLITS, protocols.KINDS, temperatures.ARMS))
     assert all(r["low"] <= r["value"] <= r["high"] for r in [*metrics["precursors"], *metrics["temperatures"]])
     assert all(r["p"] <= r["p_holm"] <= 1 for r in metrics["comparisons"])
     assert len(metrics["claims"]) == 3
@@ -332,7 +335,7 @@ def test_a_claim_needs_the_interval_and_holm():
     table = [{"arm": arm, "k": 1, "value": 0.5} for arm in recommendation.SET_ARMS]
     heat = [
         {"split": "strict", "kind": kind, "arm": arm, "value": 100.0}
-        for kind in recipes.KINDS
+        for kind in protocols.KINDS
         for arm in temperatures.ARMS
     ]
     rows = [row("precursors, top-1", 0.03, 0.01, 0.05, 0.06)]
@@ -346,7 +349,7 @@ def test_a_claim_needs_the_interval_and_holm():
 
 def test_a_recommendation_comes_with_its_evidence(evaluated):
     study, _ = evaluated
-    answer = recommendation.recommend(study, study.test[0].formula, k=3)
+    answer = recommendation.recommend(study, study.test[0].target_formula, k=3)
     assert 1 <= len(answer["sets"]) <= 3
     chances = [row["probability"] for row in answer["sets"]]
     assert chances == sorted(chances, reverse=True)

@@ -14,7 +14,7 @@ import tiny
 import torch
 from projects import REPOSITORY
 
-from matalign import elements, paths
+from matalign import elements, paths, towers
 from matalign.data import curate, dataset
 from matalign.data.dataset import Structures
 from matalign.pretrain import align, checkpoint, encode, train
@@ -137,7 +137,9 @@ def test_a_measured_pattern_differs_as_a_diffractometers_do(si):
 def five():
     """The halides with their patterns; three crystals, the second of them for validation, have none."""
     curated = tiny.curated()
-    values = curate.extra(ALL.split(), curated.materials, curated.structures, curate.Skipped(), workers=1)
+    values = curate.extra(
+        towers.makers(ALL.split()), curated.materials, curated.structures, curate.Skipped(), workers=1
+    )
     assert list(values) == ["xrd"]
     values["xrd"][[1, 17, 23]] = np.nan
     return dataclasses.replace(curated, extras=values)
@@ -193,16 +195,16 @@ def test_a_crystal_without_a_pattern_is_counted(nacl, tmp_path, monkeypatch):
     skipped, materials = curate.Skipped(), tiny.curated().materials[:2]
     tight = (np.array([1]), np.zeros((1, 3)), 0.7 * np.eye(3))  # its first reflection is beyond 90°
     structures = Structures.pack([tight, nacl])
-    values = curate.extra(["crystal", "xrd"], materials, structures, skipped, workers=1)["xrd"]
+    values = curate.extra(towers.makers(["crystal", "xrd"]), materials, structures, skipped, workers=1)["xrd"]
     assert np.isnan(values[0]).all()
     np.testing.assert_array_equal(values[1], xrd.curate(*nacl))
     (row,) = skipped.table()
     assert (row["source"], row["reason"], row["rows"]) == ("xrd", "not available", 1)
     assert row["first"][0].startswith("mp-100: ")
     with pytest.raises(ValueError, match="none of 1 materials has xrd; the first: "):
-        curate.extra(["xrd"], materials[:1], structures.take(np.array([0])), skipped, workers=1)
+        curate.extra(towers.makers(["xrd"]), materials[:1], structures.take(np.array([0])), skipped, workers=1)
     with pytest.raises(ValueError, match="no modality 'raman'; one of composition, crystal"):
-        curate.extra(["raman"], materials, structures, skipped, workers=1)
+        towers.makers(["raman"])
 
 
 def test_validation_shows_what_embed_shows(trained):
@@ -257,10 +259,11 @@ class Inputs:
         return self.density[rows].log10()
 '''
 TWO_STEPS = """
-from matalign import config, paths
+from matalign import config, paths, towers
 from matalign.data import curate
 from matalign.pretrain import train
-curate.run(config.load("curate", "tiny"))
+cfg = config.load("curate", "tiny")
+curate.run(cfg, makers=towers.makers(cfg.modalities.split()))
 (paths.ROOT / "run").mkdir()
 train.fit(config.load("pretrain", "tiny"), paths.ROOT / "run", max_steps=2)
 """

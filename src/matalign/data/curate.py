@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -18,14 +18,18 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from matalign import cache, config, paths, towers
+from matalign import cache, config, paths
 from matalign.config import Curate
-from matalign.data import dataset, protocols, sources, splits
+from matalign.data import dataset, reactions, sources, splits
 from matalign.data.dataset import Curated, Structures
-from matalign.data.sources import LABELS, Crystal, Material, Reaction
+from matalign.data.formulas import reduced, same_composition
+from matalign.data.protocols import METHODS, Protocol
+from matalign.data.reactions import Reaction
+from matalign.data.sources import LABELS, Crystal, Material
 
 CRYSTALS_PER_TASK = 256  # what a killed run may lose, in each worker
 EXAMPLES = 3  # rows named for each reason
+Maker = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # numbers, frac_coords, lattice -> floats of a shape
 
 
 @dataclass
@@ -49,8 +53,12 @@ class Skipped:
         ]
 
 
-def run(cfg: Curate) -> dict[str, Any]:
+def run(cfg: Curate, *, makers: Mapping[str, Maker] | None = None) -> dict[str, Any]:
     """Curate a profile into `data/curated/<profile>`.
+
+    Args:
+        cfg: the stage's parameters.
+        makers: modality -> what makes its part of the set (`towers.makers`); a modality without one needs none.
 
     Returns:
         The stage's metrics: `counts`, `cohorts`, `splits`, `skipped`, `conflicts`, `audit`.
@@ -65,12 +73,12 @@ def run(cfg: Curate) -> dict[str, Any]:
     materials, structures, conflicts = merge(
         listed, crystals, skipped, min_formation_energy_eV_atom=cfg.min_formation_energy_eV_atom
     )
-    pairs = link(sources.reactions(raw), materials, skipped, max_temperature_C=cfg.max_temperature_C)
+    pairs = link(reactions.read(raw), materials, skipped, max_temperature_C=cfg.max_temperature_C)
     kept = select(materials, pairs, cfg, skipped)
     materials, structures = materials[kept].reset_index(drop=True), structures.take(np.flatnonzero(kept))
     pairs = pairs[pairs.mp_id.isin(set(materials.mp_id))].reset_index(drop=True)
     table, pairs["train_ok"] = splits.build(materials, pairs, seed=cfg.seed)
-    extras = extra(cfg.modalities.split(), materials, structures, skipped, workers=cfg.workers)
+    extras = extra(makers or {}, materials, structures, skipped, workers=cfg.workers)
     metrics = {
         "stage": "curate",
         "profile": cfg.profile,
@@ -167,12 +175,12 @@ def _pack(parsed: list[Crystal | str]) -> cache.Result:
 
 
 def extra(
-    modalities: Sequence[str], materials: pd.DataFrame, structures: Structures, skipped: Skipped, *, workers: int
+    makers: Mapping[str, Maker], materials: pd.DataFrame, structures: Structures, skipped: Skipped, *, workers: int
 ) -> dict[str, np.ndarray]:
-    """What modalities need beyond structures and protocols, by their own `curate` (see `encoders`).
+    """What modalities need beyond structures and protocols.
 
     Args:
-        modalities: to serve; one without `curate` needs nothing.
+        makers: modality -> what makes its values of a crystal; ValueError where a crystal has none.
         materials: column `mp_id`.
         structures: the same materials.
         skipped: gets the materials that lack a modality.
@@ -182,39 +190,38 @@ def extra(
         Modality -> (M, …), NaN in the rows of the materials that lack it.
 
     Raises:
-        ValueError: an unknown modality, or one that no material has.
+        ValueError: a modality that no material has.
     """
-    chunks = [
-        np.arange(i, min(i + CRYSTALS_PER_TASK, len(structures))) for i in range(0, len(structures), CRYSTALS_PER_TASK)
-    ]
-    made = {}
-    for name in filter(towers.needs_curation, modalities):
-        work = functools.partial(_extra_chunk, modality=name)
-        found, reasons = [], []
+    starts = range(0, len(structures), CRYSTALS_PER_TASK)
+    chunks = [structures.take(np.arange(i, min(i + CRYSTALS_PER_TASK, len(structures)))) for i in starts]
+    extras = {}
+    for name, maker in makers.items():
+        parts, reasons = [], []
         with tqdm(total=len(structures), desc=name, unit="crystal", mininterval=1) as bar:
-            for values, failures in _each(work, [structures.take(chunk) for chunk in chunks], workers=workers):
-                found.append(values)
+            work = functools.partial(_extra_chunk, modality=name, maker=maker)
+            for values, failures in _each(work, chunks, workers=workers):
+                parts.append(values)
                 reasons += failures
                 bar.update(len(failures))
         has = np.array([not reason for reason in reasons])
         if not has.any():
             raise ValueError(f"none of {len(has)} materials has {name}; the first: {reasons[0]}")
-        values = np.concatenate([rows for rows in found if len(rows)])
-        made[name] = np.full((len(has), *values.shape[1:]), np.nan, values.dtype)
-        made[name][has] = values
+        values = np.concatenate([part for part in parts if len(part)])
+        extras[name] = np.full((len(has), *values.shape[1:]), np.nan, values.dtype)
+        extras[name][has] = values
         for mp_id, reason in zip(materials.mp_id[~has], filter(None, reasons)):
             skipped.add(name, "not available", f"{mp_id}: {reason}")
-    return made
+    return extras
 
 
-def _extra_chunk(structures: Structures, *, modality: str) -> tuple[np.ndarray, list[str]]:
+def _extra_chunk(structures: Structures, *, modality: str, maker: Maker) -> tuple[np.ndarray, list[str]]:
     """Values of the crystals that have them, and of each crystal why it has none ("" if it has)."""
 
     def compute() -> cache.Result:
         values, failures = [], []
         for crystal in structures:
             try:
-                values.append(towers.load(modality).curate(*crystal))
+                values.append(maker(*crystal))
                 failures.append("")
             except ValueError as error:
                 failures.append(str(error))
@@ -224,8 +231,8 @@ def _extra_chunk(structures: Structures, *, modality: str) -> tuple[np.ndarray, 
     for name in dataset.TENSORS:
         data.update(np.ascontiguousarray(getattr(structures, name)))
     key = {"modality": modality, "data": data.hexdigest(), "version": config.version("curate")}
-    found = cache.memo("curate", key, compute)
-    return found["values"], found["failures"]
+    stored = cache.memo("curate", key, compute)
+    return stored["values"], stored["failures"]
 
 
 def merge(
@@ -317,7 +324,7 @@ def _label(column: str, written: str, min_formation_energy_eV_atom: float) -> tu
 
 
 def link(
-    reactions: Iterable[Reaction], materials: pd.DataFrame, skipped: Skipped, *, max_temperature_C: float
+    records: Iterable[Reaction], materials: pd.DataFrame, skipped: Skipped, *, max_temperature_C: float
 ) -> pd.DataFrame:
     """Protocols with the material that each makes.
 
@@ -327,7 +334,7 @@ def link(
     then of lowest number. Either way a protocol knows the composition, not the polymorph.
 
     Args:
-        reactions: as the sources give them.
+        records: as the sources give them.
         materials: columns `mp_id`, `formula`, `formation_energy_eV_atom`.
         skipped: gets the records and targets left out.
         max_temperature_C: above, a temperature is absurd.
@@ -335,55 +342,46 @@ def link(
     Returns:
         Columns of `dataset.PROTOCOLS` but `train_ok`, sorted by id.
     """
-    formulas = dict(zip(materials.mp_id, materials.formula))
-    named: list[tuple[str, str, Reaction, protocols.Protocol]] = []
-    unnamed: list[tuple[str, Reaction, protocols.Protocol]] = []
-    for reaction in tqdm(reactions, desc="reactions", unit="record", mininterval=1):
-        if len({target for target in reaction.record.get("targets_string") or () if target}) > 1:
+    formula = dict(zip(materials.mp_id, materials.formula))
+    named: list[tuple[str, Protocol]] = []  # mp-id, protocol
+    unnamed: list[Protocol] = []
+    for protocol in _single(records, skipped, max_temperature_C=max_temperature_C):
+        mp_id = protocol.mp_id
+        if not mp_id:
+            unnamed.append(protocol)
+        elif mp_id not in formula:
+            skipped.add(protocol.source, "no structure of the mp-id", f"{protocol.where}: {mp_id}")
+        elif not same_composition(protocol.target_formula, formula[mp_id]):
+            message = f"{protocol.where}: {protocol.target_formula}, but {mp_id} is {formula[mp_id]}"
+            skipped.add(protocol.source, "formula mismatch", message)
+        else:
+            named.append((mp_id, protocol))
+    by_formula = _by_formula(materials, Counter(mp_id for mp_id, _ in named))
+    for protocol in unnamed:
+        if mp_id := by_formula.get(reduced(protocol.target_formula)):
+            named.append((mp_id, protocol))
+        else:
+            message = f"{protocol.where}: {protocol.target_formula}"
+            skipped.add(protocol.source, "no structure of the formula", message)
+    pairs: dict[tuple[str, Protocol], None] = {}
+    for pair in sorted(named, key=lambda pair: pair[1].protocol_id):
+        if pair in pairs:
+            skipped.add(pair[1].source, "duplicate record", pair[1].where)
+        pairs.setdefault(pair)
+    rows = [{"mp_id": mp_id, **protocol.columns()} for mp_id, protocol in pairs]
+    return pd.DataFrame(rows, columns=[c for c in dataset.PROTOCOLS if c != "train_ok"])
+
+
+def _single(records: Iterable[Reaction], skipped: Skipped, *, max_temperature_C: float) -> Iterator[Protocol]:
+    """The protocols of the records of one target."""
+    for reaction in tqdm(records, desc="reactions", unit="record", mininterval=1):
+        if len(reactions.targets_of(reaction.record)) > 1:
             skipped.add(reaction.source, "several targets", reaction.where)
             continue
-        found, reasons = protocols.parse(reaction.record, method=reaction.method, max_temperature_C=max_temperature_C)
+        protocols, reasons = reactions.parse(reaction, max_temperature_C=max_temperature_C)
         for reason in reasons:
             skipped.add(reaction.source, reason, reaction.where)
-        for number, protocol in enumerate(found):
-            protocol_id = f"{reaction.source}-{reaction.row:05d}-{number}"
-            if not protocol.mp_id:
-                unnamed.append((protocol_id, reaction, protocol))
-            elif protocol.mp_id not in formulas:
-                skipped.add(reaction.source, "no structure of the mp-id", f"{reaction.where}: {protocol.mp_id}")
-            elif not protocols.same_composition(protocol.target_formula, formulas[protocol.mp_id]):
-                other = f"but {protocol.mp_id} is {formulas[protocol.mp_id]}"
-                skipped.add(
-                    reaction.source, "formula mismatch", f"{reaction.where}: {protocol.target_formula}, {other}"
-                )
-            else:
-                named.append((protocol_id, protocol.mp_id, reaction, protocol))
-    by_formula = _by_formula(materials, Counter(mp_id for _, mp_id, _, _ in named))
-    for protocol_id, reaction, protocol in unnamed:
-        mp_id = by_formula.get(protocols.reduced(protocol.target_formula))
-        if mp_id:
-            named.append((protocol_id, mp_id, reaction, protocol))
-        else:
-            skipped.add(reaction.source, "no structure of the formula", f"{reaction.where}: {protocol.target_formula}")
-    rows, seen = [], set()
-    for protocol_id, mp_id, reaction, protocol in sorted(named, key=lambda pair: pair[0]):
-        if (mp_id, protocol) in seen:
-            skipped.add(reaction.source, "duplicate record", reaction.where)
-            continue
-        seen.add((mp_id, protocol))
-        rows.append(
-            {
-                "protocol_id": protocol_id,
-                "mp_id": mp_id,
-                "doi": protocol.doi,
-                "method": protocol.method,
-                "target_formula": protocol.target_formula,
-                "precursors": list(protocol.precursors),
-                "max_temperature_C": protocol.max_temperature_C,
-                **{f"text_L{level}": protocols.render(protocol, level=level) for level in protocols.LEVELS},
-            }
-        )
-    return pd.DataFrame(rows, columns=[c for c in dataset.PROTOCOLS if c != "train_ok"])
+        yield from protocols
 
 
 def _by_formula(materials: pd.DataFrame, named: Counter) -> dict[str, str]:
@@ -395,7 +393,7 @@ def _by_formula(materials: pd.DataFrame, named: Counter) -> dict[str, str]:
     )
     found: dict[str, str] = {}
     for mp_id, formula, _ in order:
-        found.setdefault(protocols.reduced(formula), mp_id)
+        found.setdefault(reduced(formula), mp_id)
     return found
 
 
@@ -436,7 +434,7 @@ def count(materials: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, int]:
         "with_moduli": int((materials.bulk_modulus_GPa.notna() & materials.shear_modulus_GPa.notna()).sum()),
         "with_protocol": int(pairs.mp_id.nunique()),
         "protocols": len(pairs),
-        **{f"protocols_{method}": int((pairs.method == method).sum()) for method in protocols.METHODS},
+        **{f"protocols_{method}": int((pairs.method == method).sum()) for method in METHODS},
         "protocols_never_trained_on": int((~pairs.train_ok).sum()),
         "dois": int(pairs.doi.nunique()),
     }

@@ -134,7 +134,7 @@ class Curated:
         protocols: columns `PROTOCOLS`.
         splits: columns `SPLITS`.
         audit: counts, skipped rows with their reasons, leakage table.
-        extras: modality -> (M, …) floats that it needs beyond these (see `encoders`), NaN where a material has none.
+        extras: modality -> (M, …) floats that it needs beyond these (see `towers`), NaN where a material has none.
 
     Raises:
         ValueError: a missing column, rows that do not correspond, an unknown mp-id in `protocols`.

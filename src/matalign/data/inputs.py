@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float
 from vesin import NeighborList
 
-from matalign.data import protocols, sources
+from matalign.data import formulas, protocols, sources
 from matalign.data.dataset import Structures
-from matalign.data.protocols import NUMBER, Operation, Protocol
+from matalign.data.protocols import Operation, Protocol
 from matalign.data.sources import Crystal
-from matalign.elements import SYMBOLS
+from matalign.elements import NUMBER, SYMBOLS
 from matalign.views import imaging
 
 MAX_ATOMS = 2000  # in a cell; those of the curated sets have 200 at most
@@ -507,13 +507,13 @@ def record(fields: Mapping[str, Any]) -> Protocol:
     method = fields.get("method") or "solid-state"
     if method not in protocols.METHODS:
         raise ValueError(f"unknown method {method!r}; one of {', '.join(protocols.METHODS)}")
-    target = protocols.normalise(str(fields.get("target") or ""))
+    target = formulas.normalise(str(fields.get("target") or ""))
     if target:
-        protocols.composition(target)
-    precursors = tuple(sorted({protocols.normalise(word) for word in _words(fields.get("precursors"))}))
+        formulas.composition(target)
+    precursors = tuple(sorted({formulas.normalise(word) for word in _words(fields.get("precursors"))}))
     if not precursors:
         raise ValueError("no precursors; expected formulas, as BaCO3; TiO2")
-    if target and any(protocols.spells(word, target) for word in precursors):
+    if target and any(formulas.spells(word, target) for word in precursors):
         raise ValueError(f"the target {target} is among its precursors")
     operations = tuple(operation for step in steps if (operation := _operation(step)) is not None)
     doi = str(fields.get("doi") or "").strip().lower()

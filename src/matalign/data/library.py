@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 
 from matalign import paths
-from matalign.data import protocols, recipes, sources
+from matalign.data import protocols, reactions
 
 COLUMNS = ["protocol_id", "doi", "method", "target_formula", "precursors", "max_temperature_C"]
 COLUMNS += [f"text_L{level}" for level in protocols.LEVELS]
-FILES = ("protocols.jsonl", "solid_state/*.json.xz", "sol_gel/*.json.xz")  # that `sources.reactions` reads
+FILES = ("protocols.jsonl", "solid_state/*.json.xz", "sol_gel/*.json.xz")  # that `reactions.read` reads
 FETCH = "run `matalign fetch` for those of real sources"
 
 
@@ -45,13 +45,6 @@ def read(raw: Path) -> pd.DataFrame:
 
 def table(raw: Path) -> pd.DataFrame:
     """What `read` returns, from the records themselves; ids are those of the curated set."""
-    rows = []
-    for reaction in sources.reactions(raw):
-        limit_C = recipes.MAX_TEMPERATURE_C
-        found, _ = protocols.parse(reaction.record, method=reaction.method, max_temperature_C=limit_C)
-        for number, p in enumerate(found):
-            told = {"protocol_id": f"{reaction.source}-{reaction.row:05d}-{number}", "doi": p.doi, "method": p.method}
-            told |= {"target_formula": p.target_formula, "precursors": " + ".join(p.precursors)}
-            told |= {f"text_L{level}": protocols.render(p, level=level) for level in protocols.LEVELS}
-            rows.append({**told, "max_temperature_C": p.max_temperature_C})
-    return pd.DataFrame(rows, columns=COLUMNS).sort_values("protocol_id", ignore_index=True)
+    rows = [p.columns() for reaction in reactions.read(raw) for p in reactions.parse(reaction)[0]]
+    joined = [{**row, "precursors": " + ".join(row["precursors"])} for row in rows]
+    return pd.DataFrame(joined, columns=COLUMNS).sort_values("protocol_id", ignore_index=True)

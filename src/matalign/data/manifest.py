@@ -26,7 +26,8 @@ from typing import Any
 from tqdm import tqdm
 
 from matalign.data import inputs
-from matalign.data.protocols import Protocol, same_composition
+from matalign.data.formulas import same_composition
+from matalign.data.protocols import Protocol
 from matalign.data.sources import Crystal
 
 NAME = "manifest.csv"

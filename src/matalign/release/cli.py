@@ -144,13 +144,14 @@ def fetch(names: Annotated[list[str] | None, typer.Argument(help="sources; all i
     """Download the sources that recipes are looked up in; from MATALIGN_MIRROR where that is set."""
     from matalign import paths
     from matalign.data import library, sources
+    from matalign.data.fetch import fetch as bring
 
     known, failed = list(sources.catalogue()), False
     if unknown := [name for name in names or () if name not in known]:
         raise typer.BadParameter(f"no source {unknown[0]!r}; one of {', '.join(known)}")
     for name in names or known:
         try:
-            print(sources.fetch(name))
+            print(bring(name))
         except (OSError, ValueError) as error:
             print(f"error: {name}: {error}", file=sys.stderr)
             failed = True

@@ -16,6 +16,7 @@ Modules are loaded by their names when they are asked for, so none is imported t
 
 import importlib
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -49,6 +50,15 @@ def needs_curation(name: str) -> bool:
         ValueError: there is no such modality.
     """
     return bool(re.search(r"^def curate\(", _file(name).read_text(), flags=re.M))
+
+
+def makers(names: Iterable[str]) -> dict[str, Callable]:
+    """Modality -> its `curate`, of those that have one: what `data.curate.run` is given.
+
+    Raises:
+        ValueError: there is no such modality.
+    """
+    return {name: load(name).curate for name in names if needs_curation(name)}
 
 
 def build(name: str, cfg: Pretrain, *, initialise: bool = True) -> "nn.Module":

@@ -6,11 +6,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from matalign import elements
-from matalign.data import protocols, splits
+from matalign.data import formulas, splits
 from matalign.data.dataset import Curated
+from matalign.elements import NUMBER
 
-COMMON = [elements.SYMBOLS.index(s) for s in sorted(protocols.COMMON)]
+COMMON = [NUMBER[symbol] for symbol in sorted(formulas.COMMON)]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matalign import cache
-from matalign.data import protocols
+from matalign.data import formulas
+from matalign.elements import NUMBER
 from matalign.pretrain import losses
 from matalign.pretrain.align import Head
 from matalign.tasks.retrieval.galleries import COMMON, Gallery, jaccard, telling
@@ -43,9 +44,9 @@ def text_fractions(texts: Sequence[str]) -> np.ndarray:
     """(n, 119) atomic fractions of the formulas in a text, each formula counted once; zeros without any."""
     out = np.zeros((len(texts), 119))
     for row, text in zip(out, texts, strict=True):
-        for formula in protocols.formulas(text):
-            for symbol, amount in protocols.composition(formula).items():
-                row[protocols.NUMBER[symbol]] += float(amount)
+        for formula in formulas.in_text(text):
+            for symbol, amount in formulas.composition(formula).items():
+                row[NUMBER[symbol]] += float(amount)
     return out / np.maximum(out.sum(1, keepdims=True), 1e-12)
 
 
@@ -63,15 +64,15 @@ def baselines(gallery: Gallery) -> dict[str, Arm]:
     texts, _ = gallery.texts
     formula = gallery.curated.materials.formula.to_numpy()[gallery.rows]
     of_text = text_fractions(texts)
-    named = [next(map(protocols.reduced, protocols.formulas(text)), "") for text in texts]  # the title's comes first
-    _, code = np.unique([*map(protocols.reduced, formula), *named], return_inverse=True)
+    named = [next(map(formulas.reduced, formulas.in_text(text)), "") for text in texts]  # the title's comes first
+    _, code = np.unique([*map(formulas.reduced, formula), *named], return_inverse=True)
     code = code[:, None].astype(float)
     without_common = [f.copy() for f in (gallery.fractions, of_text)]
     for f in without_common:
         f[:, COMMON] = 0
         f /= np.maximum(f.sum(1, keepdims=True), 1e-12)
     words = TfidfVectorizer(token_pattern=r"[^\s,()]*[^\s,().:]", lowercase=False).fit(texts)
-    described = [protocols.with_names(f) for f in formula]
+    described = [formulas.with_names(f) for f in formula]
     nothing = np.zeros((1, 1))
     return {
         "random": Arm(nothing.repeat(len(formula), 0), nothing.repeat(len(texts), 0)),

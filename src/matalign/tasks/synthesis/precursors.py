@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matalign import elements
-from matalign.data import recipes
-from matalign.data.protocols import COMMON, NUMBER
-from matalign.data.recipes import Recipe, telling
+from matalign.data import formulas
+from matalign.data.formulas import COMMON, telling
+from matalign.data.protocols import Protocol
+from matalign.elements import NUMBER
 
 TOP = (1, 5, 10)
 ELECTRONEGATIVITY = {
@@ -45,22 +46,22 @@ Scorer = Callable[[Sequence[Query]], np.ndarray]  # -> (n, vocabulary + 1) score
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The precursors of the training recipes."""
+    """The precursors of the training formulas."""
 
     names: tuple[str, ...]
     counts: np.ndarray  # (V,) recipes of each
 
     @classmethod
-    def of(cls, training: Sequence[Recipe]) -> "Vocabulary":
+    def of(cls, training: Sequence[Protocol]) -> "Vocabulary":
         """Those of the recipes, sorted."""
-        counts = Counter(p for r in training for p in r.precursors)
+        counts = Counter(p for r in training for p in r.precursor_set)
         names = tuple(sorted(counts))
         return cls(names, np.array([counts[name] for name in names], dtype=np.int64))
 
     @cached_property
     def brings(self) -> list[frozenset[str]]:
         """The telling elements of each."""
-        return [telling(recipes.symbols(name)) for name in self.names]
+        return [telling(formulas.symbols(name)) for name in self.names]
 
     @cached_property
     def by_element(self) -> dict[str, list[int]]:
@@ -74,7 +75,7 @@ class Vocabulary:
     @cached_property
     def features(self) -> np.ndarray:
         """(V, 119 · 2 + F) float32: fractions, presence; kind, ligands to metals, mean elemental properties."""
-        share = np.stack([recipes.vector(recipes.fractions(name)) for name in self.names]).astype(np.float32)
+        share = np.stack([formulas.vector(formulas.fractions(name)) for name in self.names]).astype(np.float32)
         ligands = share[:, LIGANDS]
         kind = (ligands > 0) @ (2 ** np.arange(len(LIGANDS)))
         one_hot = np.eye(2 ** len(LIGANDS), dtype=np.float32)[kind]
@@ -158,12 +159,12 @@ def _best(beam: dict, size: int) -> dict:
 # Baselines
 
 
-def popular(training: Sequence[Recipe]) -> dict[str, Counter]:
+def popular(training: Sequence[Protocol]) -> dict[str, Counter]:
     """Element -> how many recipes bring it with which precursor."""
     found: dict[str, Counter] = defaultdict(Counter)
     for recipe in training:
-        for name in recipe.precursors:
-            for symbol in telling(recipes.symbols(name)) & telling(recipe.system):
+        for name in recipe.precursor_set:
+            for symbol in telling(formulas.symbols(name)) & telling(recipe.system):
                 found[symbol][name] += 1
     return found
 
@@ -176,7 +177,7 @@ def popularity(target: Composition, counts: dict[str, Counter], *, beam: int, k:
     allowed = telling(symbol for symbol, _ in target)
     found: dict[frozenset[str], float] = {frozenset(): 0.0}
     for symbol in sorted(allowed):
-        shares = {p: n for p, n in counts.get(symbol, Counter()).items() if telling(recipes.symbols(p)) <= allowed}
+        shares = {p: n for p, n in counts.get(symbol, Counter()).items() if telling(formulas.symbols(p)) <= allowed}
         total, grown = sum(shares.values()), {}
         for chosen, value in found.items():
             for name, count in shares.items():
@@ -186,12 +187,12 @@ def popularity(target: Composition, counts: dict[str, Counter], *, beam: int, k:
     return list(_best(found, k))
 
 
-def nearest(targets: Sequence[Composition], training: Sequence[Recipe], *, k: int) -> list[list[frozenset[str]]]:
+def nearest(targets: Sequence[Composition], training: Sequence[Protocol], *, k: int) -> list[list[frozenset[str]]]:
     """The sets of the known targets of nearest composition (sum of differences in atomic fraction), each once."""
-    rows = np.stack([recipes.vector(r.fractions) for r in training])
-    distance = cdist(np.stack([recipes.vector(t) for t in targets]), rows, "cityblock")
+    rows = np.stack([formulas.vector(r.fractions) for r in training])
+    distance = cdist(np.stack([formulas.vector(t) for t in targets]), rows, "cityblock")
     closest = np.argsort(distance, 1, kind="stable")[:, :KNOWN]
-    return [list(dict.fromkeys(training[j].precursors for j in row))[:k] for row in closest]
+    return [list(dict.fromkeys(training[j].precursor_set for j in row))[:k] for row in closest]
 
 
 def random_sets(targets: Sequence[Composition], vocabulary: Vocabulary, *, k: int, seed: int) -> list[list[frozenset]]:
@@ -248,10 +249,12 @@ class Towers(nn.Module):
         return query @ key.T + self.bias
 
 
-def choices(recipe: Recipe, vocabulary: Vocabulary, row: dict[str, int]) -> list[tuple[str, frozenset[int], list, int]]:
+def choices(
+    recipe: Protocol, vocabulary: Vocabulary, row: dict[str, int]
+) -> list[tuple[str, frozenset[int], list, int]]:
     """(element, chosen, candidates, right one) of each choice that leads to a recipe's set; the common come first."""
     chosen: frozenset[int] = frozenset()
-    found, left = [], {row[p] for p in recipe.precursors}
+    found, left = [], {row[p] for p in recipe.precursor_set}
     for element in order(recipe.system):
         here = sorted((i for i in left if element in vocabulary.brings[i]), key=lambda i: (-vocabulary.counts[i], i))
         for right in [*here[:FRESH], len(vocabulary.names)]:
@@ -265,7 +268,7 @@ def choices(recipe: Recipe, vocabulary: Vocabulary, row: dict[str, int]) -> list
 
 
 def fit(
-    training: Sequence[Recipe],
+    training: Sequence[Protocol],
     vocabulary: Vocabulary,
     *,
     width: int,
@@ -301,7 +304,7 @@ def fit(
 
 
 def _inputs(targets: Sequence[Composition], queries: Sequence[Query], padding: int) -> tuple[Tensor, Tensor, Tensor]:
-    share = np.stack([recipes.vector(t) for t in targets]).astype(np.float32)
+    share = np.stack([formulas.vector(t) for t in targets]).astype(np.float32)
     chosen = torch.full((len(queries), max([1, *(len(c) for _, _, c in queries)])), padding)
     for line, (_, _, rows) in enumerate(queries):
         chosen[line, : len(rows)] = torch.tensor(sorted(rows), dtype=torch.long)

@@ -16,8 +16,8 @@ from threadpoolctl import threadpool_limits
 from matalign import paths, stats
 from matalign.claims import ALPHA, Claim
 from matalign.config import Recommendation
-from matalign.data import recipes
-from matalign.data.recipes import KINDS, Recipe
+from matalign.data import formulas, recipes
+from matalign.data.protocols import KINDS, Protocol
 from matalign.tasks.synthesis import precursors, temperatures
 
 SET_ARMS = ("random", "nearest", "popularity", "assembled")
@@ -34,10 +34,10 @@ class Study:
     """The reactions that may be trained on, and the tests."""
 
     cfg: Recommendation
-    known: list[Recipe]  # all text-mined recipes
-    val: list[Recipe]
-    test: list[Recipe]
-    conditions: dict[str, list[Recipe]]  # train, val, test
+    known: list[Protocol]  # all text-mined recipes
+    val: list[Protocol]
+    test: list[Protocol]
+    conditions: dict[str, list[Protocol]]  # train, val, test
 
     @property
     def synthetic(self) -> bool:
@@ -45,12 +45,12 @@ class Study:
         return paths.ROOT / self.cfg.raw == paths.SAMPLE
 
     @cached_property
-    def free(self) -> list[Recipe]:
+    def free(self) -> list[Protocol]:
         """Recipes that share neither chemical system nor reaction string with a target of val or test."""
         return recipes.without(self.known, [*self.val, *self.test], system=True, reaction=True)
 
     @cached_property
-    def training(self) -> list[Recipe]:
+    def training(self) -> list[Protocol]:
         """Of the free recipes the distinct ones."""
         return recipes.distinct(self.free)
 
@@ -113,7 +113,7 @@ def prepare(cfg: Recommendation) -> Study:
     return study
 
 
-def sets(study: Study, part: Sequence[Recipe]) -> dict[str, list[list[frozenset[str]]]]:
+def sets(study: Study, part: Sequence[Protocol]) -> dict[str, list[list[frozenset[str]]]]:
     """Arm -> ranked sets of each target of a part."""
     targets, k = [r.fractions for r in part], max(precursors.TOP)
     counts = precursors.popular(study.training)
@@ -128,9 +128,9 @@ def sets(study: Study, part: Sequence[Recipe]) -> dict[str, list[list[frozenset[
 
 def ceilings(study: Study) -> list[dict[str, Any]]:
     """Shares of the test: with all precursors in training (no arm passes it); whose set is known (nor does a copy)."""
-    names, copied = set(study.vocabulary.names), {r.precursors for r in study.free}
-    known = [r.precursors <= names for r in study.test]
-    seen = [r.precursors in copied for r in study.test]
+    names, copied = set(study.vocabulary.names), {r.precursor_set for r in study.free}
+    known = [r.precursor_set <= names for r in study.test]
+    seen = [r.precursor_set in copied for r in study.test]
     rows = {"vocabulary": known, "copy": seen}
     return [{"ceiling": name, "value": float(np.mean(values)), "n": len(values)} for name, values in rows.items()]
 
@@ -159,7 +159,7 @@ def metrics(study: Study, found: Mapping[str, Sequence[Sequence[frozenset[str]]]
 
 def _precursor_rows(study: Study, found: Mapping[str, Sequence]) -> tuple[list[dict], list[dict]]:
     cfg = study.cfg
-    truth, systems = [r.precursors for r in study.test], ["-".join(sorted(r.system)) for r in study.test]
+    truth, systems = [r.precursor_set for r in study.test], ["-".join(sorted(r.system)) for r in study.test]
     scores = {arm: precursors.hits(ranked, truth) for arm, ranked in found.items()}
     shape, n = {"resamples": cfg.bootstrap, "seed": cfg.seed}, {"n": len(truth), "n_chemsys": len(set(systems))}
     rows, compared = [], []
@@ -239,19 +239,21 @@ def recommend(study: Study, formula: str, *, k: int) -> dict[str, Any]:
     Raises:
         ValueError: not a formula.
     """
-    target = recipes.fractions(formula)
+    target = formulas.fractions(formula)
     rows = []
     for names, value in study.assemble([target], k=k)[0]:
         row = {"precursors": " + ".join(sorted(names)), "probability": float(np.exp(value))}
+        recipe = Protocol("", "", formula, target_names=(), precursors=tuple(names), operations=())
         for kind in KINDS:
-            heat = float(study.thermometers["official", kind].predict([Recipe(formula, target, names, "")])[0])
+            heat = float(study.thermometers["official", kind].predict([recipe])[0])
             low, high = (heat + error for error in study.spread[kind])
             row |= {f"{kind}_C": heat, f"{kind}_low_C": low, f"{kind}_high_C": high}
         rows.append(row)
-    distance = np.abs(np.stack([recipes.vector(r.fractions) for r in study.training]) - recipes.vector(target)).sum(1)
+    distance = np.abs(np.stack([formulas.vector(r.fractions) for r in study.training]) - formulas.vector(target)).sum(1)
     near = [(study.training[i], distance[i]) for i in np.argsort(distance, kind="stable")[:k]]
     known = [
-        {"formula": r.formula, "distance": float(d), "precursors": " + ".join(sorted(r.precursors)), "doi": r.doi}
+        {"formula": r.target_formula, "distance": float(d), "precursors": " + ".join(sorted(r.precursor_set))}
+        | {"doi": r.doi}
         for r, d in near
     ]
     return {"sets": rows, "nearest": known}

@@ -16,8 +16,8 @@ import numpy as np
 from sklearn.ensemble import GradientBoostingRegressor, HistGradientBoostingRegressor
 
 from matalign import elements
-from matalign.data import recipes
-from matalign.data.recipes import KINDS, Recipe
+from matalign.data import formulas, recipes
+from matalign.data.protocols import KINDS, Protocol
 
 SPLITS = ("official", "strict")
 ARMS = ("dummy", "boosting", "recipes")
@@ -32,16 +32,16 @@ PERCENTILES = (10, 90)  # of the errors on validation: the predicted range
 class Split:
     """What is trained on, beside the test rows."""
 
-    own: list[Recipe]  # the test's training and validation rows
-    mined: list[Recipe]  # text-mined reactions
+    own: list[Protocol]  # the test's training and validation rows
+    mined: list[Protocol]  # text-mined reactions
 
-    def labelled(self, kind: str) -> list[Recipe]:
+    def labelled(self, kind: str) -> list[Protocol]:
         """The text-mined reactions that are learned from: their temperature lies in `RANGE_C`."""
         low, high = RANGE_C[kind]
-        return [r for r in self.mined if low <= label(r, kind) <= high]
+        return [r for r in self.mined if low <= r.temperature_C(kind) <= high]
 
 
-def split(name: str, own: Sequence[Recipe], test: Sequence[Recipe], known: Sequence[Recipe]) -> Split:
+def split(name: str, own: Sequence[Protocol], test: Sequence[Protocol], known: Sequence[Protocol]) -> Split:
     """Training rows of a split; see the module.
 
     Args:
@@ -63,28 +63,23 @@ def split(name: str, own: Sequence[Recipe], test: Sequence[Recipe], known: Seque
     return Split(kept, recipes.without(mined, kept, doi=True))  # papers that stand in `kept` count once
 
 
-def label(recipe: Recipe, kind: str) -> float:
-    """Temperature in °C; NaN where there is none."""
-    return recipe.sintering_C if kind == "sintering" else recipe.calcination_C
-
-
-def labels(rows: Sequence[Recipe], kind: str) -> np.ndarray:
+def labels(rows: Sequence[Protocol], kind: str) -> np.ndarray:
     """(N,) temperatures in °C."""
-    return np.array([label(r, kind) for r in rows], dtype=float)
+    return np.array([r.temperature_C(kind) for r in rows], dtype=float)
 
 
-def shares(rows: Sequence[Recipe]) -> np.ndarray:
+def shares(rows: Sequence[Protocol]) -> np.ndarray:
     """(N, 119) atomic fractions."""
-    return np.stack([recipes.vector(r.fractions) for r in rows])
+    return np.stack([formulas.vector(r.fractions) for r in rows])
 
 
-def common(rows: Sequence[Recipe]) -> list[str]:
+def common(rows: Sequence[Protocol]) -> list[str]:
     """The most frequent precursors, ties in alphabetical order."""
-    counts = Counter(p for r in rows for p in r.precursors)
+    counts = Counter(p for r in rows for p in r.precursor_set)
     return sorted(counts, key=lambda p: (-counts[p], p))[:COMMON_PRECURSORS]
 
 
-def features(rows: Sequence[Recipe], names: Sequence[str]) -> np.ndarray:
+def features(rows: Sequence[Protocol], names: Sequence[str]) -> np.ndarray:
     """(N, F): fractions, five statistics of each elemental property weighted by them, and the precursors.
 
     Mean, mean deviation, least, greatest and range, unknown values as zero; then which of `names` are used, and how
@@ -95,8 +90,8 @@ def features(rows: Sequence[Recipe], names: Sequence[str]) -> np.ndarray:
     deviation = np.stack([s @ np.abs(values - m) for s, m in zip(share, mean)])
     low = np.stack([values[s > 0].min(0) for s in share])
     high = np.stack([values[s > 0].max(0) for s in share])
-    used = np.array([[name in r.precursors for name in names] for r in rows], dtype=float).reshape(len(rows), -1)
-    held = [[recipes.symbols(p) & frozenset("CHNOS") for p in r.precursors] for r in rows]
+    used = np.array([[name in r.precursor_set for name in names] for r in rows], dtype=float).reshape(len(rows), -1)
+    held = [[formulas.symbols(p) & frozenset("CHNOS") for p in r.precursor_set] for r in rows]
     kinds = np.array([[h.count(k) for k in LIGANDS] for h in held], dtype=float)
     return np.concatenate([share, mean, deviation, low, high, high - low, used, kinds], 1).astype(np.float32)
 
@@ -108,7 +103,7 @@ class Model:
     names: list[str]  # precursors with a feature of their own
     trees: HistGradientBoostingRegressor
 
-    def predict(self, rows: Sequence[Recipe]) -> np.ndarray:
+    def predict(self, rows: Sequence[Protocol]) -> np.ndarray:
         """(N,) temperatures in °C, of rows as the test's own: both kinds of temperature are named."""
         return self.trees.predict(np.c_[features(rows, self.names), np.ones((len(rows), 2))])
 
@@ -121,7 +116,7 @@ def fit(training: Split, kind: str, *, trees: int, seed: int) -> Model:
     """
     rows = [*training.own, *training.labelled(kind)]
     names = common(rows)
-    both = np.array([not (math.isnan(r.sintering_C) or math.isnan(r.calcination_C)) for r in rows], dtype=bool)
+    both = np.array([not any(math.isnan(r.temperature_C(k)) for k in KINDS) for r in rows], dtype=bool)
     own = np.arange(len(rows)) < len(training.own)
     weight = np.where(own, 1.0, np.where(both, *MINED)) * [r.weight for r in rows]
     model = HistGradientBoostingRegressor(
@@ -136,7 +131,7 @@ def fit(training: Split, kind: str, *, trees: int, seed: int) -> Model:
     return Model(names, model.fit(x, labels(rows, kind), sample_weight=weight))
 
 
-def baselines(training: Split, test: Sequence[Recipe], kind: str, *, trees: int, seed: int) -> dict[str, np.ndarray]:
+def baselines(training: Split, test: Sequence[Protocol], kind: str, *, trees: int, seed: int) -> dict[str, np.ndarray]:
     """Arm -> (N,) temperatures in °C from the test's own training rows alone: their median; boosting on fractions."""
     y = labels(training.own, kind)
     boosted = GradientBoostingRegressor(
@@ -146,7 +141,7 @@ def baselines(training: Split, test: Sequence[Recipe], kind: str, *, trees: int,
 
 
 def spread(
-    train: Sequence[Recipe], val: Sequence[Recipe], known: Sequence[Recipe], *, trees: int, seed: int
+    train: Sequence[Protocol], val: Sequence[Protocol], known: Sequence[Protocol], *, trees: int, seed: int
 ) -> dict[str, tuple[float, float]]:
     """Kind -> `PERCENTILES` of true less predicted temperature on validation rows, °C."""
     training = split("official", train, val, known)

@@ -1,0 +1,267 @@
+"""Chemical formulas as papers write them: their atoms, their spelling, and what kind of compound they name."""
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+
+from matalign.elements import NAMES, NUMBER, VALUES
+
+SAME_COMPOSITION = 0.01  # largest difference of an atomic fraction between two spellings of one composition
+COMMON = frozenset("CHON")  # what anions, ligands, water and air are made of: says little about which material it is
+WATER = r"·((\d+(\.\d+)?|\d+/\d+)?[xnmyz]?\(?H2O\)?[xnmyz]?)$"
+DIGITS = r"\d+(?:\.\d+)?(?:/\d+(?:\.\d+)?)?|\.\d+"
+TOKEN = re.compile(rf"([A-Z][a-z]?)|([(\[{{])|([)\]}}])|({DIGITS})|(.)")
+BINARY = {
+    "O": "an oxide", "F": "a fluoride", "Cl": "a chloride", "Br": "a bromide", "I": "an iodide", "S": "a sulfide",
+    "Se": "a selenide", "Te": "a telluride", "N": "a nitride", "P": "a phosphide", "C": "a carbide", "B": "a boride",
+    "H": "a hydride", "Si": "a silicide", "As": "an arsenide",
+}  # fmt: skip
+# The oxyacids before the simpler anions that their formulas contain.
+ANIONS = (
+    (r"CO3(?!H)|\(CO\)3", "a carbonate"),
+    (r"C2O4", "an oxalate"),
+    (r"CH3COO|CH3CO2|C2H3O2|OOCCH3|O2CCH3|OCOCH3|C4H6|C6H9", "an acetate"),
+    (r"C6H5O7|C3H5O\(COO\)3", "a citrate"),
+    (r"NO3", "a nitrate"),
+    (r"C5H7O2|CH3COCHCOCH3", "an acetylacetonate"),
+    (r"\(?O\(?C[H2-9]|C\d?H\d+\)?O\)|OPr|OEt|OBu|CH2\)?3?O\)", "an alkoxide"),
+    (r"SO4", "a sulfate"),
+    (r"PO[34]|P2O7", "a phosphate"),
+    (r"OH", "a hydroxide"),
+)
+
+
+@lru_cache(maxsize=200_000)
+def normalise(formula: str) -> str:
+    """A formula in ASCII but for the dot of hydrates: subscripts, dots, dashes and blanks made uniform.
+
+    >>> normalise("Fe(NO₃)₃ • 9H₂O")
+    'Fe(NO3)3·9H2O'
+    """
+    text = unicodedata.normalize("NFKC", formula)
+    text = re.sub(r"\s*[⋅∙•×⸱‧∗*]\s*|\s*·\s*", "·", text)
+    text = re.sub(r"[−–—‐‑]", "-", text)
+    text = re.sub(r"\(\d+(\.\d+)?N\)$", "", text)  # purity: SiO2(4N)
+    text = re.sub(r"N03", "NO3", re.sub(r"H20\b", "H2O", text))  # zero for O
+    text = re.sub(r"·(\d)·(\dH2O)$", r"·\1.\2", text)  # the dot for a decimal point: In(NO3)3·4·5H2O
+    text = re.sub(r"(?<=[A-Za-z)])(\d*)\.(\d*H2O)$", r"\1·\2", text)  # a decimal point for the dot: Fe(NO3)3.9H2O
+    text = re.sub(r"·?\((\d*)H2O\)([xnmyz]?)$", r"·\2\1H2O", text)
+    return re.sub(r"\s+", "", text).strip("·")
+
+
+@lru_cache(maxsize=200_000)
+def composition(formula: str) -> dict[str, Fraction]:
+    """Atoms in a formula unit, summed over the parts of a hydrate or a mixture; do not change the returned dict.
+
+    Groups in brackets, decimals, fractions ("1/3"), Unicode subscripts and parts ("4MgCO3-Mg(OH)2·5H2O") are read; an
+    unknown number of water molecules ("·xH2O") counts as one.
+
+    Args:
+        formula: as written.
+
+    Returns:
+        Element symbol -> amount > 0.
+
+    Raises:
+        ValueError: not a formula: an unknown element, a variable, an unbalanced bracket, no atom at all.
+    """
+    total: dict[str, Fraction] = {}
+    for part in re.split(r"[·-]", normalise(formula)):
+        lead = re.match(rf"({DIGITS})?(\(?[xnmyz]\)?(?=H2O$))?", part)
+        factor = number(lead[1]) if lead[1] else Fraction(1)
+        for symbol, amount in _group(part[lead.end() :], formula).items():
+            total[symbol] = total.get(symbol, Fraction(0)) + factor * amount
+    total = {symbol: amount for symbol, amount in total.items() if amount > 0}
+    if not total:
+        raise ValueError(f"{formula!r}: no atoms; expected a chemical formula")
+    return total
+
+
+def number(text: str) -> Fraction:
+    """Exact value of "2", "0.5", "1/3"."""
+    top, _, bottom = text.partition("/")
+    return Fraction(top) / (Fraction(bottom) if bottom else 1)
+
+
+def _group(part: str, formula: str) -> dict[str, Fraction]:
+    stack: list[dict[str, Fraction]] = [{}]
+    last: dict[str, Fraction] = {}  # what a number that follows multiplies
+    for symbol, opening, closing, amount, other in TOKEN.findall(part):
+        if amount and last:
+            for key, value in last.items():
+                stack[-1][key] += value * (number(amount) - 1)
+            last = {}
+            continue
+        if symbol in NAMES:
+            last = {symbol: Fraction(1)}
+        elif symbol and symbol[0] in NAMES and len(symbol) == 2:
+            raise ValueError(f"{formula!r}: {symbol!r} is not an element")
+        elif opening:
+            stack.append({})
+            last = {}
+            continue
+        elif closing and len(stack) > 1:
+            last = stack.pop()
+        else:
+            raise ValueError(f"{formula!r}: cannot read {symbol or closing or amount or other!r}")
+        for key, value in last.items():
+            stack[-1][key] = stack[-1].get(key, Fraction(0)) + value
+    if len(stack) > 1 or not part:
+        raise ValueError(f"{formula!r}: unbalanced bracket or empty part")
+    return stack[0]
+
+
+def reduced(formula: str) -> str:
+    """A spelling that equal compositions share: smallest whole numbers, elements in alphabetical order.
+
+    >>> reduced("Ba(Mg1/3Nb2/3)O3")
+    'Ba3Mg1Nb2O9'
+
+    Raises:
+        ValueError: see `composition`.
+    """
+    atoms = composition(formula)
+    scale = math.lcm(*(a.denominator for a in atoms.values()))
+    whole = {symbol: int(amount * scale) for symbol, amount in atoms.items()}
+    divisor = math.gcd(*whole.values())
+    return "".join(f"{symbol}{whole[symbol] // divisor}" for symbol in sorted(whole))
+
+
+@lru_cache(maxsize=200_000)
+def fractions(formula: str) -> tuple[tuple[str, float], ...]:
+    """(element, atomic fraction), alphabetical.
+
+    Raises:
+        ValueError: see `composition`.
+    """
+    atoms = composition(formula)
+    total = sum(atoms.values())
+    return tuple((symbol, float(atoms[symbol] / total)) for symbol in sorted(atoms))
+
+
+@lru_cache(maxsize=200_000)
+def readable(formula: str) -> bool:
+    """Whether `composition` reads the formula."""
+    try:
+        return bool(fractions(formula))
+    except ValueError:
+        return False
+
+
+def vector(shares: Iterable[tuple[str, float]]) -> np.ndarray:
+    """(119,) atomic fractions by atomic number."""
+    row = np.zeros(len(VALUES))
+    for symbol, share in shares:
+        row[NUMBER[symbol]] = share
+    return row
+
+
+@lru_cache(maxsize=100_000)
+def anhydrous(formula: str) -> str:
+    """A spelling that one precursor's formulas share: reduced, elements in alphabetical order, without crystal water.
+
+    >>> anhydrous("NH4H2AsO4") == anhydrous("AsH6NO4"), anhydrous("Ce(NO3)3·6H2O")
+    (True, 'Ce1N3O9')
+
+    Raises:
+        ValueError: see `composition`.
+    """
+    text = normalise(formula)
+    dry = re.sub(WATER, "", text)
+    return reduced(dry or text)
+
+
+@lru_cache(maxsize=100_000)
+def symbols(spelling: str) -> frozenset[str]:
+    """Elements of a formula as `anhydrous` spells it."""
+    return frozenset(re.findall(r"[A-Z][a-z]?", spelling))
+
+
+def telling(system: Iterable[str]) -> frozenset[str]:
+    """The elements that a precursor must bring: all but those of water, air and ligands."""
+    return frozenset(system) - COMMON
+
+
+def same_composition(a: str, b: str) -> bool:
+    """Whether two formulas hold the same elements in proportions within `SAME_COMPOSITION`; False if unreadable."""
+    if not (readable(a) and readable(b)):
+        return False
+    left, right = dict(fractions(a)), dict(fractions(b))
+    return left.keys() == right.keys() and all(abs(left[s] - right[s]) <= SAME_COMPOSITION for s in left)
+
+
+@lru_cache(maxsize=200_000)
+def _tokens(text: str) -> tuple[str, ...]:
+    """What blanks and commas part, and its parts: between marks of dopants and mixtures, and in brackets."""
+    words = [w for w in re.split(r"[\s,;=+]+", unicodedata.normalize("NFKC", text)) if w]
+    parts = [
+        p
+        for w in words
+        for p in (w, *re.split(r"[:·⋅•/@|-]", w), *re.split(r"[:@|]|/(?!\d)", w), *re.findall(r"[^()]+", w))
+    ]
+    return tuple({p.strip(".:·*-") for p in parts} - {""})
+
+
+def in_text(text: str) -> list[str]:
+    """The words of a text that are chemical formulas, in order, each once."""
+    words = (w.strip(".,;:") for w in text.split())
+    return [w for w in dict.fromkeys(words) if not w.isdigit() and readable(w)]
+
+
+def spells(text: str, target: str) -> bool:
+    """Whether a token of the text spells the target: in any order, multiple or subscripts; in a hydrate, or doped.
+
+    Tokens ("Y2O3:Eu", "LiFePO4/C") are compared whole and in parts, so that no substring of another formula counts.
+    """
+    return any(same_composition(token, target) for token in _tokens(text))
+
+
+@lru_cache(maxsize=50_000)
+def precursor_class(formula: str) -> str:
+    """The kind of compound, with its article: "a carbonate", "an oxide"; "another compound" if unreadable."""
+    try:
+        atoms = composition(formula)
+    except ValueError:
+        return "another compound"
+    text = normalise(formula)
+    dry = re.sub(r"·\(?[\dxnmyz./]*\)?H2O$", "", text)
+    elements = set(atoms)
+    if elements == {"H", "O"}:
+        return "water" if text.endswith("H2O") else "a peroxide" if reduced(formula) == "H1O1" else "a hydroxide"
+    if len(elements) == 1:
+        return "an element"
+    if elements <= COMMON:
+        rules = [
+            (r"NH4\)?\(?NO3", "a nitrate"),
+            (r"NH4\)?OH|^NH3", "ammonia"),
+            (r"CO3", "a carbonate"),
+            (r"NO3", "an acid"),
+        ]
+        return next((name for pattern, name in rules if re.search(pattern, text)), "an organic compound")
+    for pattern, name in ANIONS:
+        if re.search(pattern, dry):
+            return name
+    if "C" in elements and "H" in elements:
+        return "an organometallic compound"
+    salt = re.sub(r"\(?NH4\)?\d*", "", dry)  # ammonium is a cation here, not a nitride
+    rest = set(composition(salt)) if readable(salt) else elements
+    if {"H", "O"} <= rest:
+        return "an acid" if salt.startswith("H") else "a hydroxide"
+    return next((name for symbol, name in BINARY.items() if symbol in rest), "an alloy")
+
+
+def with_names(formula: str, *, hidden: str = "") -> str:
+    """The formula with the names of its telling elements; an unreadable one is not shown where something is hidden."""
+    if not readable(formula):
+        return "another compound" if hidden else formula
+    atoms = composition(formula)
+    telling = [s for s in atoms if s not in COMMON] or list(atoms)
+    # The name of an elemental target is its element's name.
+    alone = set(composition(hidden)) if hidden and len(composition(hidden)) == 1 else set()
+    names = " ".join(NAMES[s] for s in telling if s not in alone)
+    return f"{normalise(formula)} ({names})" if names else normalise(formula)
