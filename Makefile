@@ -1,6 +1,6 @@
 # matalign: the commands of the artifact. `make` installs, `make repro` makes the paper, `make help` lists the rest.
 
-PROFILE ?= sample
+PROFILE ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -28,8 +28,8 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 	@echo "installed into $(VENV); next: make repro, or make help"
 
-repro: $(STAMP) ## Run the pipeline: results/sample/paper.pdf; PROFILE=laptop: on real data
-	$(BIN)/dvc repro --glob '*@$(PROFILE)'
+repro: $(STAMP) ## Run the pipeline: results/sample/paper.pdf; PROFILE=laptop makes that the profile of params.yaml first
+	$(BIN)/python -m matalign.pipeline.repro $(if $(PROFILE),--profile $(PROFILE))
 
 test: $(STAMP) ## Lint, and run the tests that take no minutes
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -39,10 +39,9 @@ test-all: $(STAMP) ## The same and the slow tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-check: PROFILE := $(if $(filter sample,$(PROFILE)),laptop,$(PROFILE))
 check: $(STAMP) ## Make tables, figures and paper anew from the committed metrics, and compare with git; PROFILE=laptop
-	$(BIN)/dvc repro --force --single-item source paper@$(PROFILE)
-	git diff --exit-code --stat -- results/$(PROFILE)
+	$(BIN)/python -m matalign.pipeline.repro --profile $(or $(PROFILE),laptop) --force --single-item source paper@$(or $(PROFILE),laptop)
+	git diff --exit-code --stat -- results/$(or $(PROFILE),laptop)
 
 stale: $(STAMP) ## List committed results whose computing code differs from HEAD's
 	@$(BIN)/python -m matalign.pipeline.run stale
@@ -51,8 +50,8 @@ lab: $(STAMP) ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 bench: $(BENCH)/.installed ## Compare with the peers, side by side: results/bench; PROFILE=laptop on real crystals, ONLY=search just that
-	test -d data/curated/$(PROFILE) || $(BIN)/python -m matalign.pipeline.run curate --profile $(PROFILE)
-	cd tests && $(CURDIR)/$(BENCH)/bin/python -m benchmarks.run --profile $(PROFILE) $(ONLY)
+	test -d data/curated/$(or $(PROFILE),sample) || $(BIN)/python -m matalign.pipeline.run curate --profile $(or $(PROFILE),sample)
+	cd tests && $(CURDIR)/$(BENCH)/bin/python -m benchmarks.run --profile $(or $(PROFILE),sample) $(ONLY)
 
 $(BENCH)/.installed: $(STAMP) $(BENCH_LOCK)
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)

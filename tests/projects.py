@@ -23,7 +23,6 @@ REPOSITORY = Path(__file__).parents[1]
 PARTS = ("src", "notebooks", "paper", "data", "params.yaml", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore")
 PROFILE = "tiny"
 REPRO = (sys.executable, "-m", "dvc", "repro")
-STAGES = ("--glob", f"*@{PROFILE}")
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,15 @@ class Project:
         return self.command(sys.executable, "-m", "matalign.pipeline.run", *args)
 
     def repro(self, *args: str) -> str:
-        """`dvc repro` of all of the profile's stages, or as told, which must succeed; what it printed."""
-        ended = self.command(*REPRO, *(args if any("@" in arg for arg in args) else (*args, *STAGES)))
+        """`dvc repro`, which must succeed; what it printed."""
+        ended = self.command(*REPRO, *args)
         assert ended.returncode == 0, ended.stdout[-6000:]
         return ended.stdout
 
     def start_repro(self) -> subprocess.Popen:
         """`dvc repro` in a process group of its own."""
         return subprocess.Popen(
-            [*REPRO, *STAGES],
+            REPRO,
             cwd=self.root,
             env={**self.env, "SHELL": "/bin/sh"},  # dash, on many machines, stays as the parent of what it starts
             stdout=subprocess.DEVNULL,
@@ -113,13 +112,14 @@ def ran(output: str) -> list[str]:
 
 
 def make(root: Path) -> Project:
-    """Copy this repository's working tree as git would commit it."""
+    """Copy this repository's working tree as git would commit it, with `tiny` as the one profile."""
     names = provenance.git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS).split("\0")
     for name in dict.fromkeys(filter(None, names)):
         if (paths.ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(paths.ROOT / name, root / name)
     project = Project(root)
+    project.edit("params.yaml", "\nprofiles:\n  sample:\n", f"\nprofiles:\n  {PROFILE}:\n")
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "start"]):
         assert project.command("git", *command).returncode == 0
     return project
