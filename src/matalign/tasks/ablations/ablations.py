@@ -299,10 +299,10 @@ def examples(source: Source, fit: Fit) -> Shown:
     dims = {"image": t.images.shape[-1], "text": len(next(iter(t.texts.values())))}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fit.seed)
-        towers = {
+        built = {
             m: Cached(dims[m], t.texts) if m in dims else towers.build(m, cfg) for m in variant.modalities.split()
         }
-        model = align.assemble(cfg, towers)
+        model = align.assemble(cfg, built)
     curated, owner = t.curated, np.arange(len(t.curated.materials))
     if variant.shuffled:
         curated, owner = shuffled(curated, seed=source.cfg.seed)
