@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from matalign import cache, config, elements, paths, stats
 from matalign.data import dataset, splits
 from matalign.data.dataset import Curated, Structures
-from matalign.pretrain import align, launch
+from matalign.pretrain import align, encode, launch
 from matalign.tasks import regression
 from matalign.tasks.properties import fits, properties
 from matalign.tasks.properties.fits import E_F, Cell, Fit
