@@ -97,7 +97,9 @@ class Block:
 
     def column(self, name: str) -> list[str]:
         """Values as text, "" where there is none (`?` or `.`); [] without such an item."""
-        return ["" if gemmi.cif.is_null(value) else gemmi.cif.as_string(value).strip() for value in self.raw.get(name, ())]
+        return [
+            "" if gemmi.cif.is_null(value) else gemmi.cif.as_string(value).strip() for value in self.raw.get(name, ())
+        ]
 
     def value(self, *names: str) -> str:
         """The first value that is stated under one of these names; "" if none is."""
@@ -197,7 +199,9 @@ class Block:
         if np.abs(lattice - np.diag(np.diag(lattice))).max() > 1e-6 or any(
             key.startswith(("atom_sites_cartn_tran_matrix", "atom_sites_fract_tran_matrix")) for key in self.raw
         ):
-            raise ValueError("incomplete: _atom_site_Cartn_x without _atom_site_fract_x, in a cell that is not orthogonal")
+            raise ValueError(
+                "incomplete: _atom_site_Cartn_x without _atom_site_fract_x, in a cell that is not orthogonal"
+            )
         return positions @ np.linalg.inv(lattice)
 
     # Symmetry

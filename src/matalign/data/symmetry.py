@@ -6,7 +6,7 @@ decides among them by what they make of the atoms.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import gemmi
@@ -28,6 +28,7 @@ class Setting:
     number: int  # international; 0: not in the table in this setting
     rotations: np.ndarray
     translations: np.ndarray
+    rare: bool = False  # a reading of a short symbol that only the cell's angles can ask for
 
     @property
     def key(self) -> frozenset[bytes]:
@@ -97,10 +98,10 @@ def group_number(found: Setting, lattice: np.ndarray) -> int:
 
 def by_hall(symbol: str) -> list[Setting]:
     """The setting of a Hall symbol; none if it is unreadable."""
-    words = " ".join(symbol.replace("_", " ").split())
+    words = " ".join(symbol.replace("_", " ").lower().split())
+    words = re.sub(r"^(-?) ?([a-z])", lambda match: match[1] + match[2].upper(), words)
     try:
-        group = gemmi.symops_from_hall(words[:1].upper() + words[1:].lower() if words[:1] != "-" else
-                                       "-" + words[1:].lstrip()[:1].upper() + words[1:].lstrip()[1:].lower())
+        group = gemmi.symops_from_hall(words)
     except (RuntimeError, ValueError):
         return []
     known = gemmi.find_spacegroup_by_ops(group)
@@ -136,7 +137,7 @@ def by_name(symbol: str) -> tuple[Setting, ...]:
         return ()
     same = [each for each in gemmi.spacegroup_table() if each.number == known.number and _alike(each, known, text)]
     exact = [each for each in same if each.ext.upper() == extension and extension]
-    return tuple(_of(each) for each in exact or same)
+    return tuple(replace(_of(each), rare=each.hm != known.hm) for each in exact or same)
 
 
 def _of(known: gemmi.SpaceGroup) -> Setting:
@@ -168,8 +169,10 @@ def fits(found: Setting, lattice: np.ndarray) -> bool:
     lengths, others = np.sqrt(np.diag(metric)), np.sqrt(np.abs(np.diagonal(turned, axis1=1, axis2=2)))
     if (np.abs(others / lengths - 1) > LENGTH_TOLERANCE).any():
         return False
-    angles = [np.degrees(np.arccos(np.clip(g / np.einsum("...i,...j->...ij", n, n), -1, 1)))
-              for g, n in ((metric, lengths), (turned, others))]
+    angles = [
+        np.degrees(np.arccos(np.clip(g / np.einsum("...i,...j->...ij", n, n), -1, 1)))
+        for g, n in ((metric, lengths), (turned, others))
+    ]
     return bool((np.abs(angles[1] - angles[0]) <= ANGLE_TOLERANCE)[:, *np.triu_indices(3, 1)].all())
 
 

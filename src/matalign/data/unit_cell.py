@@ -124,7 +124,7 @@ def lattice_vectors(lengths: Sequence[float], angles: Sequence[float]) -> np.nda
     a, b, c = lengths
     alpha, beta, gamma = np.radians(angles)
     turn = (np.cos(alpha) * np.cos(beta) - np.cos(gamma)) / (np.sin(alpha) * np.sin(beta)) if all(angles) else 2.0
-    if not (0 < min(angles) and max(angles) < 180 and abs(turn) < 1 and min(lengths) > 0):
+    if not (min(angles) > 0 and max(angles) < 180 and abs(turn) < 1 and min(lengths) > 0):
         raise ValueError(f"no lattice: a, b, c {a:g}, {b:g}, {c:g} Å and angles {', '.join(f'{x:g}' for x in angles)}°")
     around = np.arccos(turn)
     return np.array(
@@ -197,6 +197,7 @@ def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stat
     check_volume(lattice)
     unique = {setting.key: setting for setting in reversed(settings)}
     fitting = [setting for setting in reversed(unique.values()) if symmetry.fits(setting, lattice)]
+    fitting = [setting for setting in fitting if not setting.rare] or fitting
     if not fitting:
         lengths = ", ".join(f"{x:.4g}" for x in np.linalg.norm(lattice, axis=1))
         raise ValueError(f"symmetry: {stated} does not fit the cell with a, b, c {lengths} Å and its angles")
@@ -211,7 +212,7 @@ def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stat
     setting, cell = _one_of(cells, stated)
     if sites.doubtful and known is None:
         raise ValueError(f"unknown element: site {sites.doubtful[0]!r} names none for certain, and no formula tells")
-    if len(unique) > 1:
+    if len(fitting) > 1 or setting.rare:
         cell = replace(cell, notes=(f"symmetry: {stated} is read as {setting.name}", *cell.notes))
     return cell
 
@@ -279,7 +280,7 @@ def _shells(cell: Cell) -> dict[tuple[int, int], tuple[np.ndarray, float]]:
     kinds = np.sort(np.stack([cell.numbers[first], cell.numbers[second]]), axis=0)
     pairs = {tuple(int(z) for z in pair) for pair in kinds.T}
     weight = 1 / len(cell.numbers)
-    return {pair: (np.sort(distance[(kinds.T == pair).all(1)]), weight) for pair in pairs}
+    return {pair: (np.sort(distance[(pair == kinds.T).all(1)]), weight) for pair in pairs}
 
 
 def _shift(one: tuple[np.ndarray, float], other: tuple[np.ndarray, float]) -> float:
