@@ -1,7 +1,7 @@
 """CIF -> a cell full of atoms, by gemmi's parser and tables of symmetry (Wojdyr, JOSS 7, 4200, 2022).
 
-Nothing is dropped and nothing guessed in silence: what a file leaves open is decided by what else it states, told in the
-notes, or refused with the item and its value.
+Nothing is dropped and nothing guessed in silence: what a file leaves open is decided by what else it states, told in
+the notes, or refused with the item and its value.
 """
 
 import re
@@ -93,13 +93,13 @@ class Block:
 
     @property
     def has_sites(self) -> bool:
+        """Whether it lists atoms."""
         return bool(self.raw.keys() & {"atom_site_fract_x", "atom_site_cartn_x"})
 
     def column(self, name: str) -> list[str]:
         """Values as text, "" where there is none (`?` or `.`); [] without such an item."""
-        return [
-            "" if gemmi.cif.is_null(value) else gemmi.cif.as_string(value).strip() for value in self.raw.get(name, ())
-        ]
+        found = (gemmi.cif.as_string(value).strip() for value in self.raw.get(name, ()))
+        return ["" if value in ("?", ".") else value for value in found]
 
     def value(self, *names: str) -> str:
         """The first value that is stated under one of these names; "" if none is."""
@@ -200,7 +200,7 @@ class Block:
             key.startswith(("atom_sites_cartn_tran_matrix", "atom_sites_fract_tran_matrix")) for key in self.raw
         ):
             raise ValueError(
-                "incomplete: _atom_site_Cartn_x without _atom_site_fract_x, in a cell that is not orthogonal"
+                "incomplete: _atom_site_Cartn_x alone, on axes that a cell without right angles leaves open"
             )
         return positions @ np.linalg.inv(lattice)
 

@@ -1,7 +1,7 @@
 """The one way in for crystals: files, texts, records and objects of pymatgen and ASE -> arrays.
 
-What a file holds is told by its content, whatever its name. CIF, POSCAR, PDB and JSON are read here; pymatgen, then ASE,
-reads the rest, and neither is imported before. What cannot be taken is a ValueError that names item and value.
+What a file holds is told by its content, whatever its name. CIF, POSCAR, PDB and JSON are read here; pymatgen, then
+ASE, reads the rest, and neither is imported before. What cannot be taken is a ValueError that names item and value.
 """
 
 import bz2

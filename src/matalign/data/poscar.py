@@ -1,7 +1,7 @@
 """POSCAR and CONTCAR of VASP 4, 5 and 6 (https://www.vasp.at/wiki/POSCAR).
 
-By hand, as peers differ from VASP: with a negative scale (the volume) Cartesian coordinates are scaled as the lattice is,
-three scales are of x, y and z, names may have a potential's suffix and hash, and may run over several lines.
+By hand, as peers differ from VASP: with a negative scale (the volume) Cartesian coordinates are scaled as the lattice
+is, three scales are of x, y and z, names may have a potential's suffix and hash, and may run over several lines.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""Space groups as their operations: from lists of triplets, Hermann-Mauguin or Hall symbols, or numbers (gemmi's tables).
+"""Space groups as operations: from lists of triplets, Hermann-Mauguin or Hall symbols, or numbers (gemmi's tables).
 
-A symbol may leave its origin or its axes open (`F d -3 m`, `R -3 m`); it then stands for several settings, and the reader
-decides among them by what they make of the atoms.
+A symbol may leave its origin or its axes open (`F d -3 m`, `R -3 m`); it then stands for several settings, and
+`unit_cell` decides among them by what they make of the atoms.
 """
 
 import re
@@ -17,6 +17,7 @@ MERGE_A = 0.1  # images of an atom nearer than this are one atom on a special po
 SAME_A = 1e-3  # of an averaged position and its images
 DUPLICATE_A = 0.01  # two sites of one element nearer than this are one site, listed twice
 LENGTH_TOLERANCE, ANGLE_TOLERANCE = 0.01, 0.5  # relative, and in degrees: how well operations must fit a cell
+LAST_MONOCLINIC = 15
 PARTS = 24  # translations are multiples of 1/24
 
 
@@ -132,12 +133,15 @@ def by_name(symbol: str) -> tuple[Setting, ...]:
         extension = match[1]
     elif "rhombohedral" in words or "hexagonal" in words:
         extension = "R" if "rhombohedral" in words else "H"
-    known = next((each for form in (text, _short(text)) if (each := gemmi.find_spacegroup_by_name(form))), None)
-    if known is None:
+    forms = (text, _short(text), text.replace(" ", " 1 1 ", 1) if text.count(" ") == 1 else text)  # P 21/b: along c
+    known = next((each for form in forms if (each := gemmi.find_spacegroup_by_name(form))), None)
+    if known is None or extension not in ("", "1", "2", "H", "R", "S", "Z"):
         return ()
     same = [each for each in gemmi.spacegroup_table() if each.number == known.number and _alike(each, known, text)]
     exact = [each for each in same if each.ext.upper() == extension and extension]
-    return tuple(replace(_of(each), rare=each.hm != known.hm) for each in exact or same)
+    standard = known.hm == gemmi.get_spacegroup_reference_setting(known.number).hm
+    rare = {each.hm for each in same if each.hm != known.hm and (standard or known.number <= LAST_MONOCLINIC)}
+    return tuple(replace(_of(each), rare=each.hm in rare) for each in exact or same)
 
 
 def _of(known: gemmi.SpaceGroup) -> Setting:
@@ -145,12 +149,19 @@ def _of(known: gemmi.SpaceGroup) -> Setting:
 
 
 def _alike(each: gemmi.SpaceGroup, known: gemmi.SpaceGroup, text: str) -> bool:
-    """Whether a symbol may mean this entry of the table: `P 21` has its axis along b or c, `P 1 21 1` along b."""
+    """Whether a symbol may mean this entry of the table.
+
+    `P 21` has its axis along b, or along c as it was once written; `P 1 21 1` has it along b. The e of `C m c e` is a
+    glide along a as well as along b.
+    """
     if each.hm == known.hm:
         return True
-    short = len(re.sub(r"\s", "", text)) < len(re.sub(r"\s", "", known.hm))
-    words = [[word for word in entry.hm.split() if word != "1"] for entry in (each, known)]
-    return short and 3 <= known.number <= 15 and words[0] == words[1]
+    if known.number <= LAST_MONOCLINIC:
+        short = len(re.sub(r"\s", "", text)) < len(re.sub(r"\s", "", known.hm))
+        one, other = ([word for word in entry.hm.split() if word != "1"] for entry in (each, known))
+        return short and one == other and each.hm.split()[-1] != "1"
+    pattern = re.sub(r"[^A-Za-z0-9-]", "", _short(text)).lower()
+    return "e" in pattern and bool(re.fullmatch(pattern.replace("e", "[abc]"), "".join(each.hm.lower().split())))
 
 
 def _short(symbol: str) -> str:
