@@ -312,8 +312,8 @@ def test_rounded_amounts_of_a_formula_agree():
 @pytest.mark.parametrize(
     ("kind", "number"),
     [("Na1+", 11), ("Na+", 11), ("Na+1", 11), ("O2-", 8), ("NA", 11), ("na", 11), ("Cl1-", 17), ("D", 1),
-     ("Siva", None),     ("Cval", 6), ("Fe0+", 26), ("Vac", None), ("OH", None), ("Wat", None), ("T", None), ("X", None),
-     ("M1", None),     ("Hh", None), ("Rf", None), ("OH-", None), ("H2O", None)],
+     ("Siva", None), ("Cval", 6), ("Fe0+", 26), ("Vac", None), ("OH", None), ("Wat", None), ("T", None),
+     ("X", None), ("M1", None), ("Hh", None), ("Rf", None), ("OH-", None), ("H2O", None)],
 )  # fmt: skip
 def test_a_type_symbol_is_an_element_or_refused(kind, number):
     written = text(f"site1 {kind} 0 0 0", symmetry=P1)

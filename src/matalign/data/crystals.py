@@ -138,21 +138,26 @@ def _of_file(path: Path, block: str | None, frame: int | None) -> Cell:
 
 def _content(path: Path) -> tuple[bytes, bool]:
     """The bytes of a file, unpacked, and whether they were packed."""
+    if not _is_file(path):
+        raise FileNotFoundError(f"{path}: no such file; expected a structure")
     try:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; expected a structure")
         content = path.read_bytes() if path.stat().st_size <= MAX_FILE_MB << 20 else bytes((MAX_FILE_MB << 20) + 1)
         opener = next((opener for start, opener in PACKED.items() if content.startswith(start)), None)
         if opener:
             with opener(BytesIO(content)) as stream:
                 content = stream.read((MAX_FILE_MB << 20) + 1)
-    except FileNotFoundError:
-        raise
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
         raise ValueError(f"unreadable: {error or type(error).__name__}") from None
     if len(content) > MAX_FILE_MB << 20:
         raise ValueError(f"too large: structure files of at most {MAX_FILE_MB} MB are read")
     return content, bool(opener)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, a folder that may not be read
+        return False
 
 
 def _text(content: bytes) -> str | None:

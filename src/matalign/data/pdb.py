@@ -25,6 +25,8 @@ def read(text: str, *, frame: int | None = None) -> Cell:
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"unreadable PDB: {str(error)[:80]}") from None
     box = found.cell
+    if len({line[:54] for line in text.splitlines() if line.startswith("CRYST1")}) > 1:
+        raise ValueError("several structures: CRYST1 records of different cells; expected one a file")
     if not box.is_crystal():
         raise ValueError("no lattice: no CRYST1 with a cell; expected a crystal, periodic in three directions")
     if len(found) != 1 and frame is None:

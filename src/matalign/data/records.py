@@ -146,11 +146,10 @@ def _pymatgen(record: Mapping[str, Any]) -> Arrays:
     if not all(about.get("pbc") or [True]):
         raise ValueError(f"not periodic in three directions: pbc is {about['pbc']}")
     if "matrix" in about:
-        lattice = np.array(about["matrix"], dtype=float).reshape(3, 3)
+        lattice = _matrix(about["matrix"])
     else:
         lengths, angles = [about[key] for key in "abc"], [about[key] for key in ("alpha", "beta", "gamma")]
         lattice = unit_cell.lattice_vectors(lengths, angles)
-    unit_cell.check_volume(lattice)
     numbers, sites = [], []
     for site in record["sites"]:
         species = site["species"]
@@ -159,7 +158,26 @@ def _pymatgen(record: Mapping[str, Any]) -> Arrays:
             raise ValueError(f"disordered: a site of {parts}; expected each site full, of one element")
         numbers.append(_number("H" if species[0]["element"] == "D" else species[0]["element"]))
         sites.append(site["abc"] if "abc" in site else np.array(site["xyz"], dtype=float) @ np.linalg.inv(lattice))
-    return np.array(numbers), np.array(sites, dtype=float).reshape(-1, 3), lattice
+    return np.array(numbers), _rows(sites, len(numbers), "species sites"), lattice
+
+
+def _matrix(value: Any) -> np.ndarray:
+    """(3, 3) lattice vectors."""
+    lattice = np.array(value, dtype=float)
+    if lattice.shape == (3,):
+        lattice = np.diag(lattice)
+    if lattice.size != 9:
+        raise ValueError(f"no lattice: a cell of shape {lattice.shape}; expected (3, 3)")
+    unit_cell.check_volume(lattice.reshape(3, 3))
+    return lattice.reshape(3, 3)
+
+
+def _rows(value: Any, count: int, names: str) -> np.ndarray:
+    """(count, 3) coordinates."""
+    found = np.array(value, dtype=float)
+    if found.shape != (count, 3):
+        raise ValueError(f"incomplete: {count} {names.partition(' ')[0]} for {len(value)} {names.partition(' ')[2]}")
+    return found
 
 
 def _unpacked(value: Any) -> Any:
@@ -173,24 +191,17 @@ def _unpacked(value: Any) -> Any:
 
 
 def _ase(record: Mapping[str, Any]) -> Arrays:
-    lattice = np.array(_unpacked(record.get("cell", np.zeros((3, 3)))), dtype=float)
-    lattice = np.diag(lattice) if lattice.shape == (3,) else lattice.reshape(3, 3)
-    unit_cell.check_volume(lattice)
+    lattice = _matrix(_unpacked(record.get("cell", np.zeros((3, 3)))))
     pbc = np.broadcast_to(np.array(_unpacked(record.get("pbc", False)), dtype=bool), 3)
     if not pbc.all():
         raise ValueError(f"not periodic in three directions: pbc is {pbc.tolist()}")
     numbers = np.array(_unpacked(record["numbers"]), dtype=int)
-    positions = np.array(_unpacked(record["positions"]), dtype=float).reshape(-1, 3)
-    if len(numbers) != len(positions):
-        raise ValueError(f"incomplete: {len(numbers)} numbers for {len(positions)} positions")
+    positions = _rows(_unpacked(record["positions"]), len(numbers), "numbers positions")
     return numbers, positions @ np.linalg.inv(lattice), lattice
 
 
 def _jarvis(record: Mapping[str, Any]) -> Arrays:
-    lattice = np.array(record["lattice_mat"], dtype=float).reshape(3, 3)
-    unit_cell.check_volume(lattice)
+    lattice = _matrix(record["lattice_mat"])
     numbers = np.array([_number(str(symbol).strip()) for symbol in record["elements"]])
-    positions = np.array(record["coords"], dtype=float).reshape(-1, 3)
-    if len(numbers) != len(positions):
-        raise ValueError(f"incomplete: {len(numbers)} elements for {len(positions)} coords")
+    positions = _rows(record["coords"], len(numbers), "elements coords")
     return numbers, positions @ np.linalg.inv(lattice) if record.get("cartesian") else positions, lattice
