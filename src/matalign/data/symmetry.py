@@ -11,11 +11,9 @@ from functools import lru_cache
 
 import gemmi
 import numpy as np
-from vesin import NeighborList
 
 MERGE_A = 0.1  # images of an atom nearer than this are one atom on a special position, rounded in the file
 SAME_A = 1e-3  # of an averaged position and its images
-DUPLICATE_A = 0.01  # two sites of one element nearer than this are one site, listed twice
 LENGTH_TOLERANCE, ANGLE_TOLERANCE = 0.01, 0.5  # relative, and in degrees: how well operations must fit a cell
 LAST_MONOCLINIC = 15
 PARTS = 24  # translations are multiples of 1/24
@@ -188,13 +186,12 @@ def fits(found: Setting, lattice: np.ndarray) -> bool:
 
 
 def expand(
-    numbers: np.ndarray, sites: np.ndarray, lattice: np.ndarray, group: Setting, *, labels: Sequence[str]
+    sites: np.ndarray, lattice: np.ndarray, group: Setting, *, labels: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """All atoms of the cell.
 
     Args:
-        numbers: (s,) of the listed sites.
-        sites: (s, 3) fractional.
+        sites: (s, 3) fractional, as listed.
         lattice: (3, 3), Å.
         labels: of the sites, for the notes.
 
@@ -213,20 +210,7 @@ def expand(
         if moved > SAME_A:
             where = f"onto its special position ({len(orbits[-1])} in the cell)"
             notes.append(f"{labels[site]} moved by {moved:.3f} Å {where}")
-    origin, frac_coords = np.concatenate(origins), np.concatenate(orbits)
-    twins = _twins(numbers, origin, frac_coords, lattice)
-    notes += [f"{labels[site]} is listed twice: it is an image of {labels[other]}" for site, other in twins.items()]
-    kept = ~np.isin(origin, list(twins))
-    return origin[kept], frac_coords[kept], notes
-
-
-def _twins(numbers: np.ndarray, origin: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -> dict[int, int]:
-    """Listed sites that are images of an earlier site of the same element, with that site."""
-    close = NeighborList(cutoff=DUPLICATE_A, full_list=False)
-    pairs = close.compute(frac_coords @ lattice, lattice, periodic=True, quantities="ij")
-    first, second = (np.sort(origin[np.array(pairs, dtype=int)], axis=0)).reshape(2, -1)
-    same = (first < second) & (numbers[first] == numbers[second])
-    return {int(late): int(early) for early, late in zip(first[same], second[same], strict=True)}
+    return np.concatenate(origins), np.concatenate(orbits), notes
 
 
 def _images(position: np.ndarray, group: Setting) -> np.ndarray:

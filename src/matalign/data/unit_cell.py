@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from vesin import NeighborList
+from scipy.spatial import cKDTree
 
 from matalign.data import symmetry
 from matalign.data.symmetry import Setting
@@ -17,6 +17,7 @@ MAX_ATOMS = 2000  # in a cell; those of the curated sets have 200 at most
 MIN_DISTANCE_A = 0.5  # no two atoms of a crystal are nearer: H2 has 0.74 Å
 MAX_LENGTH_A = 1000.0  # of a cell
 HEAVIEST = 103  # Lr, the last element that the towers' table has
+DUPLICATE_A = 0.01  # two sites of one element nearer than this are one site, listed twice
 SANE_DISTANCE = 0.7  # of the sum of two atomic radii: where symmetry leaves a choice, no two atoms are nearer
 SAME_SHIFT_A = 0.005  # two crystals are one if their distances, up to `COMPARED_A`, differ by no more on average
 COMPARED_A = 6.0
@@ -152,12 +153,11 @@ def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *
     if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all()):
         raise ValueError("unreadable: cell or coordinates are not finite")
     check_volume(lattice)
-    first, second, distance = _pairs(frac_coords, lattice, MIN_DISTANCE_A)
+    first, second, distance = pairs(frac_coords, lattice, MIN_DISTANCE_A)
     if len(distance):
-        i, j = int(first[0]), int(second[0])
-        raise ValueError(
-            f"overlapping atoms: {i} and {j} are {distance[0]:.2f} Å apart; expected at least {MIN_DISTANCE_A} Å"
-        )
+        k = np.lexsort([second, first])[0]
+        where = f"{first[k]} and {second[k]} are {distance[k]:.2f} Å apart"
+        raise ValueError(f"overlapping atoms: {where}; expected at least {MIN_DISTANCE_A} Å")
     arrays = np.asarray(numbers, np.int16), np.asarray(frac_coords, np.float64), np.asarray(lattice, np.float64)
     return Cell(*arrays, tuple(notes))
 
@@ -173,9 +173,23 @@ def check_volume(lattice: np.ndarray) -> None:
         raise ValueError(f"no lattice: a cell as long as {longest:.4g} Å and as low as {height:.4g} Å is no crystal's")
 
 
-def _pairs(frac_coords: np.ndarray, lattice: np.ndarray, cutoff: float) -> tuple[np.ndarray, ...]:
-    close = NeighborList(cutoff=cutoff, full_list=False)
-    return close.compute((frac_coords % 1) @ lattice, lattice, periodic=True, quantities="ijd")
+def pairs(frac_coords: np.ndarray, lattice: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First (p,), second (p,) and distance (p,) in Å of all periodic pairs of atoms within `cutoff`, each both ways."""
+    inside = frac_coords % 1
+    heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    reach = cutoff / heights
+    cells = [np.arange(-math.ceil(each), math.ceil(each) + 1) for each in reach]
+    shifts = np.stack(np.meshgrid(*cells, indexing="ij"), axis=-1).reshape(-1, 3)
+    images = (inside[:, None] + shifts).reshape(-1, 3)
+    near = ((images >= -reach) & (images <= 1 + reach)).all(1)
+    atoms = np.repeat(np.arange(len(inside)), len(shifts))[near]
+    still = np.tile((shifts == 0).all(1), len(inside))[near]
+    found = cKDTree(inside @ lattice).sparse_distance_matrix(
+        cKDTree(images[near] @ lattice), cutoff, output_type="ndarray"
+    )
+    first, image, distance = found["i"], found["j"], found["v"]
+    itself = still[image] & (atoms[image] == first)
+    return first[~itself], atoms[image[~itself]], distance[~itself]
 
 
 def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stated: str, known: Formula | None) -> Cell:
@@ -218,9 +232,11 @@ def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stat
 
 
 def _filled(sites: Sites, lattice: np.ndarray, setting: Setting, known: Formula | None) -> Cell:
-    origin, frac_coords, notes = symmetry.expand(
-        sites.numbers, sites.frac_coords, lattice, setting, labels=sites.labels
-    )
+    origin, frac_coords, notes = symmetry.expand(sites.frac_coords, lattice, setting, labels=sites.labels)
+    twins = _twins(sites.numbers, origin, frac_coords, lattice)
+    notes += [f"{sites.labels[k]} is listed twice: it is an image of {sites.labels[other]}" for k, other in twins]
+    kept = ~np.isin(origin, [k for k, _ in twins])
+    origin, frac_coords = origin[kept], frac_coords[kept]
     numbers = sites.numbers[origin]
     if known and (mismatch := known.mismatch(numbers)):
         raise ValueError(mismatch)
@@ -234,6 +250,16 @@ def _filled(sites: Sites, lattice: np.ndarray, setting: Setting, known: Formula 
             f"_atom_site_symmetry_multiplicity is {sites.multiplicity[site]}"
         )
     return cell
+
+
+def _twins(
+    numbers: np.ndarray, origin: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray
+) -> list[tuple[int, int]]:
+    """Listed sites that are images of an earlier site of the same element, with that site."""
+    first, second, _ = pairs(frac_coords, lattice, DUPLICATE_A)
+    late, early = origin[first], origin[second]
+    same = (late > early) & (numbers[late] == numbers[early])
+    return sorted(dict(zip(late[same].tolist(), early[same].tolist(), strict=True)).items())
 
 
 def _one_of(cells: list[tuple[Setting, Cell]], stated: str) -> tuple[Setting, Cell]:
@@ -256,7 +282,7 @@ def _one_crystal(cells: list[tuple[Setting, Cell]]) -> bool:
 def nearest_of_radii(cell: Cell) -> float:
     """The smallest distance of two atoms over the sum of their atomic radii."""
     radius = np.nan_to_num(VALUES[cell.numbers, PROPERTIES.index("radius_A")], nan=1.0)
-    first, second, distance = _pairs(cell.frac_coords, cell.lattice, SANE_DISTANCE * 2 * radius.max())
+    first, second, distance = pairs(cell.frac_coords, cell.lattice, SANE_DISTANCE * 2 * radius.max())
     return float((distance / (radius[first] + radius[second])).min()) if len(distance) else math.inf
 
 
@@ -276,11 +302,11 @@ def same_crystal(one: Cell, other: Cell) -> bool:
 
 def _shells(cell: Cell) -> dict[tuple[int, int], tuple[np.ndarray, float]]:
     """Sorted distances of each pair of elements, and the weight of each: 1 over the atoms in the cell."""
-    first, second, distance = _pairs(cell.frac_coords, cell.lattice, COMPARED_A)
+    first, second, distance = pairs(cell.frac_coords, cell.lattice, COMPARED_A)
     kinds = np.sort(np.stack([cell.numbers[first], cell.numbers[second]]), axis=0)
-    pairs = {tuple(int(z) for z in pair) for pair in kinds.T}
+    present = {tuple(int(z) for z in pair) for pair in kinds.T}
     weight = 1 / len(cell.numbers)
-    return {pair: (np.sort(distance[(pair == kinds.T).all(1)]), weight) for pair in pairs}
+    return {pair: (np.sort(distance[(pair == kinds.T).all(1)]), weight) for pair in present}
 
 
 def _shift(one: tuple[np.ndarray, float], other: tuple[np.ndarray, float]) -> float:
