@@ -12,7 +12,8 @@ from ase import Atoms
 from ase.io import write
 from pymatgen.core import Lattice, Molecule, Structure
 
-from matalign.data import crystals, unit_cell
+import matalign
+from matalign.data import crystals, records, sources, unit_cell
 from matalign.data.crystals import read_structure
 
 
@@ -131,6 +132,34 @@ def test_orders_of_magnitude_of_packages_are_not_needed(monkeypatch, nacl):
     bare = importlib.reload(crystals)
     same(bare.read_structure(optimade(*nacl)), nacl)
     same(bare.read_structure(POSCAR.format(scale="1.0")), EXPECTED)
+
+
+def test_a_crystal_is_described_as_curation_describes_it(nacl, srtio3, salt):
+    found = crystals.described(optimade(*srtio3))
+    assert (found.formula, found.chemsys, found.space_group) == ("SrTiO3", "O-Sr-Ti", 221)
+    read = sources.parse_cif(salt.to(fmt="cif"))
+    for item in (salt, optimade(*nacl)):
+        found = crystals.described(item)
+        assert (found.formula, found.chemsys, found.space_group) == (read.formula, read.chemsys, read.space_group)
+
+
+def test_the_package_has_the_reader_at_its_door(srtio3):
+    same(matalign.read_structure(optimade(*srtio3)), srtio3)
+
+
+@pytest.mark.parametrize(
+    ("record", "is_one"),
+    [
+        (optimade(np.array([11]), np.zeros((1, 3)), np.eye(3)), True),
+        ({"data": optimade(np.array([11]), np.zeros((1, 3)), np.eye(3))}, True),
+        ({"lattice": {}, "sites": []}, True),
+        ({"precursors": ["TiO2"], "operations": []}, False),
+        ("text", False),
+        ([], False),
+    ],
+)
+def test_a_structure_in_json_is_told_from_a_protocol(record, is_one):
+    assert records.holds_structure(record) is is_one
 
 
 # POSCAR

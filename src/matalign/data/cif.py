@@ -13,7 +13,8 @@ import numpy as np
 
 from matalign.data import symmetry, unit_cell
 from matalign.data.symmetry import Setting
-from matalign.data.unit_cell import NUMBER, Cell, Formula, Sites
+from matalign.data.unit_cell import Cell, Formula, Sites
+from matalign.elements import NUMBER
 
 FULL = 0.002  # an occupancy is 1 within this
 MAX_BLOCKS = 8  # that are compared, whether they are one crystal

@@ -7,6 +7,7 @@ ASE, reads the rest, and neither is imported before. What cannot be taken is a V
 import bz2
 import gzip
 import lzma
+import os
 import re
 import tempfile
 import warnings
@@ -16,12 +17,16 @@ from dataclasses import replace
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from matalign.data import cif, pdb, poscar, records, unit_cell
 from matalign.data.unit_cell import Cell
+from matalign.elements import SYMBOLS
+
+if TYPE_CHECKING:
+    from matalign.data.sources import Crystal
 
 MAX_FILE_MB = 32  # of a structure, unpacked
 PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by first bytes
@@ -51,6 +56,27 @@ def read_structure(item: Any, *, block: str | None = None, frame: int | None = N
         return _read(item, block, frame)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def described(item: Any) -> "Crystal":
+    """As `read_structure`, with formula, chemical system and space group.
+
+    The space group is spglib's at `sources.SYMPREC_A`, or at a tenth or a hundredth of that where it finds none.
+    """
+    os.environ.setdefault("SPGLIB_WARNING", "OFF")  # of tolerances that it lowers by itself
+    import spglib
+    from pymatgen.core import Composition
+
+    from matalign.data import sources
+
+    cell = read_structure(item)
+    composition = Composition({SYMBOLS[z]: int((cell.numbers == z).sum()) for z in np.unique(cell.numbers)})
+    arrays = (cell.lattice, cell.frac_coords, cell.numbers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spglib's, of how it will tell errors one day
+        found = (spglib.get_symmetry_dataset(arrays, symprec=sources.SYMPREC_A * scale) for scale in (1, 0.1, 0.01))
+        number = next((symmetry.number for symmetry in found if symmetry is not None), 0)
+    return sources.Crystal(*cell.arrays, composition.reduced_formula, composition.chemical_system, number)
 
 
 def _name(item: Any) -> str:

@@ -4,7 +4,8 @@ import gemmi
 import numpy as np
 
 from matalign.data import symmetry, unit_cell
-from matalign.data.unit_cell import NUMBER, Cell, Sites
+from matalign.data.unit_cell import Cell, Sites
+from matalign.elements import NUMBER
 
 
 def read(text: str, *, frame: int | None = None) -> Cell:

@@ -9,7 +9,8 @@ import re
 import numpy as np
 
 from matalign.data import unit_cell
-from matalign.data.unit_cell import NUMBER, Cell
+from matalign.data.unit_cell import Cell
+from matalign.elements import NUMBER
 
 
 def is_poscar(text: str) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from matalign.data import unit_cell
-from matalign.data.unit_cell import NUMBER, Cell
+from matalign.data.unit_cell import Cell
+from matalign.elements import NUMBER
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 FULL = 0.999999  # a concentration
@@ -50,6 +51,20 @@ def name(record: Any) -> str:
     if isinstance(record, Mapping) and ("attributes" in record or "lattice_vectors" in record):
         return f"OPTIMADE record {record.get('id', '')!r}"
     return "JSON"
+
+
+def holds_structure(record: Any) -> bool:
+    """Whether a JSON's content is a structure, or an answer with some, as `read` knows them by their fields."""
+    for _ in range(5):
+        if isinstance(record, list) and record:
+            record = record[0]
+        elif isinstance(record, Mapping) and isinstance(record.get("data"), Mapping | list):
+            record = record["data"]
+        else:
+            break
+    known = ({"attributes"}, {"lattice_vectors"}, {"lattice", "sites"}, {"numbers", "cell"}, {"lattice_mat"},
+             {"ids", "nextid"}, {"structure"}, {"atoms"})  # fmt: skip
+    return isinstance(record, Mapping) and any(fields <= record.keys() for fields in known)
 
 
 def one_of(record: Any, frame: int | None) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from matalign.data import symmetry
 from matalign.data.symmetry import Setting
-from matalign.elements import PROPERTIES, SYMBOLS, VALUES
+from matalign.elements import NUMBER, PROPERTIES, SYMBOLS, VALUES
 
 MAX_ATOMS = 2000  # in a cell; those of the curated sets have 200 at most
 MIN_DISTANCE_A = 0.5  # no two atoms of a crystal are nearer: H2 has 0.74 Å
@@ -21,7 +21,6 @@ DUPLICATE_A = 0.01  # two sites of one element nearer than this are one site, li
 SANE_DISTANCE = 0.7  # of the sum of two atomic radii: where symmetry leaves a choice, no two atoms are nearer
 SAME_SHIFT_A = 0.005  # two crystals are one if their distances, up to `COMPARED_A`, differ by no more on average
 COMPARED_A = 6.0
-NUMBER = {symbol: z for z, symbol in enumerate(SYMBOLS) if z}
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,11 @@ class Cell:
     frac_coords: np.ndarray
     lattice: np.ndarray
     notes: tuple[str, ...] = ()
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers, frac_coords and lattice, as `Structures.pack` takes them."""
+        return self.numbers, self.frac_coords, self.lattice
 
 
 @dataclass(frozen=True)
