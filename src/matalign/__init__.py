@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Threads that wait for one another sleep instead of spinning: beside any other busy process a step on two cores is
 # otherwise ten times slower. OpenMP reads this when torch is loaded, so it stands before all other imports.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from matalign.data.unit_cell import Cell
     from matalign.release.released import Released
 
 __version__ = "0.1.0"
@@ -19,3 +20,10 @@ def load(profile_or_path: str | Path) -> "Released":
     from matalign.release import released  # here: torch and the rest take seconds
 
     return released.load(profile_or_path)
+
+
+def read_structure(item: Any, *, block: str | None = None, frame: int | None = None) -> "Cell":
+    """A crystal from a file, text, record or object of pymatgen or ASE; see `crystals.read_structure`."""
+    from matalign.data import crystals
+
+    return crystals.read_structure(item, block=block, frame=frame)

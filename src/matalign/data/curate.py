@@ -113,12 +113,15 @@ def candidates(materials: Iterable[Material], skipped: Skipped) -> list[Material
     return list(seen.values())
 
 
-def parse_cifs(texts: Sequence[str], *, workers: int) -> dict[str, Crystal | str]:
+def parse_cifs(
+    texts: Sequence[str], *, workers: int, read: Callable[[str], Crystal] | None = None
+) -> dict[str, Crystal | str]:
     """Parse CIFs in parallel; what a killed run has parsed is found again.
 
     Args:
         texts: of the CIFs, distinct.
         workers: processes; with one, this process does it.
+        read: raises a ValueError of a text that it cannot read; by default `sources.parse_cif`.
 
     Returns:
         Text -> the crystal, or the reason why it has none.
@@ -126,7 +129,7 @@ def parse_cifs(texts: Sequence[str], *, workers: int) -> dict[str, Crystal | str
     chunks = [texts[i : i + CRYSTALS_PER_TASK] for i in range(0, len(texts), CRYSTALS_PER_TASK)]
     parsed: dict[str, Crystal | str] = {}
     with tqdm(total=len(texts), desc="crystals", unit="CIF", mininterval=1) as bar:
-        for chunk, crystals in zip(chunks, _each(_parse_chunk, chunks, workers=workers)):
+        for chunk, crystals in zip(chunks, _each(functools.partial(_parse_chunk, read=read), chunks, workers=workers)):
             parsed.update(zip(chunk, crystals))
             bar.update(len(chunk))
     return parsed
@@ -143,21 +146,22 @@ def _each(work: Callable, chunks: list, *, workers: int) -> Iterator:
         yield from pool.map(work, chunks)
 
 
-def _parse_chunk(texts: Sequence[str]) -> list[Crystal | str]:
+def _parse_chunk(texts: Sequence[str], *, read: Callable[[str], Crystal] | None) -> list[Crystal | str]:
     key = {
         "data": hashlib.blake2b("\0".join(texts).encode(), digest_size=16).hexdigest(),
         "version": config.version("curate"),
+        **({"reader": read.__qualname__} if read else {}),
     }
-    found = cache.memo("curate", key, lambda: _pack([_crystal(text) for text in texts]))
+    found = cache.memo("curate", key, lambda: _pack([_crystal(text, read or sources.parse_cif) for text in texts]))
     structures = Structures(*(found[name] for name in dataset.TENSORS))
     rows = zip(structures, found["formula"], found["chemsys"], found["space_group"].tolist())
     crystals = (Crystal(*structure, formula, chemsys, number) for structure, formula, chemsys, number in rows)
     return [failure or next(crystals) for failure in found["failures"]]
 
 
-def _crystal(text: str) -> Crystal | str:
+def _crystal(text: str, read: Callable[[str], Crystal]) -> Crystal | str:
     try:
-        return sources.parse_cif(text)
+        return read(text)
     except ValueError as error:
         return str(error)
 

@@ -1,16 +1,14 @@
-"""What a user holds -> what the towers take: crystals as arrays, protocols as text, micrographs at a model's scale.
+"""What a user holds -> what the towers take: protocols as text, micrographs at a model's scale.
 
-Structures come as pymatgen or ASE objects, as files that one of them reads, or as OPTIMADE records. Neither package is
-needed until a file or an object of theirs comes along. What cannot be taken is a ValueError that names the file.
+What cannot be taken is a ValueError that names the file. Crystals are read by `crystals`.
 """
 
 import json
 import math
-import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,24 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from vesin import NeighborList
 
-from matalign.data import formulas, protocols, sources
-from matalign.data.dataset import Structures
+from matalign.data import formulas, protocols
 from matalign.data.protocols import Operation, Protocol
-from matalign.data.sources import Crystal
-from matalign.elements import NUMBER, SYMBOLS
 from matalign.views import micrographs
 
-MAX_ATOMS = 2000  # in a cell; those of the curated sets have 200 at most
-MIN_DISTANCE_A = 0.5  # no two atoms of a crystal are nearer: H2 has 0.74 Å
-MAX_FILE_MB = 32  # of a structure
 MAX_PIXELS = 16_000_000  # of a micrograph
 FORMATS = ("PNG", "TIFF", "JPEG")  # others run programs, or hold no counts
 MIN_PIXELS = 8  # of its own in what the model sees of it
 MAX_CHARACTERS = 20_000  # of a text; the text tower reads its first 128 tokens
 MAX_TEMPERATURE_C = 3500.0
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # numbers (n,), frac_coords (n, 3), lattice (3, 3)
 
 # Units
 
@@ -88,233 +78,6 @@ def quantity(fields: Mapping[str, Any], name: str) -> float | None:
 
 def _empty(value: Any) -> bool:
     return value is None or value == ""
-
-
-# Structures
-
-
-def structure(item: Any) -> Arrays:
-    """One ordered crystal.
-
-    Args:
-        item: pymatgen Structure, ASE Atoms, path of a file with one structure (CIF, POSCAR, whatever pymatgen or ASE
-            reads), text of a CIF, or OPTIMADE structure record (with `attributes`, or these alone).
-
-    Returns:
-        numbers (n,) int16; frac_coords (n, 3); lattice (3, 3), rows are the lattice vectors, Å.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: naming the file: unreadable, several structures, no lattice, disorder, an unknown element, atoms on
-            top of one another, more than `MAX_ATOMS` atoms.
-    """
-    if isinstance(item, str) and "\n" in item:
-        name, read = "CIF", cif
-    elif isinstance(item, str | PathLike):
-        name, read = Path(item).name, _from_file
-    elif isinstance(item, Mapping):
-        name, read = f"OPTIMADE record {item.get('id', '')!r}", _from_optimade
-    elif hasattr(item, "get_scaled_positions"):
-        name, read = f"ASE Atoms {item.symbols}", _from_ase
-    elif hasattr(item, "frac_coords") and hasattr(item, "lattice"):
-        name, read = f"Structure {item.formula}", _from_pymatgen
-    else:
-        raise ValueError(
-            f"{type(item).__name__} is no crystal; expected a pymatgen Structure, ASE Atoms, a path or an OPTIMADE "
-            "record"
-        )
-    try:
-        return checked(*read(item))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-
-
-def crystal(item: Any) -> Crystal:
-    """As `structure`, with formula, chemical system and space group; these are found as in `sources.parse_cif`."""
-    os.environ.setdefault("SPGLIB_WARNING", "OFF")  # of tolerances that it lowers by itself
-    import spglib
-    from pymatgen.core import Composition
-
-    numbers, frac_coords, lattice = structure(item)
-    composition = Composition({SYMBOLS[z]: int((numbers == z).sum()) for z in np.unique(numbers)})
-    cell = (lattice, frac_coords, numbers)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # spglib's, of how it will tell errors one day
-        found = (spglib.get_symmetry_dataset(cell, symprec=sources.SYMPREC_A * scale) for scale in (1, 0.1, 0.01))
-        number = next((symmetry.number for symmetry in found if symmetry is not None), 0)
-    return Crystal(numbers, frac_coords, lattice, composition.reduced_formula, composition.chemical_system, number)
-
-
-def structures(items: Iterable[Any]) -> Structures:
-    """Crystals, each of any kind that `structure` takes.
-
-    Raises:
-        FileNotFoundError, ValueError: see `structure`; the message counts items from 0.
-    """
-    crystals = []
-    for number, item in enumerate(items):
-        try:
-            crystals.append(structure(item))
-        except ValueError as error:
-            raise ValueError(f"item {number}: {error}") from None
-    return Structures.pack(crystals)
-
-
-def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -> Arrays:
-    """The arrays, if they make a crystal that the models take.
-
-    Raises:
-        ValueError: see `structure`.
-    """
-    if not len(numbers):
-        raise ValueError("no atoms: expected at least one")
-    if len(numbers) > MAX_ATOMS:
-        raise ValueError(f"too many atoms: {len(numbers)} in the cell; at most {MAX_ATOMS} are taken")
-    unknown = [int(z) for z in numbers if not 1 <= z <= sources.HEAVIEST]
-    if unknown:
-        raise ValueError(f"unknown element: atomic number {unknown[0]}; known are 1 to {sources.HEAVIEST}")
-    if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all()):
-        raise ValueError("unreadable: cell or coordinates are not finite")
-    _check_volume(lattice)
-    close = NeighborList(cutoff=MIN_DISTANCE_A, full_list=False)
-    first, second, distance = close.compute(frac_coords @ lattice, lattice, periodic=True, quantities="ijd")
-    if len(distance):
-        i, j = int(first[0]), int(second[0])
-        raise ValueError(
-            f"overlapping atoms: {i} and {j} are {distance[0]:.2f} Å apart; expected at least {MIN_DISTANCE_A} Å"
-        )
-    return np.asarray(numbers, np.int16), np.asarray(frac_coords, np.float64), np.asarray(lattice, np.float64)
-
-
-def _check_volume(lattice: np.ndarray) -> None:
-    if abs(np.linalg.det(lattice)) < 1e-3:
-        raise ValueError("no lattice: the cell has no volume; expected a crystal, periodic in three directions")
-
-
-def _from_file(item: str | PathLike) -> Arrays:
-    path = Path(item)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a structure")
-    if path.stat().st_size > MAX_FILE_MB * 2**20:
-        raise ValueError(
-            f"too large: {path.stat().st_size / 2**20:.0f} MB; structure files of at most {MAX_FILE_MB} MB are read"
-        )
-    if path.suffix.lower() == ".cif":
-        return cif(path.read_text(errors="replace"))
-    from pymatgen.io.registry import get_structure_format
-
-    try:
-        get_structure_format(filename=str(path))
-    except ValueError:
-        return _by_ase(path)
-    return _by_pymatgen(path)
-
-
-def cif(text: str) -> Arrays:
-    """The one crystal of a CIF's text, as `sources.parse_cif` reads it.
-
-    Raises:
-        ValueError: see `structure`.
-    """
-    blocks = re.split(r"^data_", text, flags=re.MULTILINE | re.IGNORECASE)[1:]
-    crystals = [block.split(maxsplit=1)[0] for block in blocks if re.search("_atom_site_(fract|cartn)_x", block, re.I)]
-    if len(crystals) > 1:
-        raise ValueError(f"several structures: {len(crystals)} ({', '.join(crystals[:3])} …), expected one a file")
-    found = sources.parse_cif(text)
-    return found.numbers, found.frac_coords, found.lattice
-
-
-def _by_pymatgen(path: Path) -> Arrays:
-    from pymatgen.core import Structure
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("error", "Elements in POSCAR cannot be determined")  # it would make some up
-        try:
-            found = Structure.from_file(path)
-        except Exception as error:  # the parsers raise whatever their parts raise
-            raise ValueError(f"unreadable: {_line(error)}") from None
-    return _from_pymatgen(found)
-
-
-def _by_ase(path: Path) -> Arrays:
-    import ase.io
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            found = ase.io.read(path, index=":2")
-        except Exception as error:  # as above
-            raise ValueError(f"unreadable: {_line(error)}; neither pymatgen nor ASE can read it") from None
-    if len(found) != 1:
-        raise ValueError("several structures: expected one a file")
-    return _from_ase(found[0])
-
-
-def _line(error: Exception) -> str:
-    """The last line of what an exception says, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
-def _from_pymatgen(found: Any) -> Arrays:
-    species = [specie for site in found for specie in site.species]
-    unknown = [specie for specie in species if type(specie).__name__ == "DummySpecies"]
-    if unknown:
-        raise ValueError(f"unknown element: {unknown[0]}")
-    if not found.is_ordered:
-        raise ValueError(f"disordered: {found.composition.formula}; expected each site full, of one element")
-    if not all(found.lattice.pbc):
-        raise ValueError(f"not periodic in three directions: pbc is {found.lattice.pbc}")
-    return np.array([specie.Z for specie in species]), found.frac_coords, found.lattice.matrix
-
-
-def _from_ase(found: Any) -> Arrays:
-    _check_volume(found.cell.array)
-    if not all(found.pbc):
-        raise ValueError(f"not periodic in three directions: pbc is {found.pbc.tolist()}")
-    occupancy = found.info.get("occupancy") or {}
-    partial = [site for site in occupancy.values() if len(site) > 1 or min(site.values()) < 1]
-    if partial:
-        raise ValueError(f"disordered: {partial[0]}; expected each site full, of one element")
-    return found.numbers, found.get_scaled_positions(wrap=False), found.cell.array
-
-
-def _from_optimade(record: Mapping[str, Any]) -> Arrays:
-    try:
-        return _read_optimade(record)
-    except (TypeError, KeyError, AttributeError) as error:  # a field of another shape than the standard's
-        raise ValueError(f"unreadable: {type(error).__name__} {_line(error)}") from None
-
-
-def _read_optimade(record: Mapping[str, Any]) -> Arrays:
-    about = record.get("attributes", record)
-    lattice, sites = about.get("lattice_vectors"), about.get("cartesian_site_positions")
-    if not lattice or any(x is None for vector in lattice for x in vector or [None]):
-        raise ValueError("no lattice: lattice_vectors is missing or has gaps")
-    if list(about.get("dimension_types") or [1, 1, 1]) != [1, 1, 1]:
-        raise ValueError(f"not periodic in three directions: dimension_types is {about['dimension_types']}")
-    species = {kind["name"]: kind for kind in about.get("species") or ()}
-    names = about.get("species_at_sites") or []
-    if not sites or len(sites) != len(names):
-        raise ValueError(f"incomplete: {len(names)} species_at_sites for {len(sites or [])} cartesian_site_positions")
-    numbers = {name: _number(name, species.get(name)) for name in dict.fromkeys(names)}
-    lattice, sites = np.array(lattice, dtype=float), np.array(sites, dtype=float)
-    if lattice.shape != (3, 3) or sites.shape != (len(names), 3):
-        raise ValueError(
-            f"incomplete: lattice_vectors {lattice.shape} and sites {sites.shape}; expected (3, 3) and (n, 3)"
-        )
-    _check_volume(lattice)
-    return np.array([numbers[name] for name in names]), sites @ np.linalg.inv(lattice), lattice
-
-
-def _number(name: str, kind: Mapping[str, Any] | None) -> int:
-    """Atomic number of an OPTIMADE species; one of a record without `species` is named by its element."""
-    symbols = kind["chemical_symbols"] if kind else [name]
-    if len(symbols) != 1 or (kind or {}).get("attached") or (kind or {}).get("concentration", [1])[0] < 1:
-        raise ValueError(f"disordered: species {name} is {'/'.join(symbols)}; expected each site full, of one element")
-    if symbols[0] not in NUMBER:
-        raise ValueError(f"unknown element: {symbols[0]}")
-    return NUMBER[symbols[0]]
 
 
 # Micrographs

@@ -4,7 +4,7 @@ One row a material. Columns, of which `id` is asked for; quantities carry their 
 a column beside it (`temperature`, `temperature_unit`):
 
     id                                      unique
-    structure                               path of a CIF, POSCAR or any file that pymatgen or ASE reads
+    structure                               path of a CIF, POSCAR, JSON or any file that pymatgen or ASE reads
     protocol                                path of a .txt or .json file, or the text itself
     target precursors method doi            or the protocol's fields, as `inputs.record` takes them; formulas
     action temperature time                 parted by ";"
@@ -25,7 +25,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from matalign.data import inputs
+from matalign.data import crystals, inputs
 from matalign.data.formulas import same_composition
 from matalign.data.protocols import Protocol
 from matalign.data.sources import Crystal
@@ -185,7 +185,7 @@ def _path(cell: str, folder: Path) -> Path:
 
 def _structure(row: Mapping[str, str], folder: Path) -> Crystal | None:
     cell = row.get("structure")
-    return inputs.crystal(_path(cell, folder)) if cell else None
+    return crystals.described(_path(cell, folder)) if cell else None
 
 
 def _protocol(row: Mapping[str, str], folder: Path, formula: str) -> Protocol | str | None:

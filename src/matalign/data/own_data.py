@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from matalign import paths
-from matalign.data import curate, dataset, inputs, manifest, protocols, providers, splits
+from matalign.data import cif, crystals, curate, dataset, inputs, manifest, protocols, providers, splits
 from matalign.data.curate import Skipped
 from matalign.data.dataset import Curated
 from matalign.data.manifest import Entry
@@ -86,11 +86,10 @@ def import_csv(file: str | Path, *, workers: int = 2) -> Curated:
     header, listed = _csv(file)
     skipped = Skipped()
     kept = curate.candidates(listed, skipped)
-    crystals = curate.parse_cifs(list(dict.fromkeys(m.cif for m in kept)), workers=workers)
-    checked = {text: _checked(found) for text, found in crystals.items()}
+    parsed = curate.parse_cifs(list(dict.fromkeys(m.cif for m in kept)), workers=workers, read=_of_cif)
     used = [column for column in header if column == "cif" or column in CSV_COLUMNS]
     columns = {"taken": used, "left": [column for column in header if column and column not in used]}
-    return _curated(kept, checked, [], skipped, about={"columns": columns})
+    return _curated(kept, parsed, [], skipped, about={"columns": columns})
 
 
 def import_optimade(
@@ -115,18 +114,18 @@ def import_optimade(
     records = providers.download(provider, filter, max_structures=max_structures, fields=tuple(labels))
     if not records:
         raise ValueError(f"{provider} has no structure that answers to {filter!r}")
-    skipped, listed, crystals = Skipped(), [], {}
+    skipped, listed, found = Skipped(), [], {}
     source = provider if provider in providers.URLS else "optimade"
     for number, record in enumerate(tqdm(records, desc="crystals", unit="record", mininterval=1)):
         where, about = f"{provider}:{number}", record.get("attributes") or {}
         values = {ours: str(about[theirs]) for theirs, ours in labels.items() if about.get(theirs) is not None}
         listed.append(Material(str(record.get("id") or ""), source, where, where, values))
         try:
-            crystals[where] = inputs.crystal(record)
+            found[where] = crystals.described(record)
         except ValueError as error:
-            crystals[where] = str(error).partition(": ")[2]  # after the record's name
+            found[where] = str(error).partition(": ")[2]  # after the record's name
     query = {"provider": provider, "filter": filter, "records": len(records)}
-    return _curated(curate.candidates(listed, skipped), crystals, [], skipped, about={"query": query})
+    return _curated(curate.candidates(listed, skipped), found, [], skipped, about={"query": query})
 
 
 def write(name: str, curated: Curated) -> Path:
@@ -205,14 +204,8 @@ def _csv(file: Path) -> tuple[list[str], list[Material]]:
     ]
 
 
-def _checked(found: Crystal | str) -> Crystal | str:
-    """A parsed crystal, or why it cannot be used."""
-    if isinstance(found, Crystal):
-        try:
-            inputs.checked(found.numbers, found.frac_coords, found.lattice)
-        except ValueError as error:
-            return str(error)
-    return found
+def _of_cif(text: str) -> Crystal:
+    return crystals.described(cif.read(text))
 
 
 def _protocol_row(entry: Entry) -> dict[str, Any]:
@@ -236,7 +229,7 @@ def _protocol_row(entry: Entry) -> dict[str, Any]:
 
 def _curated(
     listed: Sequence[Material],
-    crystals: Mapping[str, Crystal | str],
+    parsed: Mapping[str, Crystal | str],
     rows: Sequence[Mapping[str, Any]],
     skipped: Skipped,
     *,
@@ -246,14 +239,14 @@ def _curated(
     """What `curate.run` makes of a profile.
 
     Args:
-        listed: materials; `cif` is a key of `crystals`.
-        crystals: or why there is none.
+        listed: materials; `cif` is a key of `parsed`.
+        parsed: crystals, or why there is none.
         rows: of protocols, sorted.
         skipped: what was left out before.
         columns: more columns of the materials, where all of them are kept and sorted by id.
         about: more for the audit.
     """
-    materials, structures, conflicts = curate.merge(listed, crystals, skipped, min_formation_energy_eV_atom=-math.inf)
+    materials, structures, conflicts = curate.merge(listed, parsed, skipped, min_formation_energy_eV_atom=-math.inf)
     materials = materials.assign(**columns or {})
     pairs = pd.DataFrame(rows, columns=[column for column in dataset.PROTOCOLS if column != "train_ok"])
     table, pairs["train_ok"] = splits.build(materials, pairs, seed=SEED)

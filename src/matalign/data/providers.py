@@ -45,7 +45,7 @@ def download(
         fields: asked for beside `FIELDS`, such as a provider's own.
 
     Returns:
-        Records (`id`, `attributes`, …) as `inputs.structure` takes them, in the provider's order.
+        Records (`id`, `attributes`, …) as `read_structure` takes them, in the provider's order.
 
     Raises:
         ValueError: an unknown name, or a filter that is none.

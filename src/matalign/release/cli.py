@@ -23,7 +23,9 @@ IMAGES = (".png", ".tif", ".tiff")
 SUFFIXES = (".npy", ".safetensors")  # of what `embed` writes
 WIDTH = 60  # letters of a cell of a table for people
 
-Files = Annotated[list[Path], typer.Argument(help="CIF, POSCAR, OPTIMADE .json; for vectors also images, protocols")]
+Files = Annotated[list[Path], typer.Argument(help="CIF, POSCAR, JSON …; for vectors also images, protocols")]
+Block = Annotated[str | None, typer.Option("--block", help="data block of a CIF with several crystals")]
+Frame = Annotated[int | None, typer.Option("--frame", help="which of several structures, from 0; -1: the last")]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="profile with a released model, or its folder")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="print CSV")]
@@ -39,11 +41,18 @@ app = typer.Typer(
 
 
 @app.command()
-def predict(files: Files, model: ModelName = "laptop", as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+def predict(
+    files: Files,
+    model: ModelName = "laptop",
+    block: Block = None,
+    frame: Frame = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
     """Formation energy, gap, P(metal), K and G of crystals, each with an interval."""
     one_of(as_json, as_csv)
     loaded = load(model)
-    names, found = crystals(files)
+    names, found = crystals(files, block, frame)
     rows = loaded.predict(found)
     rows.insert(0, "file", names)
     show(rows if as_json or as_csv else ranges(rows), as_json=as_json, as_csv=as_csv)
@@ -56,6 +65,8 @@ def embed(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write: .npy or .safetensors")] = None,
     model: ModelName = "laptop",
     pixel_A: Pixel = None,
+    block: Block = None,
+    frame: Frame = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
@@ -67,7 +78,7 @@ def embed(
         raise typer.BadParameter(f"--out {out}: expected a name that ends in {' or '.join(SUFFIXES)}")
     import pandas as pd
 
-    names, found = vectors(files, load(model), pixel_A)
+    names, found = vectors(files, load(model), pixel_A, block, frame)
     if out is not None:
         save(out, found, names)
         print(f"{len(found)} vectors of {found.shape[1]} numbers in {out}", file=sys.stderr)
@@ -85,13 +96,15 @@ def neighbours(
     among: Annotated[str, typer.Option(help="crystal or protocol")] = "crystal",
     model: ModelName = "laptop",
     pixel_A: Pixel = None,
+    block: Block = None,
+    frame: Frame = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
     """What lies nearest to a crystal, an image or a protocol."""
     one_of(as_json, as_csv)
     loaded = load(model)
-    names, found = vectors(files, loaded, pixel_A)
+    names, found = vectors(files, loaded, pixel_A, block, frame)
     try:
         rows = loaded.neighbours(found, k, among=among)
     except ValueError as error:
@@ -106,6 +119,8 @@ def recommend(
     files: Files,
     k: Annotated[int, typer.Option("-k", min=1, help="protocols, and precursor sets")] = 5,
     model: ModelName = "laptop",
+    block: Block = None,
+    frame: Frame = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
@@ -115,7 +130,7 @@ def recommend(
 
     loaded = load(model)
     print(f"recipes are from {loaded.source}", file=sys.stderr)
-    names, found = crystals(files)
+    names, found = crystals(files, block, frame)
     answers = {name: loaded.recommend(found.take([i]), k) for i, name in enumerate(names)}
     if as_json:
         told = [{"file": name, **{key: plain(value) for key, value in vars(r).items()}} for name, r in answers.items()]
@@ -216,22 +231,27 @@ def end(files: list[Path], names: list[str]) -> None:
     raise typer.Exit(int(len(names) < len(files)))
 
 
-def crystal(file: Path) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
-    """The structure in a file, or that of an OPTIMADE record."""
-    from matalign.data import inputs
+def crystal(file: Path, block: str | None, frame: int | None) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+    """The structure in a file; what its reading assumed is told on standard error."""
+    from matalign import read_structure
 
-    return inputs.structure(json.loads(file.read_text()) if file.suffix == ".json" and file.is_file() else file)
+    found = read_structure(file, block=block, frame=frame)
+    for note in found.notes:
+        print(f"note: {file}: {note}", file=sys.stderr)
+    return found.arrays
 
 
-def crystals(files: list[Path]) -> "tuple[list[str], Structures]":
+def crystals(files: list[Path], block: str | None, frame: int | None) -> "tuple[list[str], Structures]":
     """Names and structures of the files that hold one."""
     from matalign.data.dataset import Structures
 
-    names, items = taken(files, crystal)
+    names, items = taken(files, lambda file: crystal(file, block, frame))
     return names, Structures.pack(items)
 
 
-def vectors(files: list[Path], loaded: "Released", pixel_A: float | None) -> "tuple[list[str], np.ndarray]":
+def vectors(
+    files: list[Path], loaded: "Released", pixel_A: float | None, block: str | None, frame: int | None
+) -> "tuple[list[str], np.ndarray]":
     """Names and embeddings of the files that can be read, whatever they hold."""
     import numpy as np
 
@@ -244,9 +264,9 @@ def vectors(files: list[Path], loaded: "Released", pixel_A: float | None) -> "tu
         if file.suffix.lower() in IMAGES:
             image = inputs.micrograph(file, pixel_A=pixel_A, to_pixel_A=cfg.pixel_A, px=cfg.image_px)
             return "images", (image, cfg.pixel_A)
-        if file.suffix.lower() == ".txt" or (file.suffix.lower() == ".json" and not optimade(file)):
+        if file.suffix.lower() == ".txt" or (file.suffix.lower() == ".json" and not of_crystal(file)):
             return "protocols", inputs.protocol(file, level=cfg.mask_level)
-        return "structures", crystal(file)
+        return "structures", crystal(file, block, frame)
 
     names, items = taken(files, read)
     out = np.zeros((len(items), cfg.embed_dim), np.float32)
@@ -257,10 +277,11 @@ def vectors(files: list[Path], loaded: "Released", pixel_A: float | None) -> "tu
     return names, out
 
 
-def optimade(file: Path) -> bool:
-    """Whether a JSON file holds an OPTIMADE structure; if not, it is taken for a protocol."""
-    record = json.loads(file.read_text())
-    return isinstance(record, dict) and bool({"attributes", "lattice_vectors"} & set(record))
+def of_crystal(file: Path) -> bool:
+    """Whether a JSON file holds a structure; if not, it is taken for a protocol."""
+    from matalign.data import records
+
+    return records.holds_structure(json.loads(file.read_text(encoding="utf-8-sig")))
 
 
 def save(out: Path, found: "np.ndarray", names: list[str]) -> None:

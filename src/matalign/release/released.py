@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from matalign import cache, config, paths
 from matalign.config import Pretrain, Recommendation
-from matalign.data import inputs, library, sources
+from matalign.data import crystals, inputs, library, sources
 from matalign.data.dataset import Structures
 from matalign.pretrain import align, encode
 from matalign.release import ensemble, index, packed
@@ -107,10 +107,10 @@ class Released:
             `_high`, an interval meant to hold 90 %, see the model card for what it does hold; and
             `metal_probability`, between the least and the greatest of any member of the ensemble.
         """
-        crystals = packed_structures(structures)
-        out: dict[str, Any] = {"formula": [formula(numbers) for numbers, _, _ in crystals]}
-        if len(crystals):
-            members = ensemble.said(self.predictors, self.model.graphs(crystals))
+        packed = packed_structures(structures)
+        out: dict[str, Any] = {"formula": [formula(numbers) for numbers, _, _ in packed]}
+        if len(packed):
+            members = ensemble.said(self.predictors, self.model.graphs(packed))
         else:
             members = {target: np.zeros((1, 0)) for predictor in self.predictors for target in predictor.targets}
         for target, (value, low, high) in ensemble.values(members, self.calibrations).items():
@@ -151,12 +151,12 @@ class Released:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        crystals = packed_structures(structure if isinstance(structure, Structures) else [structure])
-        if len(crystals) != 1:
-            raise ValueError(f"expected one structure, got {len(crystals)}")
+        packed = packed_structures(structure if isinstance(structure, Structures) else [structure])
+        if len(packed) != 1:
+            raise ValueError(f"expected one structure, got {len(packed)}")
         vectors, known = self._protocols
         rows, similarity = encode.nearest(
-            self.model.embed_structures(crystals) @ self.index.axes.T, vectors, min(k * CHOICES, len(vectors))
+            self.model.embed_structures(packed) @ self.index.axes.T, vectors, min(k * CHOICES, len(vectors))
         )
         near = known.iloc[rows[0]].assign(similarity=similarity[0])
         near = near.drop_duplicates(["target_formula", "method", "text_L0"]).head(k).reset_index(drop=True)
@@ -164,10 +164,10 @@ class Released:
         columns = ["similarity", "target_formula", "method", "precursors", "max_temperature_C", "text", "doi"]
         heat = near.max_temperature_C.dropna()
         with regression.on_threads(self._study.cfg.threads):
-            sets = recommendation.recommend(self._study, formula(crystals[0][0]), k=k)["sets"]
+            sets = recommendation.recommend(self._study, formula(packed[0][0]), k=k)["sets"]
         sets = [{**row, "precursors": " + ".join(map(reduced, row["precursors"].split(" + ")))} for row in sets]
         return Recipes(
-            formula=formula(crystals[0][0]),
+            formula=formula(packed[0][0]),
             protocols=near[[*columns, "protocol_id"]],
             precursor_sets=pd.DataFrame(sets),
             temperature_C=(float(heat.min()), float(heat.max())) if len(heat) else (np.nan, np.nan),
@@ -219,8 +219,16 @@ class Released:
 
 
 def packed_structures(items: Sequence[Any] | Structures) -> Structures:
-    """Structures of any kind as the model takes them; raises as `inputs.structures`."""
-    return items if isinstance(items, Structures) else inputs.structures(items)
+    """Structures of any kind as the model takes them; raises as `read_structure`, with the item's number from 0."""
+    if isinstance(items, Structures):
+        return items
+    found = []
+    for number, item in enumerate(items):
+        try:
+            found.append(crystals.read_structure(item).arrays)
+        except ValueError as error:
+            raise ValueError(f"item {number}: {error}") from None
+    return Structures.pack(found)
 
 
 def formula(numbers: np.ndarray) -> str:

@@ -17,7 +17,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from matalign import config, paths
-from matalign.data import dataset, inputs, protocols
+from matalign.data import crystals, dataset, protocols
 from matalign.data.dataset import Structures
 from matalign.pretrain import encode
 from matalign.release import cli, released
@@ -73,9 +73,9 @@ class Explorer:
 
     @property
     def structure(self) -> Structures:
-        """The one crystal; raises as `row`, or as `inputs.cif` where the text is none."""
+        """The one crystal; raises as `row`, or as `read_structure` where the text is none."""
         if self.row is None:
-            return Structures.pack([inputs.checked(*inputs.cif(self.cif.value))])
+            return Structures.pack([crystals.read_structure(self.cif.value + "\n").arrays])
         return self.curated.structures.take([self.row])
 
     # The space, made when a view first asks

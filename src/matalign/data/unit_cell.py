@@ -1,0 +1,320 @@
+"""A cell full of atoms from listed sites and what is known of their symmetry, checked by formula and distances."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from matalign.data import symmetry
+from matalign.data.symmetry import Setting
+from matalign.elements import NUMBER, PROPERTIES, SYMBOLS, VALUES
+
+MAX_ATOMS = 2000  # in a cell; those of the curated sets have 200 at most
+MIN_DISTANCE_A = 0.5  # no two atoms of a crystal are nearer: H2 has 0.74 Å
+MAX_LENGTH_A = 1000.0  # of a cell
+HEAVIEST = 103  # Lr, the last element that the towers' table has
+DUPLICATE_A = 0.01  # two sites of one element nearer than this are one site, listed twice
+SANE_DISTANCE = 0.7  # of the sum of two atomic radii: where symmetry leaves a choice, no two atoms are nearer
+SAME_SHIFT_A = 0.005  # two crystals are one if their distances, up to `COMPARED_A`, differ by no more on average
+COMPARED_A = 6.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A crystal as arrays.
+
+    Attributes:
+        numbers: (n,) int16 atomic numbers.
+        frac_coords: (n, 3) float64.
+        lattice: (3, 3) float64, rows are the lattice vectors, Å.
+        notes: what was assumed or merged in reading.
+    """
+
+    numbers: np.ndarray
+    frac_coords: np.ndarray
+    lattice: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers, frac_coords and lattice, as `Structures.pack` takes them."""
+        return self.numbers, self.frac_coords, self.lattice
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Sites as a file lists them.
+
+    Attributes:
+        labels: (s,) of each.
+        numbers: (s,) atomic numbers.
+        frac_coords: (s, 3).
+        multiplicity: (s,) atoms in the cell that the file states; 0: it does not.
+        doubtful: labels whose element is a guess that a formula must confirm.
+    """
+
+    labels: tuple[str, ...]
+    numbers: np.ndarray
+    frac_coords: np.ndarray
+    multiplicity: np.ndarray
+    doubtful: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A stated formula; `units` of it are in the cell (0: not stated)."""
+
+    text: str
+    amounts: dict[int, float]
+    decimals: dict[int, int]
+    units: float = 0.0
+
+    @classmethod
+    def read(cls, text: str, units: float = 0.0) -> "Formula | None":
+        """None where the text is no formula."""
+        words = text.split()
+        pattern = r"([A-Z][a-z]?)(\d*(?:\.\d+)?)"
+        if len(words) > 1 or text.upper() == text:
+            pairs = [re.fullmatch(r"([A-Za-z]{1,2})(\d*(?:\.\d+)?)", word) for word in words]
+        else:
+            pairs = list(re.finditer(pattern, text)) if re.fullmatch(f"(?:{pattern})+", text) else []
+        if not pairs or not all(pairs):
+            return None
+        amounts, decimals = Counter(), {}
+        for symbol, amount in (pair.groups() for pair in pairs):
+            number = NUMBER.get({"D": "H"}.get(symbol, symbol).capitalize())
+            if number is None:
+                return None
+            amounts[number] += float(amount or 1)
+            decimals[number] = len(amount.partition(".")[2])
+        return cls(text, dict(amounts), decimals, units) if sum(amounts.values()) > 0 else None
+
+    def mismatch(self, numbers: np.ndarray) -> str:
+        """How the atoms of a cell differ from it, "" if they do not; amounts with decimals may be rounded."""
+        counts = Counter(numbers.tolist())
+        total = sum(self.amounts.values())
+        scale = len(numbers) / total
+        slack = {z: 0.51 * 10.0**-places if places else 1e-6 for z, places in self.decimals.items()}
+        spread = sum(value for value in slack.values() if value > 1e-6)
+        same = set(counts) == {z for z, amount in self.amounts.items() if amount} and all(
+            abs(counts[z] / scale - amount) <= slack[z] + spread * amount / total for z, amount in self.amounts.items()
+        )
+        if not same:
+            return f"formula mismatch: _chemical_formula_sum is {self.text}, the sites are {formula(numbers)}"
+        if self.units and abs(scale / self.units - 1) > 1e-6 + spread / total:
+            cell = f"{self.units:g} x {self.text}"
+            return f"formula mismatch: the cell holds {cell}, the sites are {len(numbers)} atoms, {formula(numbers)}"
+        return ""
+
+
+def formula(numbers: np.ndarray) -> str:
+    """The atoms of a cell, in reduced amounts."""
+    counts = Counter(numbers.tolist())
+    common = math.gcd(*counts.values())
+    return "".join(f"{SYMBOLS[z]}{n // common if n > common else ''}" for z, n in sorted(counts.items()))
+
+
+def lattice_vectors(lengths: Sequence[float], angles: Sequence[float]) -> np.ndarray:
+    """(3, 3) from a, b, c in Å and alpha, beta, gamma in degrees; c along z and a in the plane of x and z.
+
+    These are the axes of pymatgen, by which the curated sets are made.
+
+    Raises:
+        ValueError: no such cell.
+    """
+    a, b, c = lengths
+    alpha, beta, gamma = np.radians(angles)
+    turn = (np.cos(alpha) * np.cos(beta) - np.cos(gamma)) / (np.sin(alpha) * np.sin(beta)) if all(angles) else 2.0
+    if not (min(angles) > 0 and max(angles) < 180 and abs(turn) < 1 and min(lengths) > 0):
+        raise ValueError(f"no lattice: a, b, c {a:g}, {b:g}, {c:g} Å and angles {', '.join(f'{x:g}' for x in angles)}°")
+    around = np.arccos(turn)
+    return np.array(
+        [
+            [a * np.sin(beta), 0.0, a * np.cos(beta)],
+            [-b * np.sin(alpha) * np.cos(around), b * np.sin(alpha) * np.sin(around), b * np.cos(alpha)],
+            [0.0, 0.0, c],
+        ]
+    )
+
+
+def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *, notes: Sequence[str] = ()) -> Cell:
+    """The arrays, if they make a crystal that the models take.
+
+    Raises:
+        ValueError: no atoms, more than `MAX_ATOMS`, an unknown element, no volume, atoms on top of one another.
+    """
+    if not len(numbers):
+        raise ValueError("no atoms: expected at least one")
+    if len(numbers) > MAX_ATOMS:
+        raise ValueError(f"too many atoms: {len(numbers)} in the cell; at most {MAX_ATOMS} are taken")
+    unknown = [int(z) for z in numbers if not 1 <= z <= HEAVIEST]
+    if unknown:
+        raise ValueError(f"unknown element: atomic number {unknown[0]}; known are 1 to {HEAVIEST}")
+    if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all()):
+        raise ValueError("unreadable: cell or coordinates are not finite")
+    check_volume(lattice)
+    first, second, distance = pairs(frac_coords, lattice, MIN_DISTANCE_A)
+    if len(distance):
+        k = np.lexsort([second, first])[0]
+        where = f"{first[k]} and {second[k]} are {distance[k]:.2f} Å apart"
+        raise ValueError(f"overlapping atoms: {where}; expected at least {MIN_DISTANCE_A} Å")
+    arrays = np.asarray(numbers, np.int16), np.asarray(frac_coords, np.float64), np.asarray(lattice, np.float64)
+    return Cell(*arrays, tuple(notes))
+
+
+def check_volume(lattice: np.ndarray) -> None:
+    """Raises a ValueError if this is no cell of a crystal."""
+    volume = abs(np.linalg.det(lattice))
+    if not volume >= 1e-3:
+        raise ValueError("no lattice: the cell has no volume; expected a crystal, periodic in three directions")
+    longest = np.linalg.norm(lattice, axis=1).max()
+    height = volume / np.linalg.norm(np.cross(np.roll(lattice, -1, 0), np.roll(lattice, -2, 0)), axis=1).max()
+    if longest > MAX_LENGTH_A or height < MIN_DISTANCE_A:
+        raise ValueError(f"no lattice: a cell as long as {longest:.4g} Å and as low as {height:.4g} Å is no crystal's")
+
+
+def pairs(frac_coords: np.ndarray, lattice: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First (p,), second (p,) and distance (p,) in Å of all periodic pairs of atoms within `cutoff`, each both ways."""
+    inside = frac_coords % 1
+    heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    reach = cutoff / heights
+    cells = [np.arange(-math.ceil(each), math.ceil(each) + 1) for each in reach]
+    shifts = np.stack(np.meshgrid(*cells, indexing="ij"), axis=-1).reshape(-1, 3)
+    images = (inside[:, None] + shifts).reshape(-1, 3)
+    near = ((images >= -reach) & (images <= 1 + reach)).all(1)
+    atoms = np.repeat(np.arange(len(inside)), len(shifts))[near]
+    still = np.tile((shifts == 0).all(1), len(inside))[near]
+    found = cKDTree(inside @ lattice).sparse_distance_matrix(
+        cKDTree(images[near] @ lattice), cutoff, output_type="ndarray"
+    )
+    first, image, distance = found["i"], found["j"], found["v"]
+    itself = still[image] & (atoms[image] == first)
+    return first[~itself], atoms[image[~itself]], distance[~itself]
+
+
+def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stated: str, known: Formula | None) -> Cell:
+    """The cell that sites make under a symmetry.
+
+    Args:
+        sites: as listed.
+        lattice: (3, 3), Å.
+        settings: what the symmetry may be. Those that do not fit cell, formula or distances are left out; where more
+            than one remains, they must make the same crystal, or all but one bring atoms absurdly near one another.
+        stated: the symmetry as it is stated, for messages.
+        known: the stated formula.
+
+    Raises:
+        ValueError: nothing fits, the choice stays open, or an element is a guess that no formula confirms.
+    """
+    if len(sites.numbers) > MAX_ATOMS:
+        raise ValueError(f"too many atoms: {len(sites.numbers)} sites; at most {MAX_ATOMS} are taken")
+    check_volume(lattice)
+    unique = {setting.key: setting for setting in reversed(settings)}
+    fitting = [setting for setting in reversed(unique.values()) if symmetry.fits(setting, lattice)]
+    fitting = [setting for setting in fitting if not setting.rare] or fitting
+    if not fitting:
+        lengths = ", ".join(f"{x:.4g}" for x in np.linalg.norm(lattice, axis=1))
+        raise ValueError(f"symmetry: {stated} does not fit the cell with a, b, c {lengths} Å and its angles")
+    cells, causes = [], []
+    for setting in fitting:
+        try:
+            cells.append((setting, _filled(sites, lattice, setting, known)))
+        except ValueError as error:
+            causes.append(error)
+    if not cells:
+        raise causes[0]
+    setting, cell = _one_of(cells, stated)
+    if sites.doubtful and known is None:
+        raise ValueError(f"unknown element: site {sites.doubtful[0]!r} names none for certain, and no formula tells")
+    if len(fitting) > 1 or setting.rare:
+        cell = replace(cell, notes=(f"symmetry: {stated} is read as {setting.name}", *cell.notes))
+    return cell
+
+
+def _filled(sites: Sites, lattice: np.ndarray, setting: Setting, known: Formula | None) -> Cell:
+    origin, frac_coords, notes = symmetry.expand(sites.frac_coords, lattice, setting, labels=sites.labels)
+    twins = _twins(sites.numbers, origin, frac_coords, lattice)
+    notes += [f"{sites.labels[k]} is listed twice: it is an image of {sites.labels[other]}" for k, other in twins]
+    kept = ~np.isin(origin, [k for k, _ in twins])
+    origin, frac_coords = origin[kept], frac_coords[kept]
+    numbers = sites.numbers[origin]
+    if known and (mismatch := known.mismatch(numbers)):
+        raise ValueError(mismatch)
+    cell = checked(numbers, frac_coords, lattice, notes=notes)
+    counts = np.bincount(origin, minlength=len(sites.labels))
+    wrong = np.flatnonzero((sites.multiplicity > 0) & (counts > 0) & (counts != sites.multiplicity))
+    if len(wrong) and not (known and known.units):
+        site = int(wrong[0])
+        raise ValueError(
+            f"symmetry: site {sites.labels[site]} stands {counts[site]} times in the cell of {setting.name}, "
+            f"_atom_site_symmetry_multiplicity is {sites.multiplicity[site]}"
+        )
+    return cell
+
+
+def _twins(
+    numbers: np.ndarray, origin: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray
+) -> list[tuple[int, int]]:
+    """Listed sites that are images of an earlier site of the same element, with that site."""
+    first, second, _ = pairs(frac_coords, lattice, DUPLICATE_A)
+    late, early = origin[first], origin[second]
+    same = (late > early) & (numbers[late] == numbers[early])
+    return sorted(dict(zip(late[same].tolist(), early[same].tolist(), strict=True)).items())
+
+
+def _one_of(cells: list[tuple[Setting, Cell]], stated: str) -> tuple[Setting, Cell]:
+    """The one crystal among several readings of a symmetry."""
+    if _one_crystal(cells):
+        return cells[0]
+    sane = [(setting, cell) for setting, cell in cells if nearest_of_radii(cell) >= SANE_DISTANCE]
+    if sane and _one_crystal(sane):
+        return sane[0]
+    names = ", ".join(setting.name for setting, _ in (sane or cells)[:4])
+    raise ValueError(
+        f"symmetry: {stated} is ambiguous: {names} make different crystals of these sites; expected the operations"
+    )
+
+
+def _one_crystal(cells: list[tuple[Setting, Cell]]) -> bool:
+    return all(same_crystal(cells[0][1], cell) for _, cell in cells[1:])
+
+
+def nearest_of_radii(cell: Cell) -> float:
+    """The smallest distance of two atoms over the sum of their atomic radii."""
+    radius = np.nan_to_num(VALUES[cell.numbers, PROPERTIES.index("radius_A")], nan=1.0)
+    first, second, distance = pairs(cell.frac_coords, cell.lattice, SANE_DISTANCE * 2 * radius.max())
+    return float((distance / (radius[first] + radius[second])).min()) if len(distance) else math.inf
+
+
+def same_crystal(one: Cell, other: Cell) -> bool:
+    """Whether two cells hold the same crystal, up to its setting (mirror images are the same).
+
+    Compared are volume per atom, composition, and the distances between each pair of elements.
+    """
+    volumes = [abs(np.linalg.det(cell.lattice)) / len(cell.numbers) for cell in (one, other)]
+    if formula(one.numbers) != formula(other.numbers) or abs(volumes[0] / volumes[1] - 1) > 2e-3:
+        return False
+    shells = [_shells(cell) for cell in (one, other)]
+    return set(shells[0]) == set(shells[1]) and all(
+        _shift(shells[0][pair], shells[1][pair]) <= SAME_SHIFT_A for pair in shells[0]
+    )
+
+
+def _shells(cell: Cell) -> dict[tuple[int, int], tuple[np.ndarray, float]]:
+    """Sorted distances of each pair of elements, and the weight of each: 1 over the atoms in the cell."""
+    first, second, distance = pairs(cell.frac_coords, cell.lattice, COMPARED_A)
+    kinds = np.sort(np.stack([cell.numbers[first], cell.numbers[second]]), axis=0)
+    present = {tuple(int(z) for z in pair) for pair in kinds.T}
+    weight = 1 / len(cell.numbers)
+    return {pair: (np.sort(distance[(pair == kinds.T).all(1)]), weight) for pair in present}
+
+
+def _shift(one: tuple[np.ndarray, float], other: tuple[np.ndarray, float]) -> float:
+    """Å by which distances must move on average to make one list of the other."""
+    at = np.sort(np.concatenate([one[0], other[0], [COMPARED_A]]))
+    counts = [np.searchsorted(distances, at[:-1], side="right") * weight for distances, weight in (one, other)]
+    return float((np.abs(counts[0] - counts[1]) * np.diff(at)).sum() / max(counts[0].max(), counts[1].max()))
