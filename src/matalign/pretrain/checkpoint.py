@@ -1,6 +1,6 @@
 """Training state on disk, and the folder of a finished model.
 
-Files appear under a temporary name and are renamed when whole. Nothing is pickled.
+Files appear under a temporary name and are renamed when whole.
 """
 
 import dataclasses
@@ -10,14 +10,12 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from matalign import cache
 from matalign.pretrain import align
@@ -38,34 +36,22 @@ class Progress:
     log_bytes: int = 0  # of log.jsonl; what a killed run wrote after is cut off
 
 
-def save(file: Path, model: align.AlignModel, at: Progress, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Write weights, position and, if given, the optimiser's state: temporary name, then rename. First rank only."""
-    if rank() > 0:
-        return
-    tensors = {f"model.{name}": t.detach().cpu().contiguous() for name, t in model.weights().items()}
-    if optimizer:
-        for i, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{name}": t.cpu().contiguous() for name, t in moments.items()}
-    temporary = file.with_name(f".{file.name}")
-    save_file(tensors, temporary, metadata={"progress": json.dumps(dataclasses.asdict(at))})
+def save(file: Path, state: Mapping[str, Any]) -> None:
+    """Write a training state, whole or not at all: temporary name, then rename.
+
+    Args:
+        file: where to.
+        state: `model`, `optimizer`, `progress`: tensors, numbers, strings, and dicts and lists of these, all that
+            `load` takes. No numpy arrays.
+    """
+    temporary = file.with_name(f".{file.name}")  # its folder is held by this process
+    torch.save(dict(state), temporary)
     temporary.rename(file)
 
 
-def restore(file: Path, model: align.AlignModel, optimizer: torch.optim.Optimizer | None = None) -> Progress:
-    """Read what `checkpoint` wrote into the model and, if given, the optimiser."""
-    with safe_open(file, framework="pt") as stored:
-        tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        at = Progress(**json.loads(stored.metadata()["progress"]))
-    model.load_weights({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
-    if optimizer:
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            if part == "optimizer":
-                i, _, what = rest.partition(".")
-                moments.setdefault(int(i), {})[what] = tensor
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return at
+def load(file: Path) -> dict[str, Any]:
+    """Read what `save` wrote, on the CPU; nothing but tensors and plain values is unpickled."""
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def export(examples: Examples, at: Progress, folder: Path) -> None:

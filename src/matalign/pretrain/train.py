@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc-per-node 4 -m matalign.pretrain.train --config <folder>/pretrain.json
 
-`launch.folder(cfg)` makes that folder, where all state lives: `state.safetensors` (weights, optimiser,
-position), `best.safetensors`, `log.jsonl`, `times.jsonl`, at the end `model/`. With the folder where all nodes see it,
+`launch.folder(cfg)` makes that folder, where all state lives: `state.pt` (weights, optimiser,
+position), `best.pt`, `log.jsonl`, `times.jsonl`, at the end `model/`. With the folder where all nodes see it,
 several nodes train one model; on node i of two, with eight ranks in all,
 
     torchrun --nnodes 2 --node-rank <i> --nproc-per-node 4 --rdzv-backend c10d --rdzv-id pretrain \\
@@ -16,6 +16,7 @@ On one CPU process a killed and resumed run ends with the same bytes.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -37,7 +38,7 @@ from matalign.pretrain import align, checkpoint, losses
 from matalign.pretrain.batches import VALIDATION, Examples, Part, rank, world
 from matalign.pretrain.checkpoint import Progress
 
-STATE = ("state.safetensors", "best.safetensors")  # to go on from; weights best on validation
+STATE = ("state.pt", "best.pt")  # to go on from; weights best on validation
 
 
 def train_step(examples: Examples, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> float:
@@ -194,7 +195,7 @@ def optimise(examples: Examples, folder: Path, *, max_steps: int = 0, quiet: boo
     optimizer = torch.optim.AdamW(groups, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
     examples.inputs  # noqa: B018, here and not in the first step, as the ranks wait for one another
     state, best, log = (folder / name for name in (*STATE, "log.jsonl"))
-    at = checkpoint.restore(state, model, optimizer) if state.exists() else Progress()
+    at = _resumed(state, model, optimizer) if state.exists() else Progress()
     steps = losses.all_gather(torch.tensor([at.steps], device=device))
     if (steps != at.steps).any():
         raise RuntimeError(f"ranks stand at steps {steps.tolist()}: {folder} is not one folder that all nodes see")
@@ -228,7 +229,7 @@ def optimise(examples: Examples, folder: Path, *, max_steps: int = 0, quiet: boo
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 bar.update()
                 if cfg.checkpoint_steps and at.steps % cfg.checkpoint_steps == 0:
-                    checkpoint.save(state, model, at, optimizer)
+                    _keep(state, model, at, optimizer)
             if rank() == 0 and not quiet:
                 bar.set_postfix(loss=f"{at.loss_sum / at.step:.3f}", **checkpoint.epochs(folder)[-1])
         result = validate(examples, batches=1 if max_steps else None)
@@ -240,12 +241,26 @@ def optimise(examples: Examples, folder: Path, *, max_steps: int = 0, quiet: boo
         record(**at.history[-1])
         if result["loss_val"] < at.best:
             at.best, at.best_epoch = result["loss_val"], at.epoch
-            checkpoint.save(best, model, at)
-        checkpoint.save(state, model, at, optimizer)
+            _keep(best, model, at)
+        _keep(state, model, at, optimizer)
         clock.tick("validation and checkpoint", epoch=at.epoch)
     if rank() == 0:
-        checkpoint.restore(best, model)
+        _resumed(best, model)
     return at
+
+
+def _keep(file: Path, model: align.AlignModel, at: Progress, optimizer: torch.optim.Optimizer | None = None) -> None:
+    if rank() == 0:
+        moments = {"optimizer": optimizer.state_dict()} if optimizer else {}
+        checkpoint.save(file, {"model": model.weights(), **moments, "progress": dataclasses.asdict(at)})
+
+
+def _resumed(file: Path, model: align.AlignModel, optimizer: torch.optim.Optimizer | None = None) -> Progress:
+    state = checkpoint.load(file)
+    model.load_weights(state["model"])
+    if optimizer:
+        optimizer.load_state_dict(state["optimizer"])
+    return Progress(**state["progress"])
 
 
 def main() -> None:
