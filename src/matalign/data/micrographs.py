@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from matalign.data import image_files
-from matalign.data.image_files import Frame, Scale
+from matalign.data.frames import Frame, Scale, reading
 
 MAX_COUNTS_BYTES = 2**30  # 16384 × 16384 pixels of 4 bytes
 MIN_PIXELS = 8  # of its own in what the model sees of it
@@ -71,7 +71,7 @@ def read_micrograph(item: Any, *, pixel_A: float | None = None, frame: int | Non
         path = Path(item)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; expected an image")
-        found, notes = _chosen(image_files.frames(path), frame)
+        found, notes = _chosen(image_files.read(path), frame)
         pixel_A, said = _scale(found.scales, pixel_A)
         return Micrograph(_assembled(found), pixel_A, (*notes, *found.notes, *said))
     except ValueError as error:
@@ -175,7 +175,7 @@ def _assembled(frame: Frame) -> np.ndarray:
         raise ValueError(f"pixels {frame.shape} of {frame.dtype}; expected real numbers (height, width)")
     _check_size(frame.shape, frame.dtype)  # before anything is decoded
     counts = np.zeros(frame.shape, _counts_dtype(frame.dtype))
-    with image_files.reading():
+    with reading():
         for place, block in frame.pieces():
             counts[place] = block
     return np.ascontiguousarray(_oriented(_finite(counts), frame.orientation))
