@@ -186,7 +186,8 @@ def test_a_frame_is_chosen_by_its_number(tmp_path):
         with pytest.raises(ValueError, match=rf"^{file.name}: no frame 3; it has 3, from 0"):
             read_micrograph(file, frame=3)
         if file.suffix != ".ser":
-            np.testing.assert_array_equal(read_micrograph(file, frame=2).counts, stack[2], err_msg=file.name)
+            np.testing.assert_array_equal(read_micrograph(file, frame=1).counts, stack[1], err_msg=file.name)
+            np.testing.assert_array_equal(read_micrograph(file, frame=-1).counts, stack[2], err_msg=file.name)
     Image.fromarray(BYTES).save(tmp_path / "one.png")
     np.testing.assert_array_equal(read_micrograph(tmp_path / "one.png", frame=0).counts, BYTES)
 
@@ -207,7 +208,7 @@ def test_a_files_scale_is_read_with_its_unit(unit, scale, pixel_A, tmp_path):
 @pytest.mark.parametrize(
     ("scale", "unit", "said"),
     [
-        (0.02, "", r"no unit: the file's scale is 0\.02, .*; give pixel_A, in Å"),
+        (0.02, "", r"no unit: the file's scale is 0\.02, .*; give pixel_A .--pixel-A., in Å"),
         (0.02, "parsec", r"unknown unit: the file's scale is 0\.02 parsec; give pixel_A"),
         (0, "nm", "no scale: the file says 0 nm per pixel; give pixel_A"),
     ],

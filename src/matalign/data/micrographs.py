@@ -40,11 +40,13 @@ class Micrograph:
         counts: (height, width) as the file has them, float32 where that holds them exactly, else float64.
         pixel_A: Å per pixel; None where nobody has said.
         notes: what was done to the numbers, and where the scale is from.
+        name: of its file, for messages.
     """
 
     counts: Float[np.ndarray, "height width"]
     pixel_A: float | None
     notes: tuple[str, ...] = ()
+    name: str = "image"
 
 
 def read_micrograph(item: Any, *, pixel_A: float | None = None, frame: int | None = None) -> Micrograph:
@@ -54,7 +56,7 @@ def read_micrograph(item: Any, *, pixel_A: float | None = None, frame: int | Non
         item: path of a .dm3, .dm4, .emd, .mrc, .ser, TIFF, PNG or JPEG file (told by its content), or array (height,
             width). Colours become luminance; WhiteIsZero is turned over, orientations are applied.
         pixel_A: Å per pixel, for files that state no scale; one that they state must agree within 5 %.
-        frame: which image of a file with several, from 0.
+        frame: which image of a file with several, from 0; −1: the last.
 
     Raises:
         FileNotFoundError: no such file.
@@ -73,7 +75,7 @@ def read_micrograph(item: Any, *, pixel_A: float | None = None, frame: int | Non
             raise FileNotFoundError(f"{path}: no such file; expected an image")
         found, notes = _chosen(image_files.read(path), frame)
         pixel_A, said = _scale(found.scales, pixel_A)
-        return Micrograph(_assembled(found), pixel_A, (*notes, *found.notes, *said))
+        return Micrograph(_assembled(found), pixel_A, (*notes, *found.notes, *said), name)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -98,7 +100,7 @@ def resampled(image: Micrograph, *, to_pixel_A: float, px: int) -> Float[np.ndar
     """
     pixel_A = image.pixel_A
     if pixel_A is None:
-        raise ValueError("no scale: the file states none; give pixel_A, in Å per pixel")
+        raise ValueError("no scale: the file states none; give pixel_A (--pixel-A), in Å per pixel")
     if px * to_pixel_A < MIN_PIXELS * pixel_A:
         seen = px * to_pixel_A / pixel_A
         raise ValueError(
@@ -126,7 +128,7 @@ def model_image(
     try:
         return resampled(image, to_pixel_A=to_pixel_A, px=px)
     except ValueError as error:
-        raise ValueError(f"{Path(item).name if isinstance(item, str | PathLike) else 'image'}: {error}") from None
+        raise ValueError(f"{image.name}: {error}") from None
 
 
 def _weights(n: int, *, pixel_A: float, to_pixel_A: float, px: int) -> Float[np.ndarray, "px n"]:
@@ -151,6 +153,7 @@ def _chosen(frames: list[Frame], frame: int | None) -> tuple[Frame, tuple[str, .
         if len(frames) > 1:
             raise ValueError(f"{len(frames)} frames; expected one image, or one chosen by frame 0 to {len(frames) - 1}")
         return frames[0], ()
+    frame = len(frames) - 1 if frame == -1 else frame
     if not 0 <= frame < len(frames):
         raise ValueError(f"no frame {frame}; it has {len(frames)}, from 0")
     return frames[frame], (f"frame {frame} of {len(frames)}",) if len(frames) > 1 else ()
@@ -202,7 +205,7 @@ def _scale(stated: tuple[Scale, ...], given: float | None) -> tuple[float | None
     found, lacks = _stated(stated)
     if found is None:
         if lacks and given is None:
-            raise ValueError(f"{lacks}; give pixel_A, in Å per pixel")
+            raise ValueError(f"{lacks}; give pixel_A (--pixel-A), in Å per pixel")
         return given, (f"{lacks}: {given:g} Å per pixel as given",) if lacks else ()
     if given is not None and abs(math.log(found / given)) > AGREEMENT:
         raise ValueError(

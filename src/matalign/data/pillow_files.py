@@ -18,7 +18,7 @@ def read(path: Path) -> list[Frame]:
         grey = _grey(image.mode)
         dtype = _pillow_dtype(image.mode)
         notes = () if grey else ("colours made luminance",)
-        orientation = 1 if image.format == "TIFF" else image.getexif().get(0x0112, 1)
+        orientation = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(0x0112, 1)  # PNG's own decodes
         shape = (image.size[1], image.size[0])
         return [
             Frame(shape, dtype, lambda k=k: _pillow_pieces(path, k), (), orientation, notes)

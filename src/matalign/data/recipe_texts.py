@@ -13,9 +13,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from matalign import protocols
-from matalign.inputs import UNITS, quantity
-from matalign.protocols import Operation, Protocol, plain
+from matalign.data import protocols
+from matalign.data.formulas import composition, normalise, spells
+from matalign.data.groups import plain
+from matalign.data.protocols import Operation, Protocol
+from matalign.data.units import UNITS, quantity
 
 MAX_CHARACTERS = 20_000  # of a text; the text tower reads its first 128 tokens
 MAX_TEMPERATURE_C = 3500.0
@@ -131,13 +133,13 @@ def record(fields: Mapping[str, Any]) -> Protocol:
     method = _word(fields, "method") or "solid-state"
     if method not in protocols.METHODS:
         raise ValueError(f"unknown method {method!r}; one of {', '.join(protocols.METHODS)}")
-    target = protocols.normalise(_word(fields, "target"))
+    target = normalise(_word(fields, "target"))
     if target:
-        protocols.composition(target)
-    precursors = tuple(sorted({protocols.normalise(word) for word in _words(fields, "precursors")}))
+        composition(target)
+    precursors = tuple(sorted({normalise(word) for word in _words(fields, "precursors")}))
     if not precursors:
         raise ValueError("no precursors; expected formulas, as BaCO3; TiO2")
-    if target and any(protocols.spells(word, target) for word in precursors):
+    if target and any(spells(word, target) for word in precursors):
         raise ValueError(f"the target {target} is among its precursors")
     operations = tuple(operation for step in steps if (operation := _operation(step)) is not None)
     return Protocol(_word(fields, "doi").lower(), method, target, (), precursors, operations)
