@@ -54,7 +54,7 @@ class Released:
     """A trained model with predictors and an index.
 
     A structure is a pymatgen Structure, an ASE Atoms, a path to a CIF or POSCAR, or an OPTIMADE record; a protocol is a
-    text, a path or a dict of fields; see `recipe_texts`. `dataset.Structures` do where several structures are asked for.
+    text, a path or a dict of fields; see `recipe_texts`. `dataset.Structures` do for several structures.
     """
 
     folder: Path
