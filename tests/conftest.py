@@ -17,7 +17,7 @@ install_import_hook(
         "matalign.towers.xrd",
         "matalign.tasks.regression",
         "matalign.pretrain.losses",
-        "matalign.data.inputs",
+        "matalign.data.micrographs",
         "matalign.data.own_data",
         "matalign.release.packed",
         "matalign.release.index",

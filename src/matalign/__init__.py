@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from matalign.data.micrographs import Micrograph
     from matalign.data.unit_cell import Cell
     from matalign.release.released import Released
 
@@ -27,3 +28,17 @@ def read_structure(item: Any, *, block: str | None = None, frame: int | None = N
     from matalign.data import crystals
 
     return crystals.read_structure(item, block=block, frame=frame)
+
+
+def read_micrograph(item: Any, *, pixel_A: float | None = None, frame: int | None = None) -> "Micrograph":
+    """A micrograph and its scale; see `data.micrographs.read_micrograph`."""
+    from matalign.data import micrographs
+
+    return micrographs.read_micrograph(item, pixel_A=pixel_A, frame=frame)
+
+
+def read_protocol(item: Any, *, level: int = 1) -> str:
+    """A protocol as the text tower takes it; see `data.recipe_texts.read_protocol`."""
+    from matalign.data import recipe_texts
+
+    return recipe_texts.read_protocol(item, level=level)

@@ -12,7 +12,9 @@ from projects import REPOSITORY
 from pymatgen.core import Lattice, Structure
 
 from matalign import config, paths
-from matalign.data import dataset, inputs, manifest, own_data, providers
+from matalign.data import dataset, manifest, own_data, providers
+from matalign.data.micrographs import model_image
+from matalign.data.units import UNITS
 from matalign.pretrain import align, encode
 
 
@@ -80,7 +82,7 @@ def test_a_folder_becomes_a_curated_set(folder):
 
     rows, images = own_data.micrographs(curated, pixel_A=0.4, px=32)
     assert rows.tolist() == [2]
-    expected = inputs.micrograph(folder / "stem.tif", pixel_A=0.1, to_pixel_A=0.4, px=32)
+    expected = model_image(folder / "stem.tif", pixel_A=0.1, to_pixel_A=0.4, px=32)
     np.testing.assert_array_equal(images[0, 0], expected)
 
 
@@ -120,12 +122,12 @@ def test_fields_of_a_protocol_stand_in_columns(folder):
         ({"structure": "x" * 5000}, "name too long"),
         ({"structure": "."}, "no such file"),
         ({"structure": "alloy.cif"}, "alloy.cif: disordered: "),
-        ({"image": "stem.tif"}, "stem.tif: no scale: the pixel size is None"),
+        ({"image": "stem.tif"}, "stem.tif: no scale: the file states none; give pixel_A"),
         ({"image": "stem.tif", "pixel_size": "0.1"}, "pixel_size '0.1' has no unit; one of A, nm, pm"),
         ({"image": "stem.tif", "pixel_size": "0.1", "pixel_size_unit": "inch"}, "unknown unit 'inch'"),
         ({"image": "stem.tif", "pixel_size": "-1", "pixel_size_unit": "nm"}, "no scale: the pixel size is -10"),
         ({"image": "stem.tif", "pixel_size": "x", "pixel_size_unit": "nm"}, "pixel_size is 'x'; expected a number"),
-        ({"image": "huge.png", "pixel_size": "1", "pixel_size_unit": "pm"}, "8000 × 5000 pixels (40 megapixels)"),
+        ({"image": "huge.png", "pixel_size": "1", "pixel_size_unit": "pm"}, "huge.png: unreadable"),
         ({"image": "sto.txt", "pixel_size": "1", "pixel_size_unit": "pm"}, "sto.txt: unreadable"),
         ({"protocol": "x " * 50_000}, "a text of 99,999 characters; at most 20,000"),
         ({"protocol": "none.txt"}, "none.txt: no such file"),
@@ -308,8 +310,8 @@ def test_the_datasheet_lists_every_column_and_unit():
     section = (REPOSITORY / "data/README.md").read_text().partition("## Your own data")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| `")]
     listed = {name.strip("`"): units for name, _, units in rows}
-    assert set(listed) == {*manifest.WORDS, *inputs.UNITS}
-    assert {name: listed[name].split(", ") for name in inputs.UNITS} == {k: [*v] for k, v in inputs.UNITS.items()}
+    assert set(listed) == {*manifest.WORDS, *UNITS}
+    assert {name: listed[name].split(", ") for name in UNITS} == {k: [*v] for k, v in UNITS.items()}
 
 
 def test_what_the_readme_shows_is_there():

@@ -2,13 +2,13 @@
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 
+from matalign.data.groups import plain, spelled_out
 from matalign.elements import NAMES, NUMBER, VALUES
 
 SAME_COMPOSITION = 0.01  # largest difference of an atomic fraction between two spellings of one composition
@@ -29,7 +29,7 @@ ANIONS = (
     (r"C6H5O7|C3H5O\(COO\)3", "a citrate"),
     (r"NO3", "a nitrate"),
     (r"C5H7O2|CH3COCHCOCH3", "an acetylacetonate"),
-    (r"\(?O\(?C[H2-9]|C\d?H\d+\)?O\)|OPr|OEt|OBu|CH2\)?3?O\)", "an alkoxide"),
+    (r"\(?O\(?C[H2-9]|C\d?H\d+\)?O\)|CH2\)?3?O\)", "an alkoxide"),
     (r"SO4", "a sulfate"),
     (r"PO[34]|P2O7", "a phosphate"),
     (r"OH", "a hydroxide"),
@@ -43,8 +43,9 @@ def normalise(formula: str) -> str:
     >>> normalise("Fe(NO₃)₃ • 9H₂O")
     'Fe(NO3)3·9H2O'
     """
-    text = unicodedata.normalize("NFKC", formula)
+    text = plain(formula)
     text = re.sub(r"\s*[⋅∙•×⸱‧∗*]\s*|\s*·\s*", "·", text)
+    text = re.sub(r"^([^·]*?[A-Za-z\d)\]])\s+(\d+(?:\.\d+)?|[xnmyz])?\s*H2O$", r"\1·\2H2O", text)  # a blank for it
     text = re.sub(r"[−–—‐‑]", "-", text)
     text = re.sub(r"\(\d+(\.\d+)?N\)$", "", text)  # purity: SiO2(4N)
     text = re.sub(r"N03", "NO3", re.sub(r"H20\b", "H2O", text))  # zero for O
@@ -58,8 +59,8 @@ def normalise(formula: str) -> str:
 def composition(formula: str) -> dict[str, Fraction]:
     """Atoms in a formula unit, summed over the parts of a hydrate or a mixture; do not change the returned dict.
 
-    Groups in brackets, decimals, fractions ("1/3"), Unicode subscripts and parts ("4MgCO3-Mg(OH)2·5H2O") are read; an
-    unknown number of water molecules ("·xH2O") counts as one.
+    Groups in brackets, abbreviated ones (`groups.GROUPS`), decimals, fractions ("1/3"), Unicode subscripts and parts
+    ("4MgCO3-Mg(OH)2·5H2O") are read; an unknown number of water molecules ("·xH2O") counts as one.
 
     Args:
         formula: as written.
@@ -71,7 +72,7 @@ def composition(formula: str) -> dict[str, Fraction]:
         ValueError: not a formula: an unknown element, a variable, an unbalanced bracket, no atom at all.
     """
     total: dict[str, Fraction] = {}
-    for part in re.split(r"[·-]", normalise(formula)):
+    for part in re.split(r"[·-]", spelled_out(normalise(formula))):
         lead = re.match(rf"({DIGITS})?(\(?[xnmyz]\)?(?=H2O$))?", part)
         factor = number(lead[1]) if lead[1] else Fraction(1)
         for symbol, amount in _group(part[lead.end() :], formula).items():
@@ -100,7 +101,7 @@ def _group(part: str, formula: str) -> dict[str, Fraction]:
         if symbol in NAMES:
             last = {symbol: Fraction(1)}
         elif symbol and symbol[0] in NAMES and len(symbol) == 2:
-            raise ValueError(f"{formula!r}: {symbol!r} is not an element")
+            raise ValueError(f"{formula!r}: {symbol!r}{_place(symbol, formula)} is not an element")
         elif opening:
             stack.append({})
             last = {}
@@ -108,12 +109,18 @@ def _group(part: str, formula: str) -> dict[str, Fraction]:
         elif closing and len(stack) > 1:
             last = stack.pop()
         else:
-            raise ValueError(f"{formula!r}: cannot read {symbol or closing or amount or other!r}")
+            sign = symbol or closing or amount or other
+            raise ValueError(f"{formula!r}: cannot read {sign!r}{_place(sign, formula)}")
         for key, value in last.items():
             stack[-1][key] = stack[-1].get(key, Fraction(0)) + value
     if len(stack) > 1 or not part:
         raise ValueError(f"{formula!r}: unbalanced bracket or empty part")
     return stack[0]
+
+
+def _place(sign: str, formula: str) -> str:
+    at = formula.find(sign)
+    return f" (character {at + 1})" if at >= 0 else ""
 
 
 def reduced(formula: str) -> str:
@@ -198,7 +205,7 @@ def same_composition(a: str, b: str) -> bool:
 @lru_cache(maxsize=200_000)
 def _tokens(text: str) -> tuple[str, ...]:
     """What blanks and commas part, and its parts: between marks of dopants and mixtures, and in brackets."""
-    words = [w for w in re.split(r"[\s,;=+]+", unicodedata.normalize("NFKC", text)) if w]
+    words = [w for w in re.split(r"[\s,;=+]+", plain(text)) if w]
     parts = [
         p
         for w in words
@@ -228,7 +235,7 @@ def precursor_class(formula: str) -> str:
         atoms = composition(formula)
     except ValueError:
         return "another compound"
-    text = normalise(formula)
+    text = spelled_out(normalise(formula))
     dry = re.sub(r"·\(?[\dxnmyz./]*\)?H2O$", "", text)
     elements = set(atoms)
     if elements == {"H", "O"}:

@@ -6,10 +6,10 @@ a column beside it (`temperature`, `temperature_unit`):
     id                                      unique
     structure                               path of a CIF, POSCAR, JSON or any file that pymatgen or ASE reads
     protocol                                path of a .txt or .json file, or the text itself
-    target precursors method doi            or the protocol's fields, as `inputs.record` takes them; formulas
+    target precursors method doi            or the protocol's fields, as `recipe_texts.record` takes them; formulas
     action temperature time                 parted by ";"
     atmosphere medium
-    image pixel_size                        path of a PNG or TIFF, and its scale
+    image pixel_size image_frame            path of an image, its scale where it states none, which of several from 0
     formation_energy band_gap               properties, where they are known
     bulk_modulus shear_modulus
 
@@ -25,20 +25,22 @@ from typing import Any
 
 from tqdm import tqdm
 
-from matalign.data import crystals, inputs
+from matalign.data import crystals, recipe_texts
 from matalign.data.formulas import same_composition
+from matalign.data.micrographs import model_image, read_micrograph
 from matalign.data.protocols import Protocol
 from matalign.data.sources import Crystal
+from matalign.data.units import UNITS, quantity
 
 NAME = "manifest.csv"
 SHOWN = 20  # errors in one message
 LONGEST = 300  # characters of one of them
 LONG = 100  # more rows than this show a progress bar
 PROPERTIES = ("formation_energy", "band_gap", "bulk_modulus", "shear_modulus")
-FIELDS = tuple(name for name in inputs.FIELDS + inputs.STEP if name not in ("operations", *inputs.UNITS))
-WORDS = ("id", "structure", "protocol", "image", *FIELDS)  # columns that are no quantities
+FIELDS = tuple(name for name in recipe_texts.FIELDS + recipe_texts.STEP if name not in ("operations", *UNITS))
+WORDS = ("id", "structure", "protocol", "image", "image_frame", *FIELDS)  # columns that are no quantities
 COLUMNS = WORDS + tuple(
-    f"{name}{end}" for name, units in inputs.UNITS.items() for end in ("", "_unit", *(f"_{u}" for u in units))
+    f"{name}{end}" for name, units in UNITS.items() for end in ("", "_unit", *(f"_{u}" for u in units))
 )
 # How an image is looked at to see whether it can be used at all: the scale and size of most models.
 LOOK = {"to_pixel_A": 0.2, "px": 64}
@@ -55,6 +57,7 @@ class Entry:
         protocol: a structured one, or text; its target is the crystal's formula where the row names none.
         image: the file.
         pixel_A: Å per pixel of the image.
+        frame: which of the file's images; None: the only one.
         properties: column of `dataset.MATERIALS` -> value.
     """
 
@@ -64,6 +67,7 @@ class Entry:
     protocol: Protocol | str | None
     image: Path | None
     pixel_A: float | None
+    frame: int | None
     properties: dict[str, float]
 
 
@@ -127,10 +131,10 @@ def _header(header: list[str]) -> list[str]:
     for column in header:
         if column in COLUMNS:
             continue
-        base = next((name for name in inputs.UNITS if column.startswith(f"{name}_")), "")
+        base = next((name for name in UNITS if column.startswith(f"{name}_")), "")
         if base:
             unit = column.removeprefix(f"{base}_")
-            errors.append(f"unknown unit {unit!r} in the column {column!r}; one of {', '.join(inputs.UNITS[base])}")
+            errors.append(f"unknown unit {unit!r} in the column {column!r}; one of {', '.join(UNITS[base])}")
             continue
         nearest = difflib.get_close_matches(column, COLUMNS, n=1)
         errors.append(
@@ -157,12 +161,12 @@ def _entry(row: Mapping[str, str], file: Path, number: int) -> tuple[Entry, list
         errors.append("no id")
     structure = attempt(_structure, row, file.parent)
     protocol = attempt(_protocol, row, file.parent, structure.formula if structure else "")
-    image, pixel_A = attempt(_image, row, file.parent) or (None, None)
+    image, pixel_A, frame = attempt(_image, row, file.parent) or (None, None, None)
     properties = {name: attempt(_property, row, name) for name in PROPERTIES}
-    found = {f"{name}_{next(iter(inputs.UNITS[name]))}": v for name, v in properties.items() if v is not None}
+    found = {f"{name}_{next(iter(UNITS[name]))}": v for name, v in properties.items() if v is not None}
     if not errors and structure is None and protocol is None and image is None:
         errors.append("neither structure nor protocol nor image")
-    return Entry(row["id"], f"{file.name}:{number}", structure, protocol, image, pixel_A, found), errors
+    return Entry(row["id"], f"{file.name}:{number}", structure, protocol, image, pixel_A, frame, found), errors
 
 
 def _path(cell: str, folder: Path) -> Path:
@@ -199,35 +203,40 @@ def _protocol(row: Mapping[str, str], folder: Path, formula: str) -> Protocol | 
     content = fields if told else cell
     if not told and len(cell.split()) == 1 and Path(cell).suffix.lower() in (".txt", ".json"):
         try:
-            content = inputs.load_protocol(_path(cell, folder))
+            content = recipe_texts.load(_path(cell, folder))
         except ValueError as error:
             raise ValueError(f"{cell}: {error}") from None
     if isinstance(content, str):
-        return inputs.protocol(content)
+        return recipe_texts.read_protocol(content)
     content = {**fields, **content}
     target = content.get("target") or formula
     if formula and not same_composition(str(target), formula):
         raise ValueError(f"the protocol's target is {target}, the structure {formula}")
-    return inputs.record({**content, "target": target})
+    return recipe_texts.record({**content, "target": target})
 
 
 def _fields(row: Mapping[str, str]) -> dict[str, str]:
     """Filled cells of a structured protocol."""
-    names = inputs.FIELDS + inputs.STEP
+    names = recipe_texts.FIELDS + recipe_texts.STEP
     return {c: cell for c, cell in row.items() if cell and (c in names or c.startswith(("temperature_", "time_")))}
 
 
-def _image(row: Mapping[str, str], folder: Path) -> tuple[Path, float] | None:
-    cell, pixel_A = row.get("image"), inputs.quantity(row, "pixel_size")
+def _image(row: Mapping[str, str], folder: Path) -> tuple[Path, float | None, int | None] | None:
+    cell, pixel_A = row.get("image"), quantity(row, "pixel_size")
     if not cell:
         return None
     path = _path(cell, folder)
-    inputs.micrograph(path, pixel_A=pixel_A, **LOOK)
-    return path, pixel_A
+    number = row.get("image_frame") or None
+    if number and not number.isdecimal():
+        raise ValueError(f"image_frame is {number!r}; expected a whole number from 0")
+    frame = None if number is None else int(number)
+    image = read_micrograph(path, pixel_A=pixel_A, frame=frame)
+    model_image(image, **LOOK)
+    return path, image.pixel_A, frame
 
 
 def _property(row: Mapping[str, str], name: str) -> float | None:
-    value = inputs.quantity(row, name)
+    value = quantity(row, name)
     if value is not None and name == "band_gap" and value < 0:
         raise ValueError(f"{name} is {value:g}; expected at least 0")
     if value is not None and name.endswith("modulus") and value <= 0:

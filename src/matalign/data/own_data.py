@@ -21,10 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from matalign import paths
-from matalign.data import cif, crystals, curate, dataset, inputs, manifest, protocols, providers, splits
+from matalign.data import cif, crystals, curate, dataset, manifest, protocols, providers, splits
 from matalign.data.curate import Skipped
 from matalign.data.dataset import Curated
 from matalign.data.manifest import Entry
+from matalign.data.micrographs import model_image
 from matalign.data.sources import LABELS, Crystal, Material
 
 SOURCE = "own"
@@ -43,7 +44,8 @@ CSV_COLUMNS = {
 def import_folder(folder: str | Path) -> Curated:
     """A folder with a `manifest.csv` (see `manifest`).
 
-    The table of materials gets the columns `image` (path; "" where there is none) and `image_pixel_A`, for
+    The table of materials gets the columns `image` (path; "" where there is none), `image_pixel_A` and
+    `image_frame` (−1: the only one), for
     `micrographs`. A free text stands as it is at every mask level. A row without a structure has no place in a curated
     set: `audit["skipped"]` counts it, and `manifest.read` has its protocol and image.
 
@@ -63,6 +65,7 @@ def import_folder(folder: str | Path) -> Curated:
     columns = {
         "image": [str(entry.image or "") for entry in placed],
         "image_pixel_A": [math.nan if entry.pixel_A is None else entry.pixel_A for entry in placed],
+        "image_frame": [-1 if entry.frame is None else entry.frame for entry in placed],
     }
     return _curated(listed, {entry.id: entry.structure for entry in placed}, rows, skipped, columns=columns)
 
@@ -161,10 +164,9 @@ def micrographs(
     """
     table = curated.materials
     rows = np.flatnonzero(table["image"] != "") if "image" in table else np.zeros(0, int)
-    images = [
-        inputs.micrograph(table["image"].iloc[row], pixel_A=table["image_pixel_A"].iloc[row], to_pixel_A=pixel_A, px=px)
-        for row in rows
-    ]
+    frames = [None if number < 0 else number for number in table.get("image_frame", np.full(len(table), -1))]
+    scales, look = table.get("image_pixel_A"), {"to_pixel_A": pixel_A, "px": px}
+    images = [model_image(table["image"][row], pixel_A=scales[row], frame=frames[row], **look) for row in rows]
     return rows, torch.from_numpy(np.array(images, np.float32).reshape(-1, 1, px, px))
 
 

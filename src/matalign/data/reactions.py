@@ -8,7 +8,6 @@ a unit (then °C, as in all of the solid-state file).
 import json
 import lzma
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from matalign.data import sources
 from matalign.data.formulas import COMMON, composition, normalise, readable, spells
+from matalign.data.groups import plain
 from matalign.data.protocols import (
     ABSOLUTE_ZERO_C,
     ATMOSPHERES,
@@ -245,6 +245,6 @@ def _hours(entry: Any) -> float | None:
 def _words(value: Any, vocabulary: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     found = []
     for item in _listed(value):
-        text = unicodedata.normalize("NFKC", str(item)).strip().lower()
+        text = plain(str(item)).strip().lower()
         found.append(next((word for pattern, word in vocabulary if re.fullmatch(pattern, text)), "other"))
     return tuple(sorted(set(found)))

@@ -19,17 +19,19 @@ if TYPE_CHECKING:  # they take seconds to import, and `--help` needs none
     from matalign.data.dataset import Structures
     from matalign.release.released import Released
 
-IMAGES = (".png", ".tif", ".tiff")
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dm3", ".dm4", ".emd", ".mrc", ".ser")
 SUFFIXES = (".npy", ".safetensors")  # of what `embed` writes
 WIDTH = 60  # letters of a cell of a table for people
 
 Files = Annotated[list[Path], typer.Argument(help="CIF, POSCAR, JSON …; for vectors also images, protocols")]
 Block = Annotated[str | None, typer.Option("--block", help="data block of a CIF with several crystals")]
-Frame = Annotated[int | None, typer.Option("--frame", help="which of several structures, from 0; -1: the last")]
+Frame = Annotated[
+    int | None, typer.Option("--frame", help="which of several structures or images, from 0; -1: the last")
+]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="profile with a released model, or its folder")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="print CSV")]
-Pixel = Annotated[float | None, typer.Option("--pixel-A", help="Å per pixel of the images")]
+Pixel = Annotated[float | None, typer.Option("--pixel-A", help="Å per pixel of images that state no scale")]
 
 app = typer.Typer(
     help="Crystals, synthesis protocols and micrographs in one space.",
@@ -70,7 +72,7 @@ def embed(
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """Vectors of crystals, images (.png, .tif) and protocols (.txt, .json) in the shared space."""
+    """Vectors of crystals, images (.tif, .dm4, .png …) and protocols (.txt, .json) in the shared space."""
     one_of(as_json, as_csv)
     if out is None and not (as_json or as_csv):
         raise typer.BadParameter("expected --out, --json or --csv")
@@ -255,17 +257,18 @@ def vectors(
     """Names and embeddings of the files that can be read, whatever they hold."""
     import numpy as np
 
-    from matalign.data import inputs
     from matalign.data.dataset import Structures
+    from matalign.data.micrographs import model_image
+    from matalign.data.recipe_texts import read_protocol
 
     cfg = loaded.model.config
 
     def read(file: Path) -> tuple[str, Any]:
         if file.suffix.lower() in IMAGES:
-            image = inputs.micrograph(file, pixel_A=pixel_A, to_pixel_A=cfg.pixel_A, px=cfg.image_px)
+            image = model_image(file, pixel_A=pixel_A, frame=frame, to_pixel_A=cfg.pixel_A, px=cfg.image_px)
             return "images", (image, cfg.pixel_A)
         if file.suffix.lower() == ".txt" or (file.suffix.lower() == ".json" and not of_crystal(file)):
-            return "protocols", inputs.protocol(file, level=cfg.mask_level)
+            return "protocols", read_protocol(file, level=cfg.mask_level)
         return "structures", crystal(file, block, frame)
 
     names, items = taken(files, read)

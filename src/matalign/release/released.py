@@ -20,8 +20,10 @@ from jaxtyping import Float
 
 from matalign import cache, config, paths
 from matalign.config import Pretrain, Recommendation
-from matalign.data import crystals, inputs, library, sources
+from matalign.data import crystals, library, sources
 from matalign.data.dataset import Structures
+from matalign.data.micrographs import Micrograph, model_image
+from matalign.data.recipe_texts import read_protocol
 from matalign.pretrain import align, encode
 from matalign.release import ensemble, index, packed
 from matalign.release.ensemble import Calibration, Predictor
@@ -52,7 +54,7 @@ class Released:
     """A trained model with predictors and an index.
 
     A structure is a pymatgen Structure, an ASE Atoms, a path to a CIF or POSCAR, or an OPTIMADE record; a protocol is a
-    text, a path or a dict of fields; see `inputs`. `dataset.Structures` do where several structures are asked for.
+    text, a path or a dict of fields; see `recipe_texts`. `dataset.Structures` do for several structures.
     """
 
     folder: Path
@@ -74,7 +76,8 @@ class Released:
         Args:
             structures: n of them; or
             protocols: n texts or structured records; or
-            images: n micrographs, each a pair (path or array, Å per pixel).
+            images: n micrographs, each a pair (path or array, Å per pixel; None: as the file states), or from
+                `matalign.read_micrograph`.
 
         Returns:
             (n, embed_dim) float32.
@@ -90,9 +93,12 @@ class Released:
             return self.model.embed_structures(packed_structures(structures))
         if protocols is not None:
             level = self.model.config.mask_level
-            return self.model.embed_texts([inputs.protocol(item, level=level) for item in protocols])
+            return self.model.embed_texts([read_protocol(item, level=level) for item in protocols])
         scale = {"to_pixel_A": self.model.config.pixel_A, "px": self.model.config.image_px}
-        found = [inputs.micrograph(image, pixel_A=pixel_A, **scale) for image, pixel_A in images]
+        found = [
+            model_image(image, pixel_A=pixel_A, **scale)
+            for image, pixel_A in ((i, None) if isinstance(i, Micrograph) else i for i in images)
+        ]
         shape = (len(found), 1, scale["px"], scale["px"])
         return self.model.embed_images(torch.from_numpy(np.array(found, np.float32).reshape(shape)))
 
