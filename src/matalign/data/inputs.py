@@ -163,6 +163,11 @@ def _decoded(path: Path) -> np.ndarray:
     return counts
 
 
+def _line(error: Exception) -> str:
+    """The last line of what an exception says, or its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ValueError(
