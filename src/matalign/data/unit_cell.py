@@ -175,6 +175,8 @@ def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *
 
 def check_volume(lattice: np.ndarray) -> None:
     """Raises a ValueError if this is no cell of a crystal."""
+    if not np.isfinite(lattice).all() or np.abs(lattice).max() > MAX_LENGTH_A:
+        raise ValueError(f"no lattice: a cell as long as {np.abs(lattice).max():.4g} Å is no crystal's")
     volume = abs(np.linalg.det(lattice))
     if not volume >= 1e-3:
         raise ValueError("no lattice: the cell has no volume; expected a crystal, periodic in three directions")
