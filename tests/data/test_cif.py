@@ -298,6 +298,13 @@ def test_a_formula_is_compared_in_fractions_and_with_its_count():
         cif.read(text(*rows, symmetry=P1, formula="'Br0.5 Cs I0.5'", units="4", **cell))
 
 
+def test_the_formula_may_be_that_of_the_cell_as_pymatgen_writes_it():
+    rows = ["Si1 Si 0 0 0", "Si2 Si 0.25 0.25 0.25"]
+    assert len(cif.read(text(*rows, symmetry=P1, formula="Si2", units="2")).numbers) == 2
+    with pytest.raises(ValueError, match="formula mismatch: the cell holds 4 x Si2, the sites are 2 atoms"):
+        cif.read(text(*rows, symmetry=P1, formula="Si2", units="4"))
+
+
 def test_rounded_amounts_of_a_formula_agree():
     rows = [f"{'Ga' if k else 'Al'}{k} {'Ga' if k else 'Al'} {k / 3:.6f} 0 0" for k in range(3)]
     cell = {"a": 9, "b": 3, "c": 3}

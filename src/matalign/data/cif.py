@@ -6,6 +6,7 @@ the notes, or refused with the item and its value.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import gemmi
@@ -13,7 +14,7 @@ import numpy as np
 
 from matalign.data import symmetry, unit_cell
 from matalign.data.symmetry import Setting
-from matalign.data.unit_cell import HEAVIEST, Cell, Formula, Sites
+from matalign.data.unit_cell import Cell, Formula, Sites
 from matalign.elements import NUMBER
 
 FULL = 0.002  # an occupancy is 1 within this
@@ -45,21 +46,38 @@ def read(text: str, *, block: str | None = None) -> Cell:
         ValueError: "unreadable CIF", "several structures", "no block", "symmetry", "unknown element", "disordered",
             "incomplete", "formula mismatch" or what `unit_cell.checked` says, then ": " and the cause.
     """
-    try:
-        document = gemmi.cif.read_string(text.removeprefix("\ufeff"))
-    except (RuntimeError, ValueError, MemoryError) as error:
-        cause = str(error).strip().splitlines() or ["no CIF"]
-        raise ValueError(f"unreadable CIF: {cause[0].removeprefix('string:')}") from None
-    blocks = [found for found in map(Block, document) if found.has_sites]
+    blocks = [found for found in map(Block, _blocks(text)) if found.has_sites]
     names = [found.name for found in blocks]
     if block is not None:
         chosen = [found for found in blocks if found.name.lower() == block.lower()]
         if not chosen:
             raise ValueError(f"no block {block!r} with atoms; there are {', '.join(names[:8]) or 'none'}")
+        if len(chosen) > 1:
+            raise ValueError(f"several structures: {len(chosen)} blocks are named {block}")
         return chosen[0].cell()
     if not blocks:
         raise ValueError("unreadable CIF: no data block lists atoms (_atom_site_fract_x)")
     return blocks[0].cell() if len(blocks) == 1 else _one_crystal(blocks)
+
+
+def _blocks(text: str) -> list[gemmi.cif.Block]:
+    """Data blocks; one that is no CIF is left out if it lists no atoms. Letters beyond ASCII may stand anywhere."""
+    text = re.sub(r"[^\x00-\x7f]", "_", text.removeprefix("\ufeff").replace("\N{MINUS SIGN}", "-"))
+    try:
+        return list(gemmi.cif.read_string(text, 0))
+    except (RuntimeError, ValueError, MemoryError) as error:
+        cause = (str(error).strip().splitlines() or ["no CIF"])[0].removeprefix("string:")
+    before, *parts = re.split(r"(?im)^(?=data_)", text)
+    blocks: list[gemmi.cif.Block] = []
+    for part in parts:
+        try:
+            blocks += gemmi.cif.read_string(part, 0)
+        except (RuntimeError, ValueError, MemoryError):
+            if len(parts) == 1 or re.search(r"(?i)_atom_site[._](fract|cartn)_x", part):
+                raise ValueError(f"unreadable CIF: {cause}") from None
+    if not blocks or before.strip():
+        raise ValueError(f"unreadable CIF: {cause}")
+    return blocks
 
 
 def _one_crystal(blocks: Sequence["Block"]) -> Cell:
@@ -84,13 +102,19 @@ class Block:
     def __init__(self, block: gemmi.cif.Block) -> None:
         self.name = block.name.strip()
         self.raw: dict[str, list[str]] = {}
+        self.twice: set[str] = set()
         for item in block:
             if item.pair is not None:
-                self.raw[_key(item.pair[0])] = [item.pair[1]]
+                self._add(item.pair[0], [item.pair[1]])
             elif item.loop is not None:
-                width = item.loop.width()
-                values = item.loop.values
-                self.raw.update({_key(tag): values[k::width] for k, tag in enumerate(item.loop.tags)})
+                width, values = item.loop.width(), item.loop.values
+                for k, tag in enumerate(item.loop.tags):
+                    self._add(tag, values[k::width])
+
+    def _add(self, tag: str, values: list[str]) -> None:
+        key = tag[1:].lower().replace(".", "_")
+        if self.raw.setdefault(key, values) != values:
+            self.twice.add(key)
 
     @property
     def has_sites(self) -> bool:
@@ -99,6 +123,8 @@ class Block:
 
     def column(self, name: str) -> list[str]:
         """Values as text, "" where there is none (`?` or `.`); [] without such an item."""
+        if name in self.twice:
+            raise ValueError(f"unreadable CIF: _{name} stands there twice, with different values")
         found = (gemmi.cif.as_string(value).strip() for value in self.raw.get(name, ()))
         return ["" if value in ("?", ".") else value for value in found]
 
@@ -114,6 +140,8 @@ class Block:
         lattice = self._lattice(notes)
         sites = self._sites(lattice, notes)
         settings, stated = self._settings(lattice, notes)
+        if self._formula and any(self.value(name) for name in OPERATIONS):  # the multiplicity can tell nothing more
+            sites = replace(sites, multiplicity=np.zeros_like(sites.multiplicity))
         filled = unit_cell.fill(sites, lattice, settings, stated=stated, known=self._formula)
         return Cell(filled.numbers, filled.frac_coords, filled.lattice, (*notes, *filled.notes))
 
@@ -121,7 +149,7 @@ class Block:
     def _formula(self) -> Formula | None:
         units = self.value("cell_formula_units_z")
         stated = " ".join(self.value("chemical_formula_sum").split())
-        return Formula.read(stated, float(units) if re.fullmatch(r"\d+(\.\d+)?", units) else 0.0)
+        return Formula.read(stated, float(units) if re.fullmatch(r"\d+(\.0*)?", units) else 0.0)
 
     def _lattice(self, notes: list[str]) -> np.ndarray:
         lengths = [self._number(f"cell_length_{axis}") for axis in "abc"]
@@ -270,10 +298,6 @@ def _by_number(text: str) -> tuple[Setting, ...]:
     return symmetry.by_number(int(text)) if text.isdigit() else ()
 
 
-def _key(tag: str) -> str:
-    return tag[1:].lower().replace(".", "_")
-
-
 def _number(text: str, item: str) -> float:
     found = gemmi.cif.as_number(text)
     if not np.isfinite(found):
@@ -292,8 +316,8 @@ def element_of_type(text: str, within: Iterable[int] = ()) -> tuple[int, bool] |
     symbol = match[1] if match else ""
     if symbol in ("D", "d"):
         return 1, True
-    number = NUMBER.get(symbol.capitalize())
-    if number is None or number > HEAVIEST or len(symbol) > 2:
+    number = NUMBER.get(symbol.capitalize(), 0)
+    if not 1 <= number <= unit_cell.HEAVIEST:
         return None
     group = len(symbol) == 2 and not symbol[1].islower() and {*symbol.upper()} <= NUMBER.keys()
     return (number, not group) if not group or number in within or not within else None
@@ -302,9 +326,10 @@ def element_of_type(text: str, within: Iterable[int] = ()) -> tuple[int, bool] |
 def element_of_label(text: str, within: Iterable[int] = ()) -> tuple[int, bool] | None:
     """As `element_of_type`, of a site's label (`Mg1`, `O1A`, `SiT`); certain if the letters are an element's symbol."""
     letters = re.match(r"[A-Za-z]*", text)[0]
-    if NUMBER.get(letters, HEAVIEST + 1) <= HEAVIEST:
+    if letters in NUMBER:
         return NUMBER[letters], True
     options = [NUMBER[form] for form in (letters[:2].capitalize(), letters[:1].upper()) if form in NUMBER]
+    options += [1] if letters == "D" else []
     likely = [number for number in dict.fromkeys(options) if number in within]
     return (likely[0], False) if len(likely) == 1 else None
 

@@ -68,12 +68,15 @@ def _scaled_lattice(lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """(3,) factors of x, y and z; (3, 3) the lattice, scaled."""
     stated = np.array(_numbers(lines[1]))
     lattice = np.array([_three(line, number) for number, line in enumerate(lines[2:5], start=3)])
-    volume = abs(np.linalg.det(lattice))
+    with np.errstate(all="ignore"):  # whatever stands there
+        volume = abs(np.linalg.det(lattice))
     if not np.isfinite(stated).all() or not stated.all() or (len(stated) == 3 and stated.min() < 0) or not volume > 0:
         raise ValueError(f"no lattice: scale {lines[1]!r} of a cell of {volume:g} Å³")
     scale = np.full(3, (-stated[0] / volume) ** (1 / 3)) if stated[0] < 0 else np.broadcast_to(stated, 3)
-    unit_cell.check_volume(lattice * scale)
-    return scale, lattice * scale
+    with np.errstate(all="ignore"):
+        scaled = lattice * scale
+    unit_cell.check_volume(scaled)
+    return scale, scaled
 
 
 def _counts(lines: list[str]) -> tuple[list[str], list[int], int]:

@@ -93,6 +93,12 @@ class Formula:
             decimals[number] = len(amount.partition(".")[2])
         return cls(text, dict(amounts), decimals, units) if sum(amounts.values()) > 0 else None
 
+    @property
+    def _of_cell(self) -> bool:
+        """Whether it may be that of the whole cell, as pymatgen writes `Si2` beside Z = 2."""
+        whole = [round(amount) for amount in self.amounts.values()]
+        return whole == list(self.amounts.values()) and math.gcd(*whole) == self.units
+
     def mismatch(self, numbers: np.ndarray) -> str:
         """How the atoms of a cell differ from it, "" if they do not; amounts with decimals may be rounded."""
         counts = Counter(numbers.tolist())
@@ -105,7 +111,8 @@ class Formula:
         )
         if not same:
             return f"formula mismatch: _chemical_formula_sum is {self.text}, the sites are {formula(numbers)}"
-        if self.units and abs(scale / self.units - 1) > 1e-6 + spread / total:
+        units = [self.units, *([1.0] if self._of_cell else [])]
+        if self.units and min(abs(scale / each - 1) for each in units) > 1e-6 + spread / total:
             cell = f"{self.units:g} x {self.text}"
             return f"formula mismatch: the cell holds {cell}, the sites are {len(numbers)} atoms, {formula(numbers)}"
         return ""
@@ -168,6 +175,8 @@ def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *
 
 def check_volume(lattice: np.ndarray) -> None:
     """Raises a ValueError if this is no cell of a crystal."""
+    if not np.isfinite(lattice).all() or np.abs(lattice).max() > MAX_LENGTH_A:
+        raise ValueError(f"no lattice: a cell as long as {np.abs(lattice).max():.4g} Å is no crystal's")
     volume = abs(np.linalg.det(lattice))
     if not volume >= 1e-3:
         raise ValueError("no lattice: the cell has no volume; expected a crystal, periodic in three directions")
