@@ -7,11 +7,11 @@ is no part of a key: a move, a new name or a comment re-runs nothing.
 """
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -56,32 +57,30 @@ def folder(stage: str, key: Mapping[str, Any]) -> Path:
 
 
 @contextmanager
-def held(path: Path, *, patience_s: float = 5.0) -> Iterator[None]:
-    """Hold a scratch folder for this process; a second holder is refused.
+def held(path: Path) -> Iterator[None]:
+    """Hold a scratch folder for this process; a second process waits for the first, and says for whom.
 
     Args:
         path: the folder.
-        patience_s: seconds to wait for a holder that is just ending.
 
     Raises:
-        RuntimeError: another process holds it; the message names its pid.
+        OSError: the folder cannot be locked; the message says what to set.
     """
-    deadline = time.monotonic() + patience_s
-    with open(path / "lock", "a+") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    lock.seek(0)
-                    holder = lock.read().strip()
-                    raise RuntimeError(f"{path} is held by process {holder}; wait for it, or end it") from None
-                time.sleep(0.1)
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    lock = FileLock(path / "lock", fallback_to_soft=False)  # a soft lock outlives a killed holder
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            holder = (path / "lock").read_text().strip()
+            print(f"{path} is held by {holder}; waiting for it to end", file=sys.stderr, flush=True)
+            lock.acquire()
+        (path / "lock").write_text(f"process {os.getpid()} on {os.uname().nodename}")
+    except OSError as error:
+        raise OSError(f"{path} cannot be locked ({error.strerror}); set MATALIGN_SCRATCH to a local folder") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, value: Any) -> None:

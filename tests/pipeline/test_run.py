@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import threading
 
 import nbformat
 import pytest
@@ -110,11 +112,17 @@ def test_a_typing_error_in_any_stage_stops_all(project):
         run.run("paper", "tiny")
 
 
-def test_a_second_run_of_a_stage_names_the_first(project):
+def test_a_second_run_of_a_stage_waits_for_the_first(project, capfd):
     project(cells())
     folder = cache.folder("run", {"stage": "paper", "profile": "sample"})
-    with cache.held(folder), pytest.raises(RuntimeError, match=f"is held by process {os.getpid()};"):
+    code = "from matalign import cache; import pathlib, sys\n"
+    code += f"with cache.held(pathlib.Path({str(folder)!r})): print('held', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as first:
+        assert first.stdout.readline() == "held\n"
+        threading.Timer(0.5, first.stdin.close).start()
         run.run("paper", "sample")
+    assert f"is held by process {first.pid} on " in capfd.readouterr().err
 
 
 def test_source_holds_cells_and_tags_alone(project):

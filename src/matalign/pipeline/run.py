@@ -30,7 +30,7 @@ def run(stage: str, profile: str) -> None:
 
     Raises:
         ValueError: params.yaml is wrong, or the notebook has other parameters than `profile`.
-        RuntimeError: another process runs this stage; or the notebook failed.
+        RuntimeError: the notebook failed.
     """
     import nbformat
 

@@ -1,8 +1,10 @@
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -77,24 +79,40 @@ def test_write_json_is_all_or_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["m.json"]
 
 
-def test_a_held_folder_names_its_holder(tmp_path):
+def test_a_second_process_waits_for_the_first_and_names_it(tmp_path, capfd):
     code = (
-        "import sys, time; from pathlib import Path; from matalign import cache\n"
-        "with cache.held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "import sys; from pathlib import Path; from matalign import cache\n"
+        "with cache.held(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read(); print('done', flush=True)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
-    try:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], text=True, **pipes) as holder:
         assert holder.stdout.readline() == "held\n"
-        with (
-            pytest.raises(RuntimeError, match=f"is held by process {holder.pid};"),
-            cache.held(tmp_path, patience_s=0.2),
-        ):
-            pass
-    finally:
-        holder.kill()
-        holder.communicate()
-    with cache.held(tmp_path, patience_s=0):  # killed without a chance to clean up, and free
-        pass
+        threading.Timer(0.5, holder.stdin.close).start()
+        with cache.held(tmp_path):
+            assert holder.stdout.readline() == "done\n"
+    assert f"is held by process {holder.pid} on " in capfd.readouterr().err
+    with cache.held(tmp_path):
+        assert capfd.readouterr().err == ""
+
+
+def test_a_killed_holder_holds_nothing(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from matalign import cache\n"
+        "with cache.held(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == -signal.SIGKILL
+    with cache.held(tmp_path):
+        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_says_what_to_set(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match=rf"cannot be locked \({os.strerror(number)}\); set MATALIGN_SCRATCH"):
+        cache.memo("fit", {"seed": 0}, dict)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
