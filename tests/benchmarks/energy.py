@@ -18,7 +18,7 @@ from benchmarks.towers import OURS, Task
 from tqdm import tqdm
 
 from matalign import cache, config, stats
-from matalign.tasks import regression
+from matalign.tasks.fit import on_threads
 
 START = {"width": 96, "layers": 3, "order": 3, "learning_rate": 3e-3, "weight_decay": 0.05, "batch_size": 64}
 CHANGES = (
@@ -46,7 +46,7 @@ def trial(profile: str, changes: dict) -> dict:
         error = float(task.errors(model, "val").mean())
         return {"mae_val_eV_atom": error, "core_minutes": (time.process_time() - start) / 60}
 
-    with regression.on_threads(1):
+    with on_threads(1):
         return START | changes | cache.memo("energy", key, run)
 
 

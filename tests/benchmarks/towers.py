@@ -116,7 +116,7 @@ class Task:
         model, optimizer = self.start(make, seed)
         steps = 0
         while (place := at(steps)) < length:
-            self.step(model, optimizer, steps, seed=seed, rate=rate * regression.rate(place, length))
+            self.step(model, optimizer, steps, seed=seed, rate=rate * one_cycle(place, length))
             steps += 1
         return model, steps
 

@@ -17,6 +17,7 @@ from matalign import cache, config, elements, paths, stats
 from matalign.data import dataset, splits
 from matalign.data.dataset import Curated, Structures
 from matalign.pretrain import align, encode, launch
+from matalign.tasks import fit as loop
 from matalign.tasks import regression
 from matalign.tasks.properties import fits, properties
 from matalign.tasks.properties.fits import E_F, Cell, Fit
@@ -285,15 +286,15 @@ def test_a_killed_fit_goes_on_to_the_same_predictions(root, monkeypatch):
     assert not state.exists()
     (state.parent / "result.safetensors").unlink()
 
-    write, steps = regression.checkpoint, []
+    write, steps = loop._save, []
 
-    def killed(file, model, optimizer, *, step, **rest):
-        write(file, model, optimizer, step=step, **rest)
+    def killed(*args, step, **rest):
+        write(*args, step=step, **rest)
         steps.append(step)
         if step == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(regression, "checkpoint", killed)
+    monkeypatch.setattr(loop, "_save", killed)
     with pytest.raises(KeyboardInterrupt):
         fits.solve(cfg, fit)
     assert state.exists()

@@ -13,6 +13,7 @@ from torch_geometric.data import Batch
 from matalign import elements
 from matalign.data.dataset import Structures
 from matalign.tasks import regression
+from matalign.tasks.fit import rate
 from matalign.towers.crystal import CrystalTower
 from matalign.views.graphs import GraphStore
 
@@ -43,7 +44,7 @@ def test_masked_error_by_hand():
 
 
 def test_the_learning_rate_makes_one_cycle():
-    rates = np.array([regression.rate(step, 1000) for step in range(1000)])
+    rates = np.array([rate(step, 1000) for step in range(1000)])
     assert rates[0] == pytest.approx(1 / 25)
     assert rates[200] == pytest.approx(1)
     assert (np.diff(rates[:201]) > 0).all()

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from matalign import cache, config, stats, towers
 from matalign.config import Pretrain, Properties
 from matalign.tasks import regression, workers
+from matalign.tasks.fit import on_threads, weights
 from matalign.tasks.properties import fits
 from matalign.tasks.properties.fits import E_F, Fit
 from matalign.tasks.regression import METAL, Regressor
@@ -95,9 +96,9 @@ def fit(cfg: Properties, each: Fit) -> dict[str, Any]:
         model, _ = fits.train(cfg, each, cache.folder("release", key) / "state.safetensors")
         labels = t.labels[list(each.weights)].to_numpy()[fits.rows(t, each)["train"]]
         mean, std = regression.standard(labels, list(each.weights))
-        return {"mean": mean, "std": std} | {f"weight.{k}": w for k, w in regression.weights(model).items()}
+        return {"mean": mean, "std": std} | {f"weight.{k}": w.numpy() for k, w in weights(model).items()}
 
-    with regression.on_threads(1):
+    with on_threads(1):
         return cache.memo("release", key, compute)
 
 

@@ -28,7 +28,7 @@ from matalign.pretrain import align, encode
 from matalign.release import ensemble, index, packed
 from matalign.release.ensemble import Calibration, Predictor
 from matalign.release.index import Index
-from matalign.tasks import regression
+from matalign.tasks.fit import on_threads, weights
 from matalign.tasks.regression import METAL
 from matalign.tasks.synthesis import precursors, recommendation
 
@@ -169,7 +169,7 @@ class Released:
         near = near.rename(columns={"text_L0": "text"})
         columns = ["similarity", "target_formula", "method", "precursors", "max_temperature_C", "text", "doi"]
         heat = near.max_temperature_C.dropna()
-        with regression.on_threads(self._study.cfg.threads):
+        with on_threads(self._study.cfg.threads):
             sets = recommendation.recommend(self._study, formula(packed[0][0]), k=k)["sets"]
         sets = [{**row, "precursors": " + ".join(map(reduced, row["precursors"].split(" + ")))} for row in sets]
         return Recipes(
@@ -219,7 +219,7 @@ class Released:
         where = str(self.folder / "config.json")
         cfg = config.build(Recommendation, self.about["recommendation"], where=where)
         cfg = replace(cfg, raw=str(self.raw))
-        with regression.on_threads(cfg.threads):  # `prepare` sets the number of threads for good
+        with on_threads(cfg.threads):  # `prepare` sets the number of threads for good
             study = recommendation.prepare(cfg)
         return Remembered(study.cfg, study.known, study.val, study.test, study.conditions)
 
@@ -263,7 +263,7 @@ class Remembered(recommendation.Study):
 
         def compute() -> dict[str, np.ndarray]:
             trained = recommendation.Study.networks.func(self)
-            return {f"{i}.{k}": w for i, model in enumerate(trained) for k, w in regression.weights(model).items()}
+            return {f"{i}.{k}": w.numpy() for i, model in enumerate(trained) for k, w in weights(model).items()}
 
         kept, out = cache.memo("recommend", key, compute), []
         for i in range(self.cfg.networks):

@@ -6,9 +6,7 @@ other model gives a number that means metal above one half. All other targets ar
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,20 +16,19 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float16, Float32, Int
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Batch
 from torch_geometric.utils import to_dense_batch
 
-from matalign import cache, elements
+from matalign import elements
 from matalign.data.dataset import Structures
+from matalign.tasks import fit
 from matalign.towers.crystal import pool
 from matalign.views.graphs import GraphStore
 
 METAL = "is_metal"
 THRESHOLD = 0.5  # above: a metal
-CYCLE_START = 0.2  # share of the steps in which the learning rate rises
 CHECKS = 10  # validations in a fit
 CHECKPOINT_STEPS = 250
 TREES, TREE_RATE = 600, 0.05
@@ -69,7 +66,7 @@ def composition_features(structures: Structures) -> Float[np.ndarray, "crystals 
 
 
 def each_target(
-    fit: Callable[..., dict[str, np.ndarray]],
+    solve: Callable[..., dict[str, np.ndarray]],
     targets: Sequence[str],
     labels: Float[np.ndarray, "materials targets"],
     parts: Parts,
@@ -78,7 +75,7 @@ def each_target(
     """Fit each target by itself.
 
     Args:
-        fit: one of those below; takes features by part, known labels of training, a function from predictions for
+        solve: one of those below; takes features by part, known labels of training, a function from predictions for
             validation to their error, and whether the target is a class.
         targets: names.
         labels: NaN where absent.
@@ -93,7 +90,7 @@ def each_target(
         def score(predicted: np.ndarray, target: str = target, true: np.ndarray = column[parts["val"]]) -> float:
             return float(np.nanmean(errors(predicted, true, target)))
 
-        found.append(fit(x, column[known], score, target == METAL))
+        found.append(solve(x, column[known], score, target == METAL))
     return {name: np.stack([f[name] for f in found], 1) for name in ("val", "test")}
 
 
@@ -248,14 +245,6 @@ class Inputs:
 # Training
 
 
-def rate(step: int, steps: int) -> float:
-    """One cycle: the learning rate at a step, of its maximum; cosine up from 1/25, cosine down to nothing."""
-    top = CYCLE_START * steps
-    if step < top:
-        return 1 - (1 - 1 / 25) * (1 + math.cos(math.pi * step / top)) / 2
-    return (1 + math.cos(math.pi * (step - top) / (steps - top))) / 2
-
-
 def draw(train: Int[np.ndarray, " n"], step: int, *, batch_size: int, seed: int) -> Int[Tensor, " b"]:
     """The training rows of a step: a function of the seed and the step alone, every epoch in another order."""
     per_epoch = max(len(train) // batch_size, 1)
@@ -346,75 +335,37 @@ def train(
             ([weight * decides for weight, decides in zip(targets.values(), deciding)], "cpu"),
         )
     )
-    tower = {name for name, _ in model.named_parameters() if name.startswith("tower.")}
-    groups = [
-        {"params": [p for name, p in model.named_parameters() if (name in tower) == inside], "of": share}
-        for inside, share in ((True, tower_rate), (False, 1.0))
-    ]
-    fused = True if device.type == "cuda" else None  # one kernel a step, of which a GPU would else wait for many
-    optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=weight_decay, fused=fused)
-    start, best, kept = restore(state, model, optimizer) if state.exists() else (0, math.inf, weights(model))
-    checks = {round(steps * (i + 1) / CHECKS) for i in range(CHECKS)}
-    tell(start)
-    for step in range(start, steps):
+    optimizer, schedule = _one_cycle(model, learning_rate, tower_rate, weight_decay=weight_decay, steps=steps)
+
+    def error(step: int) -> Tensor:
         chosen = draw(parts["train"], step, batch_size=batch_size, seed=seed)
-        error = loss(model(*inputs(chosen)), scaled[chosen].to(device))
-        optimizer.zero_grad()
-        error.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * rate(step, steps) * group["of"]
-        optimizer.step()
-        if step + 1 in checks:
-            reached = float(score(predict(model, inputs, parts["val"]), scaled[parts["val"]]))
-            if reached < best:
-                best, kept = reached, weights(model)
-        if (step + 1) % CHECKPOINT_STEPS == 0:
-            checkpoint(state, model, optimizer, step=step + 1, best=best, kept=kept)
-        tell(1)
-    model.load_state_dict({name: torch.from_numpy(w) for name, w in kept.items()})
-    state.unlink(missing_ok=True)
+        return loss(model(*inputs(chosen)), scaled[chosen].to(device))
+
+    fit.train(
+        model,
+        error,
+        steps=steps,
+        optimizer=optimizer,
+        schedule=schedule,
+        max_norm=1.0,
+        validate=lambda: float(score(predict(model, inputs, parts["val"]), scaled[parts["val"]])),
+        checks={round(steps * (i + 1) / CHECKS) for i in range(CHECKS)},
+        checkpoint=fit.Checkpoint(state, CHECKPOINT_STEPS),
+        progress=tell,
+    )
     found = {name: predict(model, inputs, parts[name]).double() for name in ("val", "test")}
     return {name: np.where(classes, torch.sigmoid(x).numpy(), x.numpy() * std + mean) for name, x in found.items()}
 
 
-def weights(model: nn.Module) -> dict[str, np.ndarray]:
-    """A copy of the model's state."""
-    return {name: w.detach().cpu().numpy().copy() for name, w in model.state_dict().items()}
-
-
-def checkpoint(
-    file: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    step: int,
-    best: float,
-    kept: dict[str, np.ndarray],
-) -> None:
-    """Write the training state: temporary name, then rename."""
-    state: dict[str, Any] = {"step": step, "best": best}
-    state |= {f"model.{name}": w for name, w in weights(model).items()}
-    state |= {f"kept.{name}": w for name, w in kept.items()}
-    for i, moments in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{i}.{name}": m.cpu().numpy() for name, m in moments.items()}
-    cache.save(file, state)
-
-
-def restore(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float, dict[str, np.ndarray]]:
-    """Read what `checkpoint` wrote: steps done, best validation score and its weights."""
-    state = cache.load(file)
-    part = {
-        name: {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
-        for name in ("model", "kept", "optimizer")
-    }
-    model.load_state_dict({name: torch.from_numpy(w) for name, w in part["model"].items()})
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in part["optimizer"].items():
-        i, _, what = name.partition(".")
-        moments.setdefault(int(i), {})[what] = torch.from_numpy(value)
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return state["step"], state["best"], part["kept"]
+def _one_cycle(
+    model: nn.Module, learning_rate: float, tower_rate: float, *, weight_decay: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with one cycle, in which the tower learns at its share of the rate."""
+    named = list(model.named_parameters())
+    groups = [[p for name, p in named if name.startswith("tower.") == inside] for inside in (True, False)]
+    fused = True if named[0][1].device.type == "cuda" else None  # one kernel a step, where a GPU would wait for many
+    optimizer = torch.optim.AdamW([{"params": g} for g in groups], lr=1.0, weight_decay=weight_decay, fused=fused)
+    return optimizer, fit.one_cycle(optimizer, learning_rate, steps, shares=(tower_rate, 1.0))
 
 
 @torch.no_grad()
@@ -426,21 +377,3 @@ def predict(
     out = [model(*inputs(part)).cpu() for part in torch.from_numpy(rows).split(256)]
     model.train()
     return torch.cat(out)
-
-
-@contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    """Torch and OpenMP on so many threads, deterministic algorithms only."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable with it
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.set_num_threads(count)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = filled

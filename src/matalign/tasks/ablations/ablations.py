@@ -38,6 +38,7 @@ from matalign.data.splits import unit_hash
 from matalign.pretrain import align, encode, losses, train
 from matalign.pretrain.batches import VALIDATION, Examples, Views
 from matalign.tasks import regression, workers
+from matalign.tasks.fit import on_threads
 from matalign.tasks.properties import fits
 from matalign.tasks.retrieval import matchers
 from matalign.tasks.retrieval.galleries import Gallery
@@ -344,7 +345,7 @@ def solve(source: Source, fit: Fit) -> cache.Result:
             (folder / state).unlink(missing_ok=True)
         return made
 
-    with regression.on_threads(1):
+    with on_threads(1):
         return cache.memo("ablations", key(source, fit), compute)
 
 

@@ -45,6 +45,7 @@ from matalign.data.dataset import Curated
 from matalign.data.splits import unit_hash
 from matalign.pretrain import encode
 from matalign.tasks import regression, workers
+from matalign.tasks.fit import on_threads
 from matalign.views.graphs import GraphStore
 
 
@@ -287,7 +288,7 @@ def frozen(cfg: Properties, modality: str) -> dict[str, np.ndarray]:
     make = {"crystal": _crystals, "image": _images, "text": _texts}[modality]
 
     def compute() -> dict[str, np.ndarray]:
-        with regression.on_threads(cfg.threads), torch.no_grad():
+        with on_threads(cfg.threads), torch.no_grad():
             return make(t)
 
     return cache.memo("properties-features", features_key(t, modality), compute)
@@ -455,7 +456,7 @@ def solve(cfg: Properties, fit: Fit) -> dict[str, Any]:
             out = regression.each_target(baseline, list(fit.weights), labels, parts, features)
         return out | {f"{name}_rows": r for name, r in parts.items()}
 
-    with regression.on_threads(1):
+    with on_threads(1):
         return cache.memo("properties", key(t, fit), compute)
 
 
