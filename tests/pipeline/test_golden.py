@@ -11,8 +11,6 @@ import pytest
 from golden_numbers import FOLDER, differences
 from projects import finished
 
-pytestmark = pytest.mark.timeout(1800)
-
 
 @pytest.mark.parametrize("kind", sorted(f.stem for f in FOLDER.glob("*.json")))
 def test_numbers_are_those_of_their_version(kind):

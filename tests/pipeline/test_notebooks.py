@@ -1,4 +1,4 @@
-"""The notebooks as files, and each of them executed by nbval on the `tiny` profile."""
+"""The notebooks as files, as the pipeline executes them, and (slow) as nbval does, on the `tiny` profile."""
 
 import ast
 import shutil
@@ -97,7 +97,17 @@ def parameterised(name: str, project: Project):
     return file
 
 
-@pytest.mark.timeout(1800)  # it may be the test that runs the pipeline first
+def test_cells_that_keep_an_output_gave_it_in_the_run(stage, notebook):
+    """What nbval checks, on the notebook that the pipeline has executed."""
+    executed = nbformat.read(finished().project.results / "notebooks" / FILES[stage].name, as_version=4)
+    executed.cells = [cell for cell in executed.cells if "injected-parameters" not in tags(cell)]
+    for kept, made in zip(notebook.cells, executed.cells, strict=True):
+        assert kept.source == made.source
+        if "nbval-check-output" in tags(kept):
+            assert [output.text for output in kept.outputs] == [output.text for output in made.outputs]
+
+
+@pytest.mark.slow
 def test_nbval_executes_every_notebook(tmp_path):
     project = finished().project.copy(tmp_path / "project")
     before = {f.name: f.read_bytes() for f in (project.results / "metrics").iterdir()}
