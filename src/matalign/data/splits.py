@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from matalign.data.protocols import composition, reduced
+from matalign.data.formulas import composition, reduced
 
 # Ladder -> upper bounds of train and val on [0, 1); the rest is test.
 LADDERS = {"random": (0.8, 0.9), "chemsys": (0.7, 0.8)}
