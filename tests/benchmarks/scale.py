@@ -28,7 +28,7 @@ from matalign.pipeline import provenance, run
 from matalign.report import figures
 from matalign.tasks import regression
 from matalign.towers import crystal
-from matalign.views import imaging
+from matalign.views import draws
 from matalign.views.graphs import GraphStore
 
 SIZES = (1_000, 4_000, 16_000, 38_000, 1_000_000)
@@ -80,7 +80,7 @@ def measure(profile: str, sizes: list[int], batches: list[int]) -> dict[str, Any
     built |= {"seconds": time.perf_counter() - start, "threads": cfg.threads}
     start = time.perf_counter()
     for name in curated.materials.mp_id:
-        imaging.view_seed(cfg.seed, 0, name, 0)
+        draws.view_seed(cfg.seed, 0, name, 0)
     built["views_seconds"] = time.perf_counter() - start
     rng = np.random.default_rng(0)
     order = rng.permutation(len(structures))

@@ -13,7 +13,7 @@ from jarvis.analysis.stem.convolution_apprx import STEMConv
 from jarvis.core.atoms import Atoms
 
 from matalign.data.dataset import Structures
-from matalign.views.imaging import ZONE_AXES, Optics, View, expose, project
+from matalign.views.micrographs import ZONE_AXES, Optics, View, expose, project
 
 SYMBOLS = {3: "Li", 6: "C", 8: "O", 9: "F", 11: "Na", 12: "Mg", 13: "Al", 14: "Si", 16: "S", 17: "Cl", 20: "Ca"}
 SYMBOLS |= {22: "Ti", 26: "Fe", 29: "Cu", 30: "Zn", 31: "Ga", 33: "As", 38: "Sr", 42: "Mo", 50: "Sn", 55: "Cs"}

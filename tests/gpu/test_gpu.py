@@ -85,7 +85,7 @@ def test_defects_on_a_gpu_are_those_of_the_processor(monkeypatch):
     )
 
     def seen(device):
-        shots = defects.shoot(hosts, "train", cfg, epoch=0, seed=0, device=device)
+        shots = defects.render(hosts, "train", cfg, epoch=0, seed=0, device=device)
         tower = defects.fit_network(shots, cfg, seed=0, device=device, state=paths.ROOT / "state")
         features = defects.features(tower, shots.images, device=device)
         parts = dict.fromkeys(("train", "val", "test"), features)

@@ -15,7 +15,7 @@ from matalign.report import figures, tables
 from matalign.tasks.ablations import ablation_scores, ablations
 from matalign.tasks.ablations.ablations import BASE, Fit, Source, Variant
 from matalign.towers.text import TextTower
-from matalign.views import imaging
+from matalign.views import draws, micrographs
 
 BASIC = Variant(batch_size=8, order=1)
 VIEWS = 3
@@ -175,11 +175,11 @@ def test_cached_features_are_the_live_towers_and_a_second_run_trains_nothing(mod
     assert {r["variant"] for r in first["results"]} == {"true", "shuffled", "all-three"}
     assert first["skipped"] == [{"group": "modalities", "variant": "with-xrd", "reason": "no xrd in the curated set"}]
     task, curated = ablations.task(ablations.source(cfg)), salts()
-    optics = imaging.Optics(image_px=32, pixel_A=0.4)
+    optics = micrographs.Optics(image_px=32, pixel_A=0.4)
     for images, epoch in ((task.images[:, 1], 1), (task.held_out, encode.EVALUATION)):
-        keys = [imaging.view_seed(0, epoch, mp_id, 0) for mp_id in curated.materials.mp_id[:2]]
+        keys = [draws.view_seed(0, epoch, mp_id, 0) for mp_id in curated.materials.mp_id[:2]]
         with torch.no_grad():
-            live = model.towers["image"](imaging.render(curated.structures, np.arange(2), keys, optics=optics))[0]
+            live = model.towers["image"](micrographs.render(curated.structures, np.arange(2), keys, optics=optics))[0]
         np.testing.assert_allclose(images[:2], live.numpy(), rtol=1e-4, atol=1e-5)
     text = curated.protocols.text_L1[5]
     torch.testing.assert_close(task.texts[text], encode.load("tiny").towers["text"].features([text])[0])

@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score, log_loss
 
 from matalign import config, stats
 from matalign.tasks.defects import defect_scores
-from matalign.tasks.defects.defects import ARMS, DEFECTS, TEXT_ARMS, Predictions, Shots
+from matalign.tasks.defects.defects import ARMS, DEFECTS, TEXT_ARMS, DefectSet, Predictions
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def judged(answers, cfg, *, seeds=1, hosts=6, arms=ARMS):
     probability = {arm: np.eye(5)[np.where(r, kind, (kind + 1) % 5)] for arm, r in right.items()}
     host = np.repeat(np.arange(hosts), 5)
     visibility = np.where(kind == 0, 0.0, np.where(kind == 4, 50.0, 4.9))
-    shots = Shots(torch.zeros(n, 2, 4, 4), kind, host, host, np.geomspace(1.1e3, 9e4, n), visibility)
+    shots = DefectSet(torch.zeros(n, 2, 4, 4), kind, host, host, np.geomspace(1.1e3, 9e4, n), visibility)
     n_hosts = {"train": 7, "val": 1, "test": hosts}
     has_text = host < hosts // 2
     validation = {arm: [(p, kind) for p in seeds] for arm, seeds in probability.items()}

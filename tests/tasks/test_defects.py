@@ -9,8 +9,8 @@ from matalign import cache, config, paths
 from matalign.data import dataset
 from matalign.pretrain import align, encode
 from matalign.tasks.defects import defect_scores, defects
-from matalign.tasks.defects.defects import ARMS, DEFECTS, TEXT_ARMS, Hosts, Shots
-from matalign.views import imaging
+from matalign.tasks.defects.defects import ARMS, DEFECTS, TEXT_ARMS, DefectSet, Hosts
+from matalign.views import defect_images
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_no_test_host_stops_the_run(curated):
 
 @pytest.fixture(scope="module")
 def shots(hosts, cfg):
-    return {s: defects.shoot(hosts, s, cfg, epoch=0, seed=0) for s in ("train", "val", "test")}
+    return {s: defects.render(hosts, s, cfg, epoch=0, seed=0) for s in ("train", "val", "test")}
 
 
 def test_every_host_shows_every_class_equally(hosts, shots):
@@ -78,9 +78,11 @@ def test_classes_of_a_view_share_dose_and_zone_axis(shots):
 def test_extreme_doses_and_some_element_pairs_are_for_the_test(hosts, cfg, monkeypatch):
     many = dataclasses.replace(cfg, images_per_class=60, image_px=8)
     asked = []
-    real = imaging.substituents
-    monkeypatch.setattr(imaging, "substituents", lambda *, held_out: asked.append(held_out) or real(held_out=held_out))
-    dose = {s: defects.shoot(hosts, s, many, epoch=0, seed=0).dose_e_A2 for s in ("val", "test")}
+    real = defect_images.substituents
+    monkeypatch.setattr(
+        defect_images, "substituents", lambda *, held_out: asked.append(held_out) or real(held_out=held_out)
+    )
+    dose = {s: defects.render(hosts, s, many, epoch=0, seed=0).dose_e_A2 for s in ("val", "test")}
     assert 10**3.2 <= dose["val"].min() < dose["val"].max() <= 10**4.8
     assert dose["test"].min() < 10**3.2
     assert dose["test"].max() > 10**4.8
@@ -89,8 +91,8 @@ def test_extreme_doses_and_some_element_pairs_are_for_the_test(hosts, cfg, monke
 
 
 def test_another_epoch_shows_other_views(hosts, shots, cfg):
-    again = defects.shoot(hosts, "val", cfg, epoch=0, seed=0)
-    other = defects.shoot(hosts, "val", cfg, epoch=1, seed=0)
+    again = defects.render(hosts, "val", cfg, epoch=0, seed=0)
+    other = defects.render(hosts, "val", cfg, epoch=1, seed=0)
     assert torch.equal(again.images, shots["val"].images)
     assert not torch.equal(other.images, shots["val"].images)
 
@@ -182,7 +184,7 @@ def test_network_tells_a_bright_image_from_a_dark_one(cfg):
     rng = np.random.default_rng(0)
     kind = np.repeat([0, 1], 40)
     images = torch.as_tensor(rng.normal(size=(80, 2, 32, 32)) + 2 * kind[:, None, None, None]).half()
-    shots = Shots(images, kind, kind, kind, np.ones(80), np.full(80, 9.0))
+    shots = DefectSet(images, kind, kind, kind, np.ones(80), np.full(80, 9.0))
     quick = dataclasses.replace(cfg, epochs=3, batch_size=16)
     tower = defects.fit_network(shots, quick, seed=0)
     x = defects.features(tower, images)
@@ -196,7 +198,9 @@ def test_network_tells_a_bright_image_from_a_dark_one(cfg):
 def test_killed_network_goes_on_to_the_same_weights(cfg, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     kind = np.repeat([0, 1], 20)
-    shots = Shots(torch.as_tensor(rng.normal(size=(40, 2, 32, 32))).half(), kind, kind, kind, np.ones(40), np.ones(40))
+    shots = DefectSet(
+        torch.as_tensor(rng.normal(size=(40, 2, 32, 32))).half(), kind, kind, kind, np.ones(40), np.ones(40)
+    )
     quick, state = dataclasses.replace(cfg, epochs=3, batch_size=16), tmp_path / "state"
     whole = defects.fit_network(shots, quick, seed=0).state_dict()
     checkpoint = defects.checkpoint
@@ -264,7 +268,7 @@ def test_the_stage_from_end_to_end(project, cfg, monkeypatch):
 def test_hosts_without_validation_keep_the_last_epoch(hosts, cfg):
     rest = hosts.split != "val"
     fewer = Hosts(hosts.structures.take(np.flatnonzero(rest)), hosts.mp_id[rest], hosts.split[rest])
-    made = defects.shoot(fewer, "val", cfg, epoch=0, seed=0)
+    made = defects.render(fewer, "val", cfg, epoch=0, seed=0)
     assert made.images.shape == (0, 2, 32, 32)
     n = {"train": 20, "val": 0, "test": 5}
     features = {s: np.random.default_rng(0).normal(size=(k, 3)) for s, k in n.items()}

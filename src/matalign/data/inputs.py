@@ -25,7 +25,7 @@ from matalign.data.dataset import Structures
 from matalign.data.protocols import Operation, Protocol
 from matalign.data.sources import Crystal
 from matalign.elements import NUMBER, SYMBOLS
-from matalign.views import imaging
+from matalign.views import micrographs
 
 MAX_ATOMS = 2000  # in a cell; those of the curated sets have 200 at most
 MIN_DISTANCE_A = 0.5  # no two atoms of a crystal are nearer: H2 has 0.74 Å
@@ -335,7 +335,7 @@ def micrograph(item: Any, *, pixel_A: float | None, to_pixel_A: float, px: int) 
         px: pixels of each side to come to.
 
     Returns:
-        (px, px) float32, zero mean and unit variance, as `imaging.render` returns each image.
+        (px, px) float32, zero mean and unit variance, as `micrographs.render` returns each image.
 
     Raises:
         FileNotFoundError: no such file.
@@ -360,7 +360,7 @@ def micrograph(item: Any, *, pixel_A: float | None, to_pixel_A: float, px: int) 
             raise ValueError("no contrast: all pixels that the model would see are equal")
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    return imaging.standardise(torch.from_numpy(image / image.std())[None])[0, 0].float().numpy()
+    return micrographs.standardise(torch.from_numpy(image / image.std())[None])[0, 0].float().numpy()
 
 
 def _pixels(item: Any) -> np.ndarray:

@@ -25,7 +25,7 @@ from matalign.data.dataset import Curated
 from matalign.pretrain import losses
 from matalign.pretrain.align import AlignModel
 from matalign.towers.text import Texts
-from matalign.views import imaging
+from matalign.views import draws
 
 VALIDATION = -1  # the epoch whose key the views of validation have: the same each time
 
@@ -133,9 +133,9 @@ class Examples:
         repeats = np.where((protocols[rows] > 0) & (split == "train"), self.cfg.protocol_repeats, 1)
         rows = np.repeat(rows, repeats)
         view = np.arange(len(rows)) - np.searchsorted(rows, rows)  # 0, 1, … within a material
-        draw = (imaging.view_seed(self.cfg.seed, epoch, ids[row], int(v)) for row, v in zip(rows, view, strict=True))
+        draw = (draws.view_seed(self.cfg.seed, epoch, ids[row], int(v)) for row, v in zip(rows, view, strict=True))
         keys = np.fromiter(draw, np.uint64, len(rows))
-        u = imaging.uniforms(~keys, 3)  # not of the keys themselves: those make the image; the second chooses the text
+        u = draws.uniforms(~keys, 3)  # not of the keys themselves: those make the image; the second chooses the text
         text = self.texts.chosen(rows, keys)
         views = Views(rows, keys, u[:, 0] < self.cfg.image_fraction, text)[np.argsort(u[:, 2], kind="stable")]
         return views if split == "train" else views[: self.cfg.val_materials]

@@ -22,7 +22,7 @@ from matalign.config import Pretrain
 from matalign.data.dataset import Curated, Structures
 from matalign.pretrain import align
 from matalign.towers import crystal
-from matalign.views import imaging
+from matalign.views import draws
 from matalign.views.graphs import GraphStore
 
 ROWS = 128  # in a batch
@@ -68,7 +68,7 @@ class Model:
         inputs = towers.load(modality).Inputs(self.config, curated, self._tower(modality), self.device)
         rows = np.flatnonzero(inputs.has)
         ids = curated.materials.mp_id.to_numpy()[rows]
-        keys = np.array([imaging.view_seed(self.config.seed, epoch, mp_id, 0) for mp_id in ids], np.uint64)
+        keys = np.array([draws.view_seed(self.config.seed, epoch, mp_id, 0) for mp_id in ids], np.uint64)
 
         def encode(part: Tensor) -> Tensor:
             return self.aligned.encode(modality, inputs(rows[part.numpy()], keys[part.numpy()]))
@@ -101,10 +101,10 @@ class Model:
         """
         inputs = towers.load("image").Inputs(self.config, curated, self._tower("image"), self.device)
         ids = curated.materials.mp_id.to_numpy()[rows]
-        return inputs(rows, np.array([imaging.view_seed(seed, epoch, mp_id, 0) for mp_id in ids], np.uint64))
+        return inputs(rows, np.array([draws.view_seed(seed, epoch, mp_id, 0) for mp_id in ids], np.uint64))
 
     def embed_images(self, images: Float[Tensor, "images 1 height width"]) -> Float[np.ndarray, "images dim"]:
-        """(n, embed_dim) float32 unit vectors of micrographs as `imaging.render` returns them."""
+        """(n, embed_dim) float32 unit vectors of micrographs as `micrographs.render` returns them."""
         self._tower("image")
         return self._batched(
             len(images), lambda rows: self.aligned.encode("image", images[rows].to(self.device)), "images"

@@ -24,7 +24,7 @@ from matalign.release import cli, released
 from matalign.report import figures
 from matalign.report.atlas import build, layout
 from matalign.tasks.retrieval import galleries
-from matalign.views import graphs, imaging
+from matalign.views import draws, graphs, micrographs
 
 NEAREST = 5  # of each modality
 WORDS = {"continuous_update": False, "layout": widgets.Layout(width="36em")}
@@ -123,17 +123,17 @@ class Explorer:
         self, pixel_A: float = 0.2, thickness_nm: float = 5.0, log10_dose: float = 4.0, draw: int = 0
     ) -> Figure:
         """Four views along low-index zone axes; `draw` takes others, dose in electrons per Å²."""
-        optics = imaging.Optics(
+        optics = micrographs.Optics(
             image_px=128, pixel_A=pixel_A, thickness_nm=(thickness_nm,) * 2, dose_e_A2=(10**log10_dose,) * 2
         )
-        structure, keys = self.structure, [imaging.view_seed(draw, 0, self.profile, view) for view in range(4)]
-        view = imaging.draw_views(np.repeat(structure.lattice, 4, axis=0), keys, optics=optics)
-        images = imaging.render(structure, [0] * 4, keys, optics=optics)
+        structure, keys = self.structure, [draws.view_seed(draw, 0, self.profile, view) for view in range(4)]
+        view = micrographs.draw_views(np.repeat(structure.lattice, 4, axis=0), keys, optics=optics)
+        images = micrographs.render(structure, [0] * 4, keys, optics=optics)
         side = optics.image_px * pixel_A
         fig, axes = plt.subplots(1, 4, figsize=(figures.PAGE_IN, 2), layout="constrained")
         for ax, image, axis in zip(axes, images[:, 0].numpy(), view.axis):
             ax.imshow(image, cmap="gray", extent=(0, side, 0, side))
-            ax.set(xlabel="Å", yticks=[], title="[{} {} {}]".format(*imaging.ZONE_AXES[axis]))
+            ax.set(xlabel="Å", yticks=[], title="[{} {} {}]".format(*micrographs.ZONE_AXES[axis]))
         return fig
 
     def protocols(self) -> pd.DataFrame:

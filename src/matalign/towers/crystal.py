@@ -36,7 +36,7 @@ from torch_geometric.nn import CGConv
 from matalign import elements
 from matalign.config import Pretrain
 from matalign.data.dataset import Curated, Structures
-from matalign.views import imaging
+from matalign.views import draws
 from matalign.views.graphs import GraphStore
 
 CORRUPTION = np.uint64(0x9E3779B97F4A7C15)  # sets the draws of `corrupt` apart from others of the same key
@@ -317,7 +317,7 @@ def corrupt(batch: Batch, keys: np.ndarray, *, mask_atoms: float, noise_A: float
         noise_A: standard deviation of the displacement in each direction, angstrom.
     """
     most = int(batch.ptr.diff().max())
-    u = imaging.uniforms(keys ^ CORRUPTION, 7 * most).reshape(len(keys), most, 7)
+    u = draws.uniforms(keys ^ CORRUPTION, 7 * most).reshape(len(keys), most, 7)
     crystal = batch.batch.cpu().numpy()
     u = u[crystal, np.arange(len(crystal)) - batch.ptr.cpu().numpy()[crystal]]  # (N, 7)
     normal = np.sqrt(-2 * np.log1p(-u[:, :3])) * np.cos(2 * np.pi * u[:, 3:6])  # Box-Muller

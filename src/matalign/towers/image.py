@@ -19,7 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from matalign.config import Pretrain
 from matalign.data.dataset import Curated
-from matalign.views import imaging
+from matalign.views import micrographs
 
 DEPTHS = {10: (BasicBlock, [1, 1, 1, 1]), 18: (BasicBlock, [2, 2, 2, 2]), 50: (Bottleneck, [3, 4, 6, 3])}
 
@@ -106,9 +106,9 @@ class Inputs:
 
     def __init__(self, cfg: Pretrain, curated: Curated, tower: nn.Module, device: torch.device) -> None:
         self.structures, self.device = curated.structures, device
-        self.optics = imaging.Optics(image_px=cfg.image_px, pixel_A=cfg.pixel_A)
+        self.optics = micrographs.Optics(image_px=cfg.image_px, pixel_A=cfg.pixel_A)
         self.has = np.ones(len(curated.structures), bool)
 
     def __call__(self, rows: np.ndarray, keys: np.ndarray) -> Tensor:
         """(n, 1, image_px, image_px) micrographs."""
-        return imaging.render(self.structures, rows, keys, optics=self.optics, device=self.device)
+        return micrographs.render(self.structures, rows, keys, optics=self.optics, device=self.device)

@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer
 from matalign import cache
 from matalign.config import Pretrain
 from matalign.data.dataset import Curated
-from matalign.views import imaging
+from matalign.views import draws
 
 # sentence-transformers/all-MiniLM-L6-v2, model.safetensors as published on the Hugging Face hub
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -225,7 +225,7 @@ class Texts:
     def chosen(self, rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """(n,) the distinct text that each view shows of its material; −1: it has none."""
         protocols = np.diff(self.first)[rows]
-        u = imaging.uniforms(~keys, 2)[:, 1]  # not of the keys themselves: those make the image
+        u = draws.uniforms(~keys, 2)[:, 1]  # not of the keys themselves: those make the image
         return np.where(protocols > 0, np.append(self.number, -1)[self.first[rows] + (u * protocols).astype(int)], -1)
 
 

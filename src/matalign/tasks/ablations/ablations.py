@@ -42,7 +42,7 @@ from matalign.tasks.properties import fits
 from matalign.tasks.retrieval import matchers
 from matalign.tasks.retrieval.galleries import Gallery
 from matalign.tasks.retrieval.ranking import Ranks
-from matalign.views import imaging
+from matalign.views import draws
 
 LEVELS = (1, 2)  # mask levels of the texts that are retrieved
 BATCH = 128  # of the base, and of what is measured on validation materials
@@ -261,7 +261,7 @@ class Shown(Examples):
     def views(self, split: str, epoch: int) -> Views:
         """As in pretraining; whether a view lacks its text is one more draw from its key."""
         views = super().views(split, epoch)
-        dropped = imaging.uniforms(~views.keys, 4)[:, 3] < self.missing  # the first three draws are pretraining's
+        dropped = draws.uniforms(~views.keys, 4)[:, 3] < self.missing  # the first three draws are pretraining's
         return replace(views, text=np.where(dropped, -1, views.text))
 
 

@@ -10,7 +10,7 @@ from matalign import stats
 from matalign.claims import Claim
 from matalign.config import Defects
 from matalign.tasks.defects.defects import ARMS, DOSE_DECILES_E_A2, TEXT_ARMS, Predictions, run
-from matalign.views.imaging import DEFECTS
+from matalign.views.defect_images import DEFECTS
 
 DOSE_BINS_E_A2 = tuple(10**x for x in (3.0, 3.2, 3.6, 4.0, 4.4, 4.8, 5.0))
 ROSE = 5.0  # signal to noise from which a feature is reliably seen (Rose, 1948)

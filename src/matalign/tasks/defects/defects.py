@@ -5,7 +5,7 @@ without the image must be at chance. One image network is trained on images alon
 head to its features; arms differ in the context that modulates them and share the network, the images, the head's width
 and its schedule. The zone axis and the pixel size are part of every arm's context.
 
-What the network sees is the micrograph and, beside it, what of it does not repeat (`imaging.aperiodic`).
+What the network sees is the micrograph and, beside it, what of it does not repeat (`defect_images.aperiodic`).
 """
 
 import copy
@@ -27,8 +27,9 @@ from matalign.data import dataset
 from matalign.data.dataset import Curated, Structures
 from matalign.pretrain import encode
 from matalign.towers.image import ImageTower
-from matalign.views import imaging
-from matalign.views.imaging import DEFECTS, ZONE_AXES, Optics
+from matalign.views import defect_images, draws
+from matalign.views.defect_images import DEFECTS
+from matalign.views.micrographs import ZONE_AXES, Optics
 
 ARMS = ("majority", "context", "image", "image_composition", "image_structure", "image_other")
 TEXT_ARMS = ("image_text", "image_text_other")  # of a model with a text tower
@@ -49,7 +50,7 @@ class Hosts:
 
 
 @dataclass(frozen=True)
-class Shots:
+class DefectSet:
     """Labelled micrographs of hosts, all classes from each view."""
 
     images: Tensor  # (N, 2, px, px) float16: the micrograph, and what of it does not repeat
@@ -64,7 +65,7 @@ class Shots:
 class Predictions:
     """What each arm says about the test images."""
 
-    shots: Shots
+    shots: DefectSet
     mp_id: np.ndarray  # (N,) of each image's host
     has_text: np.ndarray  # (N,) whether the host has a protocol
     probability: dict[str, np.ndarray]  # arm -> (seeds, N, 5)
@@ -85,7 +86,7 @@ def choose_hosts(curated: Curated, *, hosts: int, seed: int) -> Hosts:
         ValueError: no material to train on, or none to test on.
     """
     ids, split = curated.materials.mp_id.to_numpy(str), curated.splits.chemsys.to_numpy(str)
-    order = np.argsort([imaging.view_seed(seed, 0, i, -1) for i in ids], kind="stable")
+    order = np.argsort([draws.view_seed(seed, 0, i, -1) for i in ids], kind="stable")
     rows = np.sort(np.concatenate([order[split[order] == s][: max(1, round(f * hosts))] for s, f in SPLITS.items()]))
     for needed in ("train", "test"):
         if needed not in split[rows]:
@@ -101,7 +102,7 @@ def listed(hosts: Hosts, split: str, cfg: Defects) -> tuple[np.ndarray, np.ndarr
     return host, view, np.tile(np.arange(len(DEFECTS)), len(chosen) * cfg.images_per_class)
 
 
-def shoot(hosts: Hosts, split: str, cfg: Defects, *, epoch: int, seed: int, device: str = "cpu") -> Shots:
+def render(hosts: Hosts, split: str, cfg: Defects, *, epoch: int, seed: int, device: str = "cpu") -> DefectSet:
     """Render a split's hosts in all five classes.
 
     Args:
@@ -119,19 +120,21 @@ def shoot(hosts: Hosts, split: str, cfg: Defects, *, epoch: int, seed: int, devi
     parts = []
     for start in tqdm(range(0, len(host), CHUNK), f"{split} images", mininterval=1, disable=len(host) < 20 * CHUNK):
         at = slice(start, start + CHUNK)
-        keys = [imaging.view_seed(seed, epoch, hosts.mp_id[h], v) for h, v in zip(host[at], view[at], strict=True)]
-        made = imaging.defect_images(
+        keys = [draws.view_seed(seed, epoch, hosts.mp_id[h], v) for h, v in zip(host[at], view[at], strict=True)]
+        made = defect_images.render(
             hosts.structures, host[at], kind[at], keys, optics=optics, held_out=test, device=device
         )
-        images = torch.cat([made.images, imaging.aperiodic(made.images, pixel_A=cfg.pixel_A)], dim=1).half().cpu()
+        images = torch.cat([made.images, defect_images.aperiodic(made.images, pixel_A=cfg.pixel_A)], dim=1).half().cpu()
         parts.append((images, made.view.axis.cpu(), made.view.dose_e_A2.cpu(), made.visibility.cpu()))
     if not parts:
         parts = [(torch.zeros(0, 2, cfg.image_px, cfg.image_px).half(), *(torch.zeros(0) for _ in range(3)))]
     images, axis, doses, visibility = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Shots(images, kind, host, axis.numpy().astype(np.int64), doses.numpy(), visibility.numpy())
+    return DefectSet(images, kind, host, axis.numpy().astype(np.int64), doses.numpy(), visibility.numpy())
 
 
-def fit_network(shots: Shots, cfg: Defects, *, seed: int, device: str = "cpu", state: Path | None = None) -> ImageTower:
+def fit_network(
+    shots: DefectSet, cfg: Defects, *, seed: int, device: str = "cpu", state: Path | None = None
+) -> ImageTower:
     """Train the image network that all arms share: image -> class.
 
     Defects below the noise are left out of training: their images are those of a pristine crystal with another name.
@@ -352,7 +355,7 @@ class Seed:
     """One seed of a run: its image network, trained only where a head is still to be fitted, and the heads."""
 
     hosts: Hosts
-    test: Shots
+    test: DefectSet
     cfg: Defects
     number: int
     key: dict[str, Any]  # all that the network depends on
@@ -404,7 +407,7 @@ def run(cfg: Defects, *, told_of: Callable[[str], None] = lambda what: None) -> 
     read = {"weights": encode.fingerprint(cfg.profile, "pretrained")}
     read |= {"text": model.towers["text"].fingerprint} if texts is not None else {}
 
-    test = shoot(hosts, "test", cfg, epoch=0, seed=cfg.seed, device=device)
+    test = render(hosts, "test", cfg, epoch=0, seed=cfg.seed, device=device)
     kind = {s: listed(hosts, s, cfg)[2] for s in SPLITS}
     probability: dict[str, list[np.ndarray]] = {arm: [] for arm in ("majority", *told)}
     validation: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {arm: [] for arm in probability}
@@ -424,11 +427,13 @@ def run(cfg: Defects, *, told_of: Callable[[str], None] = lambda what: None) -> 
     return Predictions(test, hosts.mp_id[test.host], has_text, stacked, validation, n_hosts, curated.synthetic)
 
 
-def _network(hosts: Hosts, test: Shots, cfg: Defects, *, seed: int, device: str, state: Path) -> dict[str, np.ndarray]:
+def _network(
+    hosts: Hosts, test: DefectSet, cfg: Defects, *, seed: int, device: str, state: Path
+) -> dict[str, np.ndarray]:
     """Train one image network; of each split the features of its images, and their zone axes."""
-    shots = shoot(hosts, "train", cfg, epoch=0, seed=seed, device=device)
+    shots = render(hosts, "train", cfg, epoch=0, seed=seed, device=device)
     tower = fit_network(shots, cfg, seed=seed, device=device, state=state)
     # Heads learn on views that the network has not been trained on, as those of the test are.
-    seen = {s: shoot(hosts, s, cfg, epoch=1, seed=seed, device=device) for s in ("train", "val")} | {"test": test}
+    seen = {s: render(hosts, s, cfg, epoch=1, seed=seed, device=device) for s in ("train", "val")} | {"test": test}
     result = {f"features_{s}": features(tower, shots.images, device=device) for s, shots in seen.items()}
     return result | {f"axis_{s}": shots.axis for s, shots in seen.items()}
