@@ -1,9 +1,9 @@
 """Micrographs of crystals with one defect, and what of an image does not repeat."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -214,7 +214,7 @@ def _widest_gap(columns: Columns, places: Tensor) -> Tensor:
     return places[torch.arange(size, device=places.device), room.argmax(1)]
 
 
-@cache
+@functools.cache
 def substituents(*, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
     """Elements that may replace an element: |ΔZ| ≥ 5, and the unordered pair on one side of a fixed split by hash.
 

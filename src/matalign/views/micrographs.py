@@ -17,10 +17,10 @@ approximation and the probe (Gaussian with Lorentzian tails) are those of jarvis
 tests compare; σ(Z = 79) is of the order of high-angle cross-sections at 200 kV and only sets how noisy a dose is.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -134,7 +134,7 @@ def draw_views(lattice: np.ndarray, keys: Sequence[int], *, optics: Optics, devi
     return View(axis=torch.as_tensor(axis, device=device), **tensors)
 
 
-@cache
+@functools.cache
 def _bases() -> np.ndarray:
     """(13, 3, 3) integers of determinant ±1: two lattice vectors, then the zone axis."""
     bases = []
