@@ -127,7 +127,7 @@ def test_fields_of_a_protocol_stand_in_columns(folder):
         ({"image": "stem.tif", "pixel_size": "0.1", "pixel_size_unit": "inch"}, "unknown unit 'inch'"),
         ({"image": "stem.tif", "pixel_size": "-1", "pixel_size_unit": "nm"}, "no scale: the pixel size is -10"),
         ({"image": "stem.tif", "pixel_size": "x", "pixel_size_unit": "nm"}, "pixel_size is 'x'; expected a number"),
-        ({"image": "huge.png", "pixel_size": "1", "pixel_size_unit": "pm"}, "huge.png: unreadable"),
+        ({"image": "huge.png", "pixel_size": "1", "pixel_size_unit": "pm"}, "huge.png: no contrast"),
         ({"image": "sto.txt", "pixel_size": "1", "pixel_size_unit": "pm"}, "sto.txt: unreadable"),
         ({"protocol": "x " * 50_000}, "a text of 99,999 characters; at most 20,000"),
         ({"protocol": "none.txt"}, "none.txt: no such file"),
@@ -315,7 +315,7 @@ def test_the_datasheet_lists_every_column_and_unit():
 
 
 def test_what_the_readme_shows_is_there():
-    text = (REPOSITORY / "README.md").read_text()
+    text = (REPOSITORY / "docs" / "extend.md").read_text()
     shown = "".join(re.findall(r"^```py\n(.*?)^```", text, flags=re.M | re.S))
     calls = [node for node in ast.walk(ast.parse(shown)) if isinstance(node, ast.Call)]
     for call in calls:
