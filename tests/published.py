@@ -11,7 +11,7 @@ import plausible
 import pytest
 import tiny
 
-from matalign import config, paths
+from matalign import cache, config, paths
 from matalign.data import dataset
 from matalign.data.dataset import Curated
 from matalign.pretrain import checkpoint, encode, train
@@ -61,8 +61,8 @@ def model(root: Path):
     with pytest.MonkeyPatch.context() as patch:
         for name, folder in {"ROOT": root, "DATA": root / "data", "SCRATCH": root / "scratch"}.items():
             patch.setattr(paths, name, folder)
-        for cache in caches:
-            cache.cache_clear()
+        for kept in caches:
+            kept.cache_clear()
         dataset.write(paths.curated("tiny"), curated())
         shutil.copy(paths.SAMPLE.parent / "sources.yaml", paths.DATA)
         (root / "run").mkdir()
@@ -76,5 +76,5 @@ def model(root: Path):
             cache.write_json(results / "metrics" / f"{stage}.json", values)
         stage = config.load("release", "tiny", file=Path(__file__).parents[1] / "params.yaml")
         yield results / "model", json.loads(json.dumps(release.build(stage))), stage
-        for cache in caches:
-            cache.cache_clear()
+        for kept in caches:
+            kept.cache_clear()

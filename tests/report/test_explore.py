@@ -129,7 +129,7 @@ def test_a_wrong_cif_is_told_in_a_line(x, said, capsys):
     x.cif.value = "no crystal"
     said.clear()
     explore.shown(x.properties)
-    assert "error: unreadable CIF" in capsys.readouterr().out
+    assert "error: text: unreadable: a text that is no CIF" in capsys.readouterr().out
     assert not said
 
 
