@@ -76,7 +76,7 @@ def test_two_runs_have_the_same_bytes_and_learn(project, bert):
     "changes",
     [
         {"modalities": "crystal text image", "image_fraction": 0.5, "epochs": 1},
-        {"loss": "seed", "unfreeze_layers": 1, "crystal_tower": "cgconv"},
+        {"loss": "proposal", "unfreeze_layers": 1, "crystal_tower": "cgconv"},
         {"modalities": "text image", "auxiliary_weight": 0.0, "epochs": 1},
         {"modalities": "crystal", "epochs": 1},
     ],
@@ -476,7 +476,10 @@ def test_view_of_a_material_does_not_depend_on_which_others_there_are(project, b
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "triplet"}, "loss must be one of pairwise, anchored, seed, seed-noself, sigmoid, got 'triplet'"),
+        (
+            {"loss": "triplet"},
+            "one of pairwise, anchored, proposal, proposal-noself, sigmoid, got 'triplet'",
+        ),
         (
             {"loss": "anchored", "modalities": "text image", "auxiliary_weight": 0.0},
             "anchored needs the modality crystal, got 'text image'",
