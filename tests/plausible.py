@@ -306,7 +306,7 @@ def defects():
 
 
 def ablations():
-    groups = {"loss": ["pairwise", "seed", "seed-noself", "anchored", "sigmoid"], "pairs": ["true", "shuffled"]}
+    groups = {"loss": ["pairwise", "proposal", "proposal-noself", "anchored", "sigmoid"], "pairs": ["true", "shuffled"]}
     tasks = {("structure_text_L1", "MRR"): 0.7, ("structure_text_L1", "R@10"): 0.9, ("structure_image", "MRR"): 0.05}
     tasks |= {("structure_text_L2", "MRR"): 0.2, ("structure_text_L2", "R@10"): 0.4, ("image_text_L1", "MRR"): 0.03}
     tasks |= {("finetuned", "MAE"): 0.21, ("ridge", "MAE"): 0.33}

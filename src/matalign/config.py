@@ -57,7 +57,7 @@ class Pretrain(Stage):
     protocol_repeats: int  # times a material with a protocol is shown in an epoch; the others once
     val_materials: int  # that the validation loss is taken on, chosen by hash
     embed_dim: int
-    loss: str  # pairwise, anchored, seed, seed-noself or sigmoid
+    loss: str  # pairwise, anchored, proposal, proposal-noself or sigmoid
     auxiliary_weight: float  # of masked atoms and denoising, beside the contrastive loss; 0: none
     mask_atoms: float  # share of the atoms whose element is hidden
     noise_A: float  # standard deviation of the atoms' displacement, in each direction

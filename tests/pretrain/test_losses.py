@@ -56,7 +56,7 @@ def anchored_by_loops(b, tau):
     return pairwise_by_loops(b, tau, centre="crystal")
 
 
-def seed_by_loops(b, tau, self_pairs=True):
+def proposal_by_loops(b, tau, self_pairs=True):
     z, has, rows = b["embeddings"], b["present"], range(len(b["material"]))
     e = {
         (i, m, j, n): math.exp(float(z[m][i] @ z[n][j]) / tau) for i, j in product(rows, rows) for m, n in product(z, z)
@@ -72,8 +72,8 @@ def seed_by_loops(b, tau, self_pairs=True):
     return np.mean(terms) if terms else 0.0
 
 
-def seed_noself_by_loops(b, tau):
-    return seed_by_loops(b, tau, self_pairs=False)
+def proposal_noself_by_loops(b, tau):
+    return proposal_by_loops(b, tau, self_pairs=False)
 
 
 def sigmoid_by_loops(b, tau):
@@ -92,8 +92,8 @@ def sigmoid_by_loops(b, tau):
 REFERENCE = {
     "pairwise": pairwise_by_loops,
     "anchored": anchored_by_loops,
-    "seed": seed_by_loops,
-    "seed-noself": seed_noself_by_loops,
+    "proposal": proposal_by_loops,
+    "proposal-noself": proposal_noself_by_loops,
     "sigmoid": sigmoid_by_loops,
 }
 every = pytest.mark.parametrize("name", list(REFERENCE))
@@ -239,7 +239,7 @@ def aligned(rows, *, modalities=MODALITIES):
 
 @pytest.mark.parametrize("n", [1, 5])
 def test_all_rows_the_same_material_and_aligned(n):
-    """Nothing to tell apart: log n for a choice among n equals; for the letter its floor; n² sure decisions."""
+    """Nothing to tell apart: log n for a choice among n equals; for the proposal its floor; n² sure decisions."""
     b = aligned([0] * n)
     log_temperature = torch.tensor(-3.0, dtype=torch.float64)
     values = {name: loss(**b, log_temperature=log_temperature).item() for name, loss in losses.LOSSES.items()}
@@ -247,8 +247,8 @@ def test_all_rows_the_same_material_and_aligned(n):
         {
             "pairwise": math.log(n),
             "anchored": math.log(n),
-            "seed": math.log(3 / 2),
-            "seed-noself": math.log(1 + (n - 1) / (2 * n)),
+            "proposal": math.log(3 / 2),
+            "proposal-noself": math.log(1 + (n - 1) / (2 * n)),
             "sigmoid": math.log1p(math.exp(-math.exp(3)) / n**2),
         },
         abs=1e-8,  # softplus is x beyond 20
@@ -260,15 +260,15 @@ def test_floors_under_perfect_alignment(modalities):
     b = aligned(range(6), modalities=MODALITIES[:modalities])
     log_temperature = torch.tensor(math.log(0.01), dtype=torch.float64)
     values = {name: loss(**b, log_temperature=log_temperature).item() for name, loss in losses.LOSSES.items()}
-    assert values.pop("seed") == pytest.approx(math.log(modalities / (modalities - 1)), rel=1e-12)
+    assert values.pop("proposal") == pytest.approx(math.log(modalities / (modalities - 1)), rel=1e-12)
     assert values.pop("sigmoid") == pytest.approx(5 * math.log(1 + 1 / 5), rel=1e-12)  # five negatives at the prior
     assert max(values.values()) < 1e-12
     twice = aligned([0, 0, 1, 1, 2, 2], modalities=MODALITIES[:modalities])
     expected = math.log(1 + 1 / (2 * (modalities - 1)))
-    assert losses.seed_noself(**twice, log_temperature=log_temperature).item() == pytest.approx(expected, rel=1e-12)
+    assert losses.proposal_noself(**twice, log_temperature=log_temperature).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(("name", "starves"), [("seed", True), ("seed-noself", True), ("pairwise", False)])
+@pytest.mark.parametrize(("name", "starves"), [("proposal", True), ("proposal-noself", True), ("pairwise", False)])
 def test_an_easy_pair_starves_a_hard_one(name, starves):
     """The gradient at the image, far from its crystal, while the text comes near to it; along the sphere."""
     crystal, other, image = torch.eye(24, dtype=torch.float64).split(8)
@@ -307,19 +307,19 @@ def test_no_structure_to_anchor_to_is_refused():
         losses.anchored(z, b["present"], b["material"], torch.tensor(0.0))
 
 
-def test_the_letter_has_a_floor_and_starves_the_images():
-    defects = losses.letter_defects()
+def test_the_proposals_loss_has_a_floor_and_starves_the_images():
+    defects = losses.proposal_loss_faults()
     lowest = {(r["loss"], r["modalities"]): r["value"] for r in defects["floor"] if r["temperature"] < 0.0101}
     for m in (2, 3, 4):
-        assert lowest["seed", m] == pytest.approx(np.log(m / (m - 1)), abs=1e-9)
-        assert lowest["seed-noself", m] == pytest.approx(0, abs=1e-9)
+        assert lowest["proposal", m] == pytest.approx(np.log(m / (m - 1)), abs=1e-9)
+        assert lowest["proposal-noself", m] == pytest.approx(0, abs=1e-9)
         assert lowest["pairwise", m] == pytest.approx(0, abs=1e-9)
     ends = {}
     for r in defects["starvation"]:
         ends.setdefault(r["loss"], []).append(r["gradient"])
     assert all(len(g) == 21 for g in ends.values())
-    assert ends["seed"][-1] < ends["seed"][0] / 100
-    assert ends["seed-noself"][-1] < ends["seed-noself"][0] / 100
+    assert ends["proposal"][-1] < ends["proposal"][0] / 100
+    assert ends["proposal-noself"][-1] < ends["proposal-noself"][0] / 100
     assert ends["pairwise"][-1] > ends["pairwise"][0]
 
 

@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 
 from matalign import cache, paths
 from matalign.data import dataset
-from matalign.pretrain import align, checkpoint, encode, launch, losses, train
+from matalign.pretrain import agent, align, checkpoint, encode, launch, losses, train
 from matalign.pretrain.batches import Examples
 
 
@@ -76,7 +76,7 @@ def test_two_runs_have_the_same_bytes_and_learn(project, bert):
     "changes",
     [
         {"modalities": "crystal text image", "image_fraction": 0.5, "epochs": 1},
-        {"loss": "seed", "unfreeze_layers": 1, "crystal_tower": "cgconv"},
+        {"loss": "proposal", "unfreeze_layers": 1, "crystal_tower": "cgconv"},
         {"modalities": "text image", "auxiliary_weight": 0.0, "epochs": 1},
         {"modalities": "crystal", "epochs": 1},
     ],
@@ -95,20 +95,19 @@ def test_killed_and_resumed_run_ends_with_the_same_bytes(project, bert):
     folder = project / "killed"
     folder.mkdir()
     cache.write_json(folder / "pretrain.json", dataclasses.asdict(cfg))
-    command = [sys.executable, "-c", launch.LAUNCHER, str(os.getpid()), "--standalone", "--nproc-per-node", "1"]
     env = {**os.environ, "MATALIGN_ROOT": str(project), "MATALIGN_SCRATCH": str(paths.SCRATCH), "OMP_NUM_THREADS": "1"}
     with open(project / "output", "w") as output:
-        agent = subprocess.Popen(
-            [*command, "-m", "matalign.pretrain.train", "--config", str(folder / "pretrain.json")],
+        starter = subprocess.Popen(
+            agent.command(folder, ranks=1),
             env=env,
             stdout=output,
             stderr=output,
         )
         while not (folder / "state.pt").exists():
-            assert agent.poll() is None, (project / "output").read_text()
+            assert starter.poll() is None, (project / "output").read_text()
             time.sleep(0.002)
-        agent.send_signal(signal.SIGKILL)  # the agent alone; its rank must not go on in the dark
-        agent.wait()
+        starter.send_signal(signal.SIGKILL)  # the agent alone; its rank must not go on in the dark
+        starter.wait()
     with cache.held(folder):
         assert not (folder / "model").exists()
         steps = len((folder / "log.jsonl").read_text().splitlines())
@@ -347,7 +346,7 @@ def test_a_killed_rank_ends_the_job_and_resume_goes_on(project, bert):
                 return
 
     threading.Thread(target=kill, daemon=True).start()
-    with pytest.raises(RuntimeError, match=r"exit code 1;.*\nrank 1 was killed: exit code -9 .*SIGKILL"):
+    with pytest.raises(RuntimeError, match=r"exit code 1;.*\nrank 1 was killed: Signal 9 .SIGKILL"):
         launch.torchrun(cfg, folder, ranks=2, on_cpu=True)
     assert not (folder / "model").exists()
     steps = checkpoint.load(folder / "state.pt")["progress"]["steps"]
@@ -477,7 +476,10 @@ def test_view_of_a_material_does_not_depend_on_which_others_there_are(project, b
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "triplet"}, "loss must be one of pairwise, anchored, seed, seed-noself, sigmoid, got 'triplet'"),
+        (
+            {"loss": "triplet"},
+            "one of pairwise, anchored, proposal, proposal-noself, sigmoid, got 'triplet'",
+        ),
         (
             {"loss": "anchored", "modalities": "text image", "auxiliary_weight": 0.0},
             "anchored needs the modality crystal, got 'text image'",

@@ -17,11 +17,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matalign.pretrain import losses
 from matalign.report import figures, paper, tables
 
-MADE = ("curation", "letter", "training", "learning_curve", "parity", "fusion", "retrieval", "gallery_curve")
+MADE = (
+    "curation",
+    "proposal_loss_faults",
+    "training",
+    "learning_curve",
+    "parity",
+    "fusion",
+    "retrieval",
+    "gallery_curve",
+)
 MADE += ("calibration", "recommendation", "defects", "dose", "reliability", "ablations_loss", "ablations_pairs")
 STAGE = {
     "curation": "curate",
-    "letter": "letter",
+    "proposal_loss_faults": "proposal_loss_faults",
     "training": "pretrain",
     "learning_curve": "properties",
     "parity": "properties",
@@ -40,7 +49,7 @@ def style():
 
 @pytest.fixture(scope="module")
 def metrics():
-    return {**plausible.metrics(), "letter": losses.letter_defects()}
+    return {**plausible.metrics(), "proposal_loss_faults": losses.proposal_loss_faults()}
 
 
 def draw(name, metrics):
@@ -182,7 +191,7 @@ def test_learning_curve_draws_the_split_with_most_label_shares(metrics):
     np.testing.assert_allclose(line.lines[0].get_xydata(), sorted(want.items()))
 
 
-@pytest.mark.parametrize("name", [name for name in MADE if name != "letter"])
+@pytest.mark.parametrize("name", [name for name in MADE if name != "proposal_loss_faults"])
 def test_sparse_metrics_are_drawn(name):
     sparse = plausible.metrics(runs=[("random", 100, 1)], property_arms={"dummy": 3.0}, levels=(1,))
     sparse["curate"] |= {"skipped": [], "audit": []}

@@ -46,6 +46,16 @@ def results(tmp_path, drawings):
     return make
 
 
+def test_losses_of_earlier_results_have_todays_names(tmp_path):
+    metrics = plausible.metrics()
+    for row in metrics["ablations"]["results"]:
+        row["variant"] = row["variant"].replace("proposal", "seed")
+    read = paper.read(prepare(tmp_path, metrics) / "metrics")
+    variants = {row["variant"] for row in read["ablations"]["results"] if row["group"] == "loss"}
+    assert variants == {"pairwise", "proposal", "proposal-noself", "anchored", "sigmoid"}
+    assert read["properties"]["seed"] == metrics["properties"]["seed"]
+
+
 def words(folder):
     """All text of the document: paragraphs, headings, captions, cells."""
     compiler = paper.compiler(folder, title=TITLE, source=paper.SOURCE)

@@ -71,12 +71,12 @@ def written(project, cfg) -> Source:
 
 
 def test_groups_and_single_variants_are_read():
-    found = ablations.chosen("pairs loss:seed loss:anchored")
+    found = ablations.chosen("pairs loss:proposal loss:anchored")
     assert {group: list(names) for group, names in found.items()} == {
-        "loss": ["pairwise", "seed", "anchored"],
+        "loss": ["pairwise", "proposal", "anchored"],
         "pairs": ["true", "shuffled"],
     }
-    assert found["loss"]["seed"] == Variant(loss="seed")
+    assert found["loss"]["proposal"] == Variant(loss="proposal")
     assert ablations.chosen("") == {}
     for names in ablations.GROUPS.values():
         first, *others = names.values()
@@ -92,7 +92,10 @@ def test_groups_and_single_variants_are_read():
             "losses",
             "unknown group 'losses'; of loss, descriptors, modalities, missing, batch, mask, pairs, objective",
         ),
-        ("loss:infonce", "unknown variant 'infonce' of loss; of pairwise, seed, seed-noself, anchored, sigmoid"),
+        (
+            "loss:infonce",
+            "variant 'infonce' of loss; of pairwise, proposal, proposal-noself, anchored, sigmoid",
+        ),
     ],
 )
 def test_unknown_variants_are_refused_with_those_there_are(variants, message):
@@ -190,7 +193,7 @@ def test_cached_features_are_the_live_towers_and_a_second_run_trains_nothing(mod
     monkeypatch.setattr(train, "optimise", fail)
     assert ablation_scores.evaluate(cfg) == first
     with pytest.raises(AssertionError, match="trains again"):  # and another variant would be trained
-        ablation_scores.evaluate(dataclasses.replace(cfg, variants="pairs loss:seed"))
+        ablation_scores.evaluate(dataclasses.replace(cfg, variants="pairs loss:proposal"))
 
 
 def test_a_killed_variant_goes_on_to_the_same_result(source, monkeypatch):
@@ -266,10 +269,10 @@ def row(group, variant, task, difference, p):
 @pytest.mark.parametrize(
     ("differences", "verdicts"),
     [
-        ([row("loss", "seed", "structure_text_L1", -0.2, 0.01)], ["base"]),
-        ([row("loss", "seed", "structure_text_L1", 0.2, 0.01)], ["seed"]),
-        ([row("loss", "seed", "structure_text_L1", 0.2, 0.06)], ["base"]),
-        ([row("loss", "seed", "finetuned", -0.2, 0.01)], ["seed"]),  # a smaller error
+        ([row("loss", "proposal", "structure_text_L1", -0.2, 0.01)], ["base"]),
+        ([row("loss", "proposal", "structure_text_L1", 0.2, 0.01)], ["proposal"]),
+        ([row("loss", "proposal", "structure_text_L1", 0.2, 0.06)], ["base"]),
+        ([row("loss", "proposal", "finetuned", -0.2, 0.01)], ["proposal"]),  # a smaller error
         ([row("pairs", "shuffled", "finetuned", 0.1, 0.01)], ["lost"]),
         ([row("pairs", "shuffled", "finetuned", 0.1, 0.4)], ["shared"]),
         (
@@ -293,11 +296,11 @@ def test_table_marks_base_and_emergent_alignment():
     metrics = plausible.metrics()["ablations"]
     losses, pairs = tables.ablations(metrics)
     cells = {line[0]: line[1:] for line in losses.cells}
-    assert list(cells) == ["pairwise (base)", "seed", "seed-noself", "anchored", "sigmoid"]
+    assert list(cells) == ["pairwise (base)", "proposal", "proposal-noself", "anchored", "sigmoid"]
     column = losses.header.index("image → protocol\nL1 MRR") - 1
     assert [line[column].endswith("†") for line in cells.values()] == [False, False, False, True, False]
     assert losses.header[-1] == "text–image\nInfoNCE, R@1"
-    assert cells["seed"][-3:] == ["1.90", "1.20, 0.40", "1.20, 0.40"]
+    assert cells["proposal"][-3:] == ["1.90", "1.20, 0.40", "1.20, 0.40"]
     assert "log(M/(M−1))" in losses.caption
     assert "log" not in pairs.caption
 
@@ -308,7 +311,7 @@ def test_the_summary_has_the_base_once_and_what_differs_from_it():
     summary, _ = tables.ablation_summary(plausible.metrics()["ablations"])
     assert [line[:2] for line in summary.cells] == [
         ["", "base"],
-        *(["loss", name] for name in ("seed", "seed-noself", "anchored", "sigmoid")),
+        *(["loss", name] for name in ("proposal", "proposal-noself", "anchored", "sigmoid")),
         ["pairs", "shuffled"],
     ]
     assert summary.header[2::2] == ["structure → protocol,\nL1 MRR", "image → protocol,\nL1 MRR"]

@@ -1,13 +1,9 @@
-"""Pretraining from a process that never touches a GPU: its ranks run under torchrun, in processes of their own."""
+"""Pretraining from a process that never touches a GPU: its ranks run in processes of their own."""
 
-import codecs
 import dataclasses
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -15,14 +11,10 @@ import torch
 from matalign import cache, config, paths
 from matalign.config import Pretrain
 from matalign.data import dataset
-from matalign.pretrain import align, checkpoint, train
+from matalign.pretrain import agent, align, checkpoint
 
 DRY_RUN_STEPS = 2
 CONTROL = "control"  # subfolder of the model
-LAUNCHER = (  # torchrun, ending with the process that started it
-    "import sys; from matalign import cache; cache.die_with_parent(int(sys.argv.pop(1))); "
-    "from torch.distributed.run import main; main()"
-)
 
 
 def pretrain(cfg: Pretrain, *, dry_run_ranks: int = 0) -> Path:
@@ -69,7 +61,8 @@ def alone(cfg: Pretrain) -> Pretrain:
 
 def _train(cfg: Pretrain, run: Path, target: Path, *, ranks: int) -> None:
     """Train in `run` what is not trained yet, and copy the model to `target`."""
-    fresh = not (run / "model").exists()
+    with cache.held(run):  # another process may be training the same
+        fresh = not (run / "model").exists()
     if fresh:
         here = torch.cuda.device_count()  # asks the driver, without making a context
         if ranks > max(here, 1):
@@ -115,27 +108,4 @@ def torchrun(cfg: Pretrain, run: Path, *, ranks: int, max_steps: int = 0, on_cpu
         "MATALIGN_SCRATCH": str(paths.SCRATCH),
         **({"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}),
     }
-    command = [sys.executable, "-c", LAUNCHER, str(os.getpid()), "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["-m", train.__name__, "--config", str(run / "pretrain.json"), "--max-steps", str(max_steps)]
-    for old in run.glob("error-*.txt"):
-        old.unlink()
-    text, tail = codecs.getincrementaldecoder("utf-8")(errors="replace"), ""
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        while chunk := os.read(process.stdout.fileno(), 1 << 14):
-            said = text.decode(chunk)
-            tail = (tail + said)[-10_000:]
-            sys.stderr.write(said)
-            sys.stderr.flush()
-        process.wait()
-    finally:
-        process.kill()  # does nothing to a process that has ended; its ranks die with it
-        process.wait()
-        process.stdout.close()
-    if process.returncode:
-        errors = sorted(run.glob("error-*.txt"), key=lambda file: file.stat().st_mtime_ns)
-        # A rank that was killed leaves no traceback, those that waited for it do; torchrun itself ends them by SIGTERM.
-        killed = re.findall(r"rank +: (\d+) .*\n +exitcode +: (-(?!15 )\d+ .*)", tail)
-        why = [f"rank {number} was killed: exit code {code}" for number, code in killed]
-        why = "\n".join([*why, errors[0].read_text() if errors else tail])
-        raise RuntimeError(f"training ended with exit code {process.returncode}; its state is in {run}\n{why}")
+    agent.run(run, ranks=ranks, max_steps=max_steps, env=env)

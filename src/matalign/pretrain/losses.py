@@ -92,10 +92,10 @@ def _info_nce(batch: "_Batch", pairs: Iterable[tuple[str, str]], log_temperature
     return total / directions.clamp(min=1)
 
 
-def seed(
+def proposal(
     embeddings: Embeddings, present: Present, material: Numbers, log_temperature: Scalar, *, identical: Identical = None
 ) -> Scalar:
-    """The proposal's formula to the letter::
+    """The formula as the proposal has it::
 
         L = -1/N Σ_i log[ Σ_{m≠n} exp(s_ii^mn) / Σ_j Σ_{m,n} exp(s_ij^mn) ],    s_ij^mn = z_i^m · z_j^n / τ
 
@@ -104,22 +104,22 @@ def seed(
     runs over the positives of i (i alone if the batch repeats nothing); N counts the rows that have one. Arguments and
     errors as `pairwise`.
     """
-    return _letter(_Batch.of(embeddings, present, material, identical), log_temperature, self_pairs=True)
+    return _proposal(_Batch.of(embeddings, present, material, identical), log_temperature, self_pairs=True)
 
 
-def seed_noself(
+def proposal_noself(
     embeddings: Embeddings, present: Present, material: Numbers, log_temperature: Scalar, *, identical: Identical = None
 ) -> Scalar:
-    """`seed` without the pairs of a vector with itself in the denominator.
+    """`proposal` without the pairs of a vector with itself in the denominator.
 
     Perfectly aligned and apart, it is 0 if the batch repeats nothing. A material on k rows leaves pairs of two rows in
     one modality in the denominator, so for it the floor is log(1 + (k−1) / (k(M−1))). Arguments and errors as
     `pairwise`.
     """
-    return _letter(_Batch.of(embeddings, present, material, identical), log_temperature, self_pairs=False)
+    return _proposal(_Batch.of(embeddings, present, material, identical), log_temperature, self_pairs=False)
 
 
-def _letter(batch: "_Batch", log_temperature: Tensor, *, self_pairs: bool) -> Tensor:
+def _proposal(batch: "_Batch", log_temperature: Tensor, *, self_pairs: bool) -> Tensor:
     everything, positives = [], []
     for m, n in combinations(batch.z, 2):
         positive = functools.partial(batch.positive, m, n)
@@ -163,21 +163,21 @@ def sigmoid(
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "pairwise": pairwise,
     "anchored": anchored,
-    "seed": seed,
-    "seed-noself": seed_noself,
+    "proposal": proposal,
+    "proposal-noself": proposal_noself,
     "sigmoid": sigmoid,
 }
 
 
-def letter_defects() -> dict[str, list[dict[str, Any]]]:
-    """Numbers for the two defects of the proposal's formula, beside `seed-noself` and `pairwise`; 64 materials.
+def proposal_loss_faults() -> dict[str, list[dict[str, Any]]]:
+    """Numbers for the two faults of the proposal's formula, beside `proposal-noself` and `pairwise`; 64 materials.
 
     Returns:
         `floor`: {loss, modalities, temperature, value} of modalities that are equal within a material and at right
         angles between materials. `starvation`: {loss, cosine, gradient}, the norm of the gradient at the images, which
         are at right angles to all else, as text and crystal of a material come near to one another; τ = 0.07.
     """
-    names, n = ("seed", "seed-noself", "pairwise"), 64
+    names, n = ("proposal", "proposal-noself", "pairwise"), 64
     crystal, apart, image = torch.eye(3 * n, dtype=torch.double).split(n)
     image = image.clone().requires_grad_()
     rows, everywhere, floor, starvation = torch.arange(n), torch.ones(n, dtype=torch.bool), [], []

@@ -21,7 +21,6 @@ import json
 import math
 import os
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
 
 from matalign import cache, config, paths
@@ -203,7 +203,7 @@ def optimise(examples: Examples, folder: Path, *, max_steps: int = 0, quiet: boo
         log.touch()
         os.truncate(log, at.log_bytes)
 
-    def record(**line: Any) -> None:
+    def log_line(**line: Any) -> None:
         if rank() == 0:
             with open(log, "a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -224,7 +224,7 @@ def optimise(examples: Examples, folder: Path, *, max_steps: int = 0, quiet: boo
                 waited = time.monotonic() - waited
                 loss = train_step(examples, parts, optimizer)
                 at.step, at.steps, at.loss_sum = at.step + 1, at.steps + 1, at.loss_sum + loss
-                record(epoch=at.epoch + 1, step=at.steps, loss=loss, temperature=model.temperature, rows=len(shown))
+                log_line(epoch=at.epoch + 1, step=at.steps, loss=loss, temperature=model.temperature, rows=len(shown))
                 clock.tick("step", epoch=at.epoch + 1, rows=len(shown), waited_s=waited)
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 bar.update()
@@ -238,7 +238,7 @@ def optimise(examples: Examples, folder: Path, *, max_steps: int = 0, quiet: boo
             {"epoch": at.epoch, "loss_train": at.loss_sum / at.step, **result, "temperature": model.temperature}
         )
         at.step, at.loss_sum = 0, 0.0
-        record(**at.history[-1])
+        log_line(**at.history[-1])
         if result["loss_val"] < at.best:
             at.best, at.best_epoch = result["loss_val"], at.epoch
             _keep(best, model, at)
@@ -263,6 +263,7 @@ def _resumed(file: Path, model: align.AlignModel, optimizer: torch.optim.Optimiz
     return Progress(**state["progress"])
 
 
+@record
 def main() -> None:
     """One rank."""
     parser = argparse.ArgumentParser(prog="matalign.pretrain.train", description="One rank of contrastive pretraining.")
@@ -271,23 +272,19 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.config.parent
     cache.die_with_parent()
-    try:
-        cfg = config.build(Pretrain, json.loads(args.config.read_text()), where=str(args.config))
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cfg.threads)))
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable with it
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    cfg = config.build(Pretrain, json.loads(args.config.read_text()), where=str(args.config))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cfg.threads)))
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable with it
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    with cache.held(folder) if rank() == 0 else nullcontext():
         if world() > 1:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        with cache.held(folder) if rank() == 0 else nullcontext():
-            fit(cfg, folder, max_steps=args.max_steps)
+        fit(cfg, folder, max_steps=args.max_steps)
         if dist.is_initialized():
             dist.destroy_process_group()
-    except Exception:
-        (folder / f"error-{rank()}.txt").write_text(traceback.format_exc())
-        raise
 
 
 if __name__ == "__main__":

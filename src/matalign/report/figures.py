@@ -79,7 +79,7 @@ ARMS: dict[str, Arm] = {
 NOT_STRUCTURE_ONLY = ("early_fusion", "cross_attention", "pretrained_fusion", "text", "image")  # of the properties
 COLOURS: dict[str, str] = {name: arm.colour for name, arm in ARMS.items()}
 
-LOSS_COLOURS = {"seed": "#D55E00", "seed-noself": "#000000", "pairwise": "#0072B2"}
+LOSS_COLOURS = {"proposal": "#D55E00", "proposal-noself": "#000000", "pairwise": "#0072B2"}
 
 SYMBOLS = {
     "formation_energy_eV_atom": "$E_f$",
@@ -252,11 +252,11 @@ def training(metrics: Metrics) -> Figure:
     return fig
 
 
-def letter(defects: Mapping[str, list[dict[str, Any]]]) -> Figure:
+def proposal_loss_faults(defects: Mapping[str, list[dict[str, Any]]]) -> Figure:
     """Two defects of the proposal's loss: what perfect alignment costs, and how an easy pair starves a hard one.
 
     Args:
-        defects: as from `losses.letter_defects`.
+        defects: as from `losses.proposal_loss_faults`.
     """
     floor, starvation = defects["floor"], defects["starvation"]
     fig, ((cost, gradient),) = _figure(1, 2, width=COLUMN_IN, height=1.9)
@@ -264,7 +264,7 @@ def letter(defects: Mapping[str, list[dict[str, Any]]]) -> Figure:
     for (loss, colour), (modalities, line) in itertools.product(LOSS_COLOURS.items(), styles.items()):
         rows = [r for r in floor if (r["loss"], r["modalities"]) == (loss, modalities)]
         cost.plot([r["temperature"] for r in rows], [r["value"] for r in rows], color=colour, ls=line)
-        if loss == "seed":
+        if loss == "proposal":
             at = (rows[0]["temperature"], rows[0]["value"])
             cost.annotate(f"$M$ = {modalities}", at, xytext=(0, 1.5), textcoords="offset points", fontsize=6.5)
     cost.set_xscale("log")

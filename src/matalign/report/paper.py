@@ -41,7 +41,13 @@ def read(folder: Path, *, ablations: str = "") -> dict[str, Metrics]:
     missing = [stage for stage in there if not files[stage].exists()]
     if missing:
         raise FileNotFoundError(f"no {files[missing[0]]}; run the stage {missing[0]} first")
-    return {stage: json.loads(files[stage].read_text()) for stage in there}
+    return {stage: json.loads(files[stage].read_text(), object_hook=_renamed) for stage in there}
+
+
+def _renamed(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a file, the losses by today's names: results of earlier commits call `proposal` `seed`."""
+    loss = {k: v for k, v in row.items() if isinstance(v, str) and (k == "loss" or row.get("group") == "loss")}
+    return row | {k: re.sub(r"\bseed\b", "proposal", v) for k, v in loss.items()}
 
 
 def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
@@ -52,7 +58,7 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
     drawn = {
         "method": figures.method(),
         "curation": figures.curation(metrics["curate"]),
-        "letter": figures.letter(losses.letter_defects()),
+        "proposal_loss_faults": figures.proposal_loss_faults(losses.proposal_loss_faults()),
         "training": figures.training(metrics["pretrain"]),
         "learning_curve": figures.learning_curve(metrics["properties"]),
         "parity": figures.parity(metrics["properties"]),

@@ -71,7 +71,7 @@ BASE = Variant()
 GROUPS: dict[str, dict[str, Variant]] = {  # in each the base first
     "loss": {
         "pairwise": BASE,
-        **{name: Variant(loss=name) for name in ("seed", "seed-noself", "anchored", "sigmoid")},
+        **{name: Variant(loss=name) for name in ("proposal", "proposal-noself", "anchored", "sigmoid")},
     },
     "descriptors": {
         "ILD-3": BASE,
