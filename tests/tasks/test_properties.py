@@ -432,8 +432,8 @@ def test_no_text_of_a_test_protocol_is_trained_on(root):
     table = t.curated.protocols.copy()
     table.loc[~table.train_ok, "text_L1"] = "grind the salt"
     other = dataclasses.replace(t, curated=dataclasses.replace(t.curated, protocols=table))
-    with torch.no_grad():
-        before, after = (fits._texts(task)["tokens"][:, 0] for task in (t, other))
+    made = (encode.encoded(task.model, task.curated, modality="text")["pooled"] for task in (t, other))
+    before, after = (fits._shown(task, values)[:, 0] for task, values in zip((t, other), made, strict=True))
     for name, rows in fits.rows(t, dataclasses.replace(FIT, cohort="B", split="chemsys")).items():
         assert np.isfinite(before[rows]).all()
         assert ((before[rows] == after[rows]).all(1) == (name != "test")).all()
@@ -446,8 +446,7 @@ def test_text_features_are_the_mean_over_the_protocols_at_the_mask_level_of_pret
     material = t.curated.materials.mp_id[t.curated.materials.mp_id.isin(t.protocols.mp_id.value_counts().index[:1])]
     texts = t.protocols.text_L1[t.protocols.mp_id == material.iloc[0]].tolist()
     assert len(texts) == 3
-    with torch.no_grad():
-        made = fits._texts(t)
+    made = fits.frozen(t.cfg, "text")
     want = t.model.towers["text"].features(texts).mean(0)
     np.testing.assert_allclose(made["tokens"][material.index[0], 0], want, rtol=1e-5)
     aligned = t.model.embed_texts(texts).mean(0)

@@ -22,7 +22,9 @@ NAMES = {stage: f"{number}_{stage}" for number, stage in zip(NUMBERS, config.STA
 SOURCES = paths.ROOT / ".source"
 # else glibc gives large arrays back to the system after each step of training, and asks for them again in the next
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 33), "MALLOC_TOP_PAD_": str(1 << 26)}
-HELP = "source: copies of the notebooks, without outputs; stale: list committed results that other code has computed"
+HELP = (
+    "source: notebooks without outputs; embed: features of the model; stale: list results that other code has computed"
+)
 
 
 def run(stage: str, profile: str) -> None:
@@ -129,7 +131,7 @@ def main() -> None:
 
     cache.die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m matalign.pipeline.run", description=__doc__.split("\n")[0])
-    parser.add_argument("stage", choices=["source", "stale", *config.STAGES], help=HELP)
+    parser.add_argument("stage", choices=["source", "embed", "stale", *config.STAGES], help=HELP)
     parser.add_argument("--profile", default="sample", help="section of params.yaml, folder of results")
     args = parser.parse_args()
     try:
@@ -139,6 +141,10 @@ def main() -> None:
             SOURCES.mkdir(exist_ok=True)
             for name in NAMES.values():
                 nbformat.write(source(paths.NOTEBOOKS / f"{name}.ipynb"), SOURCES / f"{name}.ipynb")
+        elif args.stage == "embed":
+            from matalign.pretrain import encode
+
+            encode.embed(args.profile)
         else:
             run(args.stage, args.profile)
     except (ValueError, RuntimeError, yaml.YAMLError) as error:

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
-from matalign import config, paths, towers
+from matalign import cache, config, paths, towers
 from matalign.config import Pretrain
+from matalign.data import dataset
 from matalign.data.dataset import Curated, Structures
 from matalign.pretrain import align
 from matalign.towers import crystal
@@ -28,6 +30,8 @@ from matalign.views.graphs import GraphStore
 ROWS = 128  # in a batch
 EVALUATION = -2  # the epoch whose key the views of evaluation have: never trained or validated on
 LONG = 100  # more items than this show a progress bar
+THUMBNAIL_PX = 32
+SPREAD = 2.5  # standard deviations from a thumbnail's mean grey to black or white
 CHUNK = 4096  # vectors that `nearest` compares with at a time
 
 
@@ -146,14 +150,101 @@ def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
         folder = paths.results(str(profile_or_path)) / "pretrained"
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"no model in {folder}; the stage `pretrain` makes it, or give its folder")
-    about = json.loads((folder / "config.json").read_text())
-    cfg = config.build(Pretrain, about["pretrain"], where=str(folder / "config.json"))
+    cfg, text_model = settings(folder)
     model = align.build(cfg, initialise=False)
     align.load(model, folder)
-    if "text" in model.towers and model.towers["text"].fingerprint != about["text_model_hash"]:
-        here, then = model.towers["text"].fingerprint, about["text_model_hash"]
-        raise ValueError(f"text model {cfg.text_model!r} has hash {here}; {folder} was trained with {then}")
+    if "text" in model.towers and (here := model.towers["text"].fingerprint) != text_model:
+        raise ValueError(f"text model {cfg.text_model!r} has hash {here}; {folder} was trained with {text_model}")
     return Model(cfg, model.to(device).eval())
+
+
+def settings(folder: Path) -> tuple[Pretrain, str | None]:
+    """Parameters that the model in a folder was trained with, and the hash of its text model, if it has one."""
+    about = json.loads((folder / "config.json").read_text())
+    return config.build(Pretrain, about["pretrain"], where=str(folder / "config.json")), about.get("text_model_hash")
+
+
+def features(profile: str, *, modality: str) -> cache.Result:
+    """What a profile's pretrained model makes of a modality of its curated set, made once: the stage `embed`.
+
+    Args:
+        profile: whose model and set; `results/<profile>/features` is where it is kept.
+        modality: see `encoded`.
+
+    Returns:
+        As `encoded`.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: the model has no such tower.
+    """
+    curated, weights = dataset.read(paths.curated(profile)), fingerprint(profile, "pretrained")
+    file = paths.results(profile) / "features" / f"{modality}.safetensors"
+    _, text_model = settings(paths.results(profile) / "pretrained")
+    key = {"data": curated.digest, "weights": weights, "text": text_model, "version": config.version("embed")}
+    if not file.exists() or (made := cache.load(file)).pop("key") != cache.digest(key):
+        model = load(profile, device="cuda" if torch.cuda.is_available() else "cpu")
+        made = encoded(model, curated, modality=modality)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cache.save(file, {**made, "key": cache.digest(key)})
+    return made
+
+
+def embed(profile: str) -> None:
+    """Make the features of every modality that has some, for the stages that read them."""
+    for modality in settings(paths.results(profile) / "pretrained")[0].modalities.split():
+        if modality in ENCODED:
+            features(profile, modality=modality)
+
+
+def encoded(model: Model, curated: Curated, *, modality: str) -> cache.Result:
+    """What a model makes of a modality of a curated set, of what is random the view of evaluation.
+
+    Args:
+        model: trained.
+        curated: the set.
+        modality: crystal, image or text; of those the model was trained on.
+
+    Returns:
+        `pooled` (n, width), the tower's, and `embeddings` (n, embed_dim), unit vectors of the aligned space, both
+        float32, of the n materials, or of the n protocols at the model's mask level. Of images also `map`
+        (n, cells, channels) float16, the last feature map, and `thumbnails` (n, px, px) uint8.
+    """
+    model._tower(modality)
+    return ENCODED[modality](model, curated)
+
+
+@torch.no_grad()
+def _aligned(model: Model, modality: str, pooled: np.ndarray) -> cache.Result:
+    z = model.aligned.heads[modality](torch.from_numpy(pooled).to(model.device))
+    return {"pooled": pooled, "embeddings": F.normalize(z, dim=1).cpu().numpy()}
+
+
+def _crystals(model: Model, curated: Curated) -> cache.Result:
+    return _aligned(model, "crystal", model.crystal_features(curated.structures))
+
+
+def _texts(model: Model, curated: Curated) -> cache.Result:
+    texts = curated.protocols[f"text_L{model.config.mask_level}"].tolist()
+    with torch.no_grad():
+        return _aligned(model, "text", model.towers["text"].features(texts, progress=True).cpu().numpy())
+
+
+@torch.no_grad()
+def _images(model: Model, curated: Curated) -> cache.Result:
+    everything, parts = np.arange(len(curated.materials)), []
+    for rows in tqdm(np.array_split(everything, -(-len(everything) // ROWS)), desc="images", mininterval=1):
+        images = model.micrographs(curated, rows, seed=model.config.seed, epoch=EVALUATION)
+        pooled, out = model.towers["image"](images)
+        small = F.adaptive_avg_pool2d(images, THUMBNAIL_PX)[:, 0]
+        grey = 0.5 + small / small.std((1, 2), keepdim=True).clamp(min=1e-6) / (2 * SPREAD)
+        cells = out["map"].flatten(2).transpose(1, 2).half()  # of 21,000 materials at 64 px, a fifth of a GB
+        parts.append((pooled, cells, (grey.clamp(0, 1) * 255).round().byte()))
+    pooled, cells, thumbnails = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+    return {**_aligned(model, "image", pooled), "map": cells, "thumbnails": thumbnails}
+
+
+ENCODED = {"crystal": _crystals, "image": _images, "text": _texts}
 
 
 @functools.cache

@@ -84,7 +84,8 @@ class Explorer:
     def space(self) -> build.Space:
         """Vectors of everything."""
         torch.set_num_threads(self.atlas.threads)
-        return build.space(self.atlas, self.curated, self.model)
+        wanted = build.modalities(self.curated, self.model.config)
+        return build.space(self.curated, {m: encode.encoded(self.model, self.curated, modality=m) for m in wanted})
 
     @cached_property
     def map(self) -> build.Map:

@@ -18,12 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from tqdm import tqdm
 
 from matalign import cache, config, elements, paths
-from matalign.config import Atlas
+from matalign.config import Atlas, Pretrain
 from matalign.data import dataset
 from matalign.data.dataset import Curated, Structures
 from matalign.pretrain import encode
@@ -32,9 +30,8 @@ from matalign.report.atlas import layout
 NAMES = {"crystal": "crystals", "text": "protocols", "image": "micrographs"}  # of modalities, on the page
 MAX_BYTES = 15_000_000
 TOP = 10  # nearest that the scores are taken on
-BATCH = 512  # micrographs rendered at a time
-THUMBNAIL_PX = 32
-SPREAD = 2.5  # standard deviations from the mean grey to black or white
+THUMBNAIL_PX = encode.THUMBNAIL_PX
+NO_PICTURES = np.zeros((0, THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
 STEPS = 65535  # of a coordinate
 PROPERTIES = {  # column of the curated set -> label, unit, whether its colours go by the logarithm
     "formation_energy_eV_atom": ("formation energy", "eV/atom", False),
@@ -98,52 +95,22 @@ class Space:
         return float((self.of["crystal"][index] == self.of[query][:, None]).any(1).mean())
 
 
-def space(cfg: Atlas, curated: Curated, model: encode.Model) -> Space:
-    """Embed everything: each crystal, each protocol, and one micrograph of each crystal, which no training has shown.
+def space(curated: Curated, made: Mapping[str, cache.Result]) -> Space:
+    """The vectors of a set: each crystal, each protocol, and one micrograph of each crystal that no training has shown.
 
     Args:
-        cfg: `seed` draws the views of the micrographs.
         curated: the set.
-        model: trained on crystals, and on texts or images or both.
+        made: modality -> `encode.encoded` of it.
     """
-    texts = curated.protocols[f"text_L{model.config.mask_level}"].tolist()
-
-    def compute() -> cache.Result:
-        found = {"crystal": model.embed_structures(curated.structures)}
-        if "text" in model.towers and texts:
-            found["text"] = model.embed_texts(texts)
-        if "image" in model.towers:
-            found["image"], found["thumbnails"] = micrographs(curated, model, seed=cfg.seed)
-        return found
-
-    key = {"data": curated.digest, "model": fingerprint(model), "seed": cfg.seed, "threads": cfg.threads}
-    key |= {"version": config.version("embed"), "px": THUMBNAIL_PX, "spread": SPREAD}
-    found = cache.memo("atlas-vectors", key, compute)
-    thumbnails = found.pop("thumbnails", np.zeros((0, THUMBNAIL_PX, THUMBNAIL_PX), np.uint8))
+    thumbnails = made["image"]["thumbnails"] if "image" in made else NO_PICTURES
     rows = np.arange(len(curated.materials))
     of = {"crystal": rows, "text": curated.materials.mp_id.searchsorted(curated.protocols.mp_id), "image": rows}
-    return Space({name: found[name] for name in NAMES if name in found}, of, thumbnails)
+    return Space({name: made[name]["embeddings"] for name in NAMES if name in made}, of, thumbnails)
 
 
-def fingerprint(model: encode.Model) -> str:
-    """Hash of the weights."""
-    hasher = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.aligned.state_dict().items()):
-        hasher.update(name.encode())
-        hasher.update(tensor.cpu().contiguous().numpy().data)
-    return hasher.hexdigest()
-
-
-def micrographs(curated: Curated, model: encode.Model, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors (M, dim) of one micrograph of each material, and those as small grey pictures (M, px, px) uint8."""
-    rows, vectors, pictures = np.arange(len(curated.materials)), [], []
-    for part in tqdm(np.array_split(rows, -(-len(rows) // BATCH)), desc="micrographs", mininterval=1):
-        images = model.micrographs(curated, part, seed=seed, epoch=encode.EVALUATION)
-        vectors.append(model.embed_images(images))
-        small = F.adaptive_avg_pool2d(images, THUMBNAIL_PX)[:, 0]
-        grey = 0.5 + small / small.std((1, 2), keepdim=True).clamp(min=1e-6) / (2 * SPREAD)
-        pictures.append((grey.clamp(0, 1) * 255).round().byte().numpy())
-    return np.concatenate(vectors), np.concatenate(pictures)
+def modalities(curated: Curated, pretrain: Pretrain) -> list[str]:
+    """Modalities of the map: those the model was trained on and the set has."""
+    return [m for m in NAMES if m in pretrain.modalities.split() and (m != "text" or len(curated.protocols))]
 
 
 @dataclass(frozen=True)
@@ -360,7 +327,9 @@ def gather(cfg: Atlas, *, local: bool = False) -> Content:
     """
     torch.set_num_threads(cfg.threads)
     curated = dataset.read(paths.curated(cfg.profile))
-    found = space(cfg, curated, encode.load(cfg.profile))
+    pretrain, _ = encode.settings(paths.results(cfg.profile) / "pretrained")
+    made = {m: encode.features(cfg.profile, modality=m) for m in modalities(curated, pretrain)}
+    found = space(curated, made)
     told = predictions(cfg.profile, curated.materials.mp_id)
     return Content(cfg.profile, curated, place(cfg, found), found.thumbnails, told, found.of, local)
 

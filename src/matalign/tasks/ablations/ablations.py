@@ -185,7 +185,7 @@ def features(cfg: Ablations, curated: Curated, levels: Iterable[int]) -> cache.R
     View v of a material is the one that pretraining shows first in epoch v.
 
     Returns:
-        `images` (M, views + 1, dim), the last that of `retrieval`'s evaluation; `texts_L<level>` (protocols, dim).
+        `images` (M, views + 1, dim), the last that of evaluation; `texts_L<level>` (protocols, dim).
     """
     torch.set_num_threads(cfg.threads)
     model = encode.load(cfg.profile)
@@ -193,11 +193,12 @@ def features(cfg: Ablations, curated: Curated, levels: Iterable[int]) -> cache.R
         raise ValueError(f"ablations of {cfg.profile}: its model has no {' and no '.join(sorted(missing))} tower")
     tower, everything = model.towers["image"], np.arange(len(curated.materials))
     out = {"images": np.empty((len(everything), cfg.views + 1, tower.dim), np.float32)}
-    with tqdm(total=out["images"].size // tower.dim, desc="images", unit="image", mininterval=1) as bar:
+    out["images"][:, -1] = encode.features(cfg.profile, modality="image")["pooled"]
+    with tqdm(total=len(everything) * cfg.views, desc="images", unit="image", mininterval=1) as bar:
         for rows in np.array_split(everything, -(-len(everything) // ROWS)):
-            for v, epoch in enumerate([*range(cfg.views), encode.EVALUATION]):
-                images = model.micrographs(curated, rows, seed=cfg.seed, epoch=epoch)
-                out["images"][rows, v] = tower(images)[0].numpy()
+            for view in range(cfg.views):
+                images = model.micrographs(curated, rows, seed=cfg.seed, epoch=view)
+                out["images"][rows, view] = tower(images)[0].numpy()
                 bar.update(len(rows))
     for level in levels:
         texts = curated.protocols[f"text_L{level}"].tolist()

@@ -35,7 +35,6 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from matalign import cache, config, paths, towers
@@ -274,7 +273,7 @@ def graphs(cfg: Properties) -> GraphStore:
 
 @functools.cache
 def frozen(cfg: Properties, modality: str) -> dict[str, np.ndarray]:
-    """What the frozen towers make of every material, from scratch if an earlier run made it.
+    """What the frozen towers make of every material, of the stage `embed`.
 
     Of an image, rendered with a fixed key at the model's optics: the cells of the last feature map. Of a text: its
     pooled features at the model's mask level, the mean over the protocols that the material shows. Of a crystal: its
@@ -284,61 +283,27 @@ def frozen(cfg: Properties, modality: str) -> dict[str, np.ndarray]:
         `tokens` (M, tokens, dim) and `embeddings` (M, 1, embed_dim) of the aligned space; NaN where a material has no
         protocol.
     """
-    t = task(cfg)
-    make = {"crystal": _crystals, "image": _images, "text": _texts}[modality]
-
-    def compute() -> dict[str, np.ndarray]:
-        with on_threads(cfg.threads), torch.no_grad():
-            return make(t)
-
-    return cache.memo("properties-features", features_key(t, modality), compute)
+    t, made = task(cfg), encode.features(cfg.profile, modality=modality)
+    if modality == "text":
+        return {"tokens": _shown(t, made["pooled"]), "embeddings": _shown(t, made["embeddings"])}
+    tokens = made["map"] if modality == "image" else made["pooled"][:, None]
+    return {"tokens": tokens, "embeddings": made["embeddings"][:, None]}
 
 
 def features_key(t: Task, modality: str) -> dict[str, Any]:
     """All that `frozen` depends on."""
-    model = {k: v for k, v in asdict(t.model.config).items() if k not in ("profile", "threads", "gpus")}
-    out = {"modality": modality, "model": model, "weights": encode.fingerprint(t.cfg.profile, "pretrained")}
-    out |= {"text": t.model.towers["text"].fingerprint} if modality == "text" else {}
-    return out | {
-        "seed": t.cfg.seed,
-        "threads": t.cfg.threads,
-        "data": t.curated.digest,
-        "version": config.version("properties"),
-    }
+    out = {"modality": modality, "weights": encode.fingerprint(t.cfg.profile, "pretrained")}
+    return out | {"data": t.curated.digest, "version": config.version("embed")}
 
 
-def _crystals(t: Task) -> dict[str, np.ndarray]:
-    features = t.model.crystal_features(t.curated.structures)
-    return {"tokens": features[:, None], "embeddings": _aligned(t, "crystal", features)}
-
-
-def _images(t: Task) -> dict[str, np.ndarray]:
-    everything, tokens, pooled = np.arange(len(t.labels)), [], []
-    for rows in tqdm(np.array_split(everything, -(-len(everything) // IMAGES)), desc="images", mininterval=1):
-        images = t.model.micrographs(t.curated, rows, seed=t.cfg.seed, epoch=encode.EVALUATION)
-        features, out = t.model.towers["image"](images)
-        tokens.append(out["map"].flatten(2).transpose(1, 2).half().cpu().numpy())  # a fifth of a GB at 64 px
-        pooled.append(features.cpu().numpy())
-    return {"tokens": np.concatenate(tokens), "embeddings": _aligned(t, "image", np.concatenate(pooled))}
-
-
-def _texts(t: Task) -> dict[str, np.ndarray]:
-    number, distinct = pd.factorize(t.protocols[f"text_L{t.model.config.mask_level}"], sort=True)
-    features = t.model.towers["text"].features(distinct.tolist(), progress=True).cpu().numpy()
+def _shown(t: Task, values: np.ndarray) -> np.ndarray:
+    """(M, 1, d) mean of values (protocols, d) over the protocols that a material shows; NaN where it shows none."""
+    shown = np.flatnonzero(t.curated.protocols.index.isin(t.protocols.index))
     material = t.curated.materials.mp_id.searchsorted(t.protocols.mp_id)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        out = np.zeros((len(t.labels), values.shape[1]))
-        np.add.at(out, material, values[number])
-        count = np.bincount(material, minlength=len(out)).astype(float)[:, None]
-        return np.divide(out, count, out=np.full_like(out, np.nan), where=count > 0).astype(np.float32)[:, None]
-
-    return {"tokens": mean(features), "embeddings": mean(_aligned(t, "text", features)[:, 0])}
-
-
-def _aligned(t: Task, modality: str, features: np.ndarray) -> np.ndarray:
-    head = t.model.aligned.heads[modality]
-    return F.normalize(head(torch.from_numpy(features).to(t.device)), dim=1).cpu().numpy()[:, None]
+    out = np.zeros((len(t.labels), values.shape[1]))
+    np.add.at(out, material, values[shown])
+    count = np.bincount(material, minlength=len(out)).astype(float)[:, None]
+    return np.divide(out, count, out=np.full_like(out, np.nan), where=count > 0).astype(np.float32)[:, None]
 
 
 def tower_weights(profile: str, folder: str) -> dict[str, Tensor]:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from matalign import cache, config, paths, stats
@@ -79,27 +78,12 @@ class Study:
 
     def crystals(self) -> tuple[np.ndarray, np.ndarray]:
         """(N, width) pooled features of the crystal tower; (N, embed_dim) where its head puts them."""
-
-        def compute() -> cache.Result:
-            features = self.model.crystal_features(self.curated.structures.take(self.rows))
-            with torch.no_grad():
-                z = F.normalize(self.model.aligned.heads["crystal"](torch.from_numpy(features)), dim=1)
-            return {"features": features, "embeddings": z.numpy()}
-
-        found = self.memo("retrieval-crystals", {}, compute)
-        return found["features"], found["embeddings"]
+        made = encode.features(self.cfg.profile, modality="crystal")
+        return made["pooled"][self.rows], made["embeddings"][self.rows]
 
     def images(self) -> np.ndarray:
         """(N, embed_dim) one micrograph of each material, a view that pretraining never showed."""
-
-        def compute() -> cache.Result:
-            z = []
-            for rows in tqdm(np.array_split(self.rows, -(-len(self.rows) // BATCH)), desc="images", mininterval=1):
-                images = self.model.micrographs(self.curated, rows, seed=self.cfg.seed, epoch=encode.EVALUATION)
-                z.append(self.model.embed_images(images))
-            return {"embeddings": np.concatenate(z)}
-
-        return self.memo("retrieval-images", {"seed": self.cfg.seed}, compute)["embeddings"]
+        return encode.features(self.cfg.profile, modality="image")["embeddings"][self.rows]
 
     def fitted(self, name: str, gallery: Gallery) -> Arm:
         """An arm that is trained here: composition or structure."""
