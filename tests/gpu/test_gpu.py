@@ -87,7 +87,7 @@ def test_defects_on_a_gpu_are_those_of_the_processor(monkeypatch):
 
     def seen(device):
         shots = hosts.render(six, "train", cfg, epoch=0, seed=0, device=device)
-        tower = networks.fit_network(shots, cfg, seed=0, device=device, state=paths.ROOT / "state")
+        tower = networks.fit_network(shots, cfg, seed=0, device=device, state=paths.ROOT / "state.pt")
         features = networks.features(tower, shots.images, device=device)
         parts = dict.fromkeys(("train", "val", "test"), features)
         kind = dict.fromkeys(parts, shots.kind)

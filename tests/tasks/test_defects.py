@@ -204,7 +204,7 @@ def test_killed_network_goes_on_to_the_same_weights(cfg, tmp_path, monkeypatch):
     shots = DefectSet(
         torch.as_tensor(rng.normal(size=(40, 2, 32, 32))).half(), kind, kind, kind, np.ones(40), np.ones(40)
     )
-    quick, state = dataclasses.replace(cfg, epochs=3, batch_size=16), tmp_path / "state"
+    quick, state = dataclasses.replace(cfg, epochs=3, batch_size=16), tmp_path / "state.pt"
     whole = networks.fit_network(shots, quick, seed=0).state_dict()
     save, saved = fit._save, []
 
