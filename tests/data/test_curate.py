@@ -14,7 +14,7 @@ import rawfiles
 from rawfiles import binary, perovskite, reaction
 
 from matalign import config, paths
-from matalign.data import curate, dataset, sources
+from matalign.data import chunked, curate, dataset, sources
 
 LABELS = {
     "formation_energy_eV_atom": "-2.0",
@@ -324,7 +324,7 @@ def test_the_same_raw_files_give_the_same_bytes(curated, project):
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(curated, monkeypatch):
-    monkeypatch.setattr(curate, "CRYSTALS_PER_TASK", 4)
+    monkeypatch.setattr(chunked, "CRYSTALS_PER_TASK", 4)
     parse, seen = sources.parse_cif, []
 
     def breaking(text):
@@ -352,10 +352,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(curated, monkeypatch):
 
 RUN = """
 from matalign import paths
-from matalign.data import curate, sources
+from matalign.data import chunked, sources
 if __name__ == "__main__":
-    curate.CRYSTALS_PER_TASK = 8
-    curate.parse_cifs([m.cif for m in sources.materials(paths.ROOT / "raw")], workers=2)
+    chunked.CRYSTALS_PER_TASK = 8
+    chunked.parse_cifs([m.cif for m in sources.materials(paths.ROOT / "raw")], workers=2)
 """
 
 
@@ -382,7 +382,7 @@ def test_killed_in_the_middle_it_leaves_no_process_and_goes_on(project, monkeypa
     before = done()
     assert 3 <= len(before) < 50
 
-    monkeypatch.setattr(curate, "CRYSTALS_PER_TASK", 8)
+    monkeypatch.setattr(chunked, "CRYSTALS_PER_TASK", 8)
     cfg = config.build(
         config.Curate, {**vars(config.load("curate", "tiny")), "raw": "raw", "max_materials": 0}, where="test"
     )

@@ -12,7 +12,7 @@ from matalign import config, paths
 from matalign.data import dataset
 from matalign.pretrain import align, batches, checkpoint, encode, train
 from matalign.tasks import regression
-from matalign.tasks.defects import defects
+from matalign.tasks.defects import hosts, networks
 from matalign.towers import crystal
 
 
@@ -79,19 +79,20 @@ def test_fits_on_a_gpu_are_those_of_the_processor(bert, model):
 
 def test_defects_on_a_gpu_are_those_of_the_processor(monkeypatch):
     cfg = dataclasses.replace(config.load("defects", "tiny"), hosts=6)
-    monkeypatch.setattr(defects, "CHUNK", 40)
-    hosts = defects.Hosts(
+    for module in (hosts, networks):
+        monkeypatch.setattr(module, "CHUNK", 40)
+    six = hosts.Hosts(
         tiny.curated().structures.take(np.arange(6)), np.array([f"mp-{i}" for i in range(6)]), np.full(6, "train")
     )
 
     def seen(device):
-        shots = defects.render(hosts, "train", cfg, epoch=0, seed=0, device=device)
-        tower = defects.fit_network(shots, cfg, seed=0, device=device, state=paths.ROOT / "state")
-        features = defects.features(tower, shots.images, device=device)
+        shots = hosts.render(six, "train", cfg, epoch=0, seed=0, device=device)
+        tower = networks.fit_network(shots, cfg, seed=0, device=device, state=paths.ROOT / "state.pt")
+        features = networks.features(tower, shots.images, device=device)
         parts = dict.fromkeys(("train", "val", "test"), features)
         kind = dict.fromkeys(parts, shots.kind)
         options = {"epochs": 1, "learning_rate": 1e-3, "seed": 0, "device": device}
-        return shots, features, defects.fit_head(parts, parts, kind, **options)["test"]
+        return shots, features, networks.fit_head(parts, parts, kind, **options)["test"]
 
     shots, *own = seen("cpu")
     with pretend.gpu():

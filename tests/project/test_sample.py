@@ -16,6 +16,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from matalign import config, paths
 from matalign.data import curate, formulas, reactions, sources, splits
+from matalign.data.skipped import Skipped
 
 sys.path.insert(0, str(paths.SAMPLE))
 import prototypes
@@ -76,7 +77,7 @@ def linked(table, structures):
             "formation_energy_eV_atom": table.formation_energy_eV_atom.to_numpy(),
         }
     )
-    skipped = curate.Skipped()
+    skipped = Skipped()
     limit = config.load("curate", "sample").max_temperature_C
     return materials, curate.link(reactions.read(paths.SAMPLE), materials, skipped, max_temperature_C=limit), skipped
 

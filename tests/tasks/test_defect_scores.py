@@ -7,7 +7,10 @@ from sklearn.metrics import f1_score, log_loss
 
 from matalign import config, stats
 from matalign.tasks.defects import defect_scores
-from matalign.tasks.defects.defects import ARMS, DEFECTS, TEXT_ARMS, DefectSet, Predictions
+from matalign.tasks.defects.contexts import ARMS, TEXT_ARMS
+from matalign.tasks.defects.defects import Predictions
+from matalign.tasks.defects.hosts import DefectSet
+from matalign.views.defect_images import DEFECTS
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +143,8 @@ def test_text_counts_only_if_another_hosts_does_not_help(cfg, other, verdict):
     assert (part["n_hosts"], part["n_images"]) == (20, 100)
     half = predictions.has_text
     values = {r["arm"]: r["value"] for r in part["results"]}
-    answered = np.where(right["image_text"][0], predictions.shots.kind, (predictions.shots.kind + 1) % 5)
-    expected = f1_score(predictions.shots.kind[half], answered[half], average="macro")
+    answered = np.where(right["image_text"][0], predictions.test.kind, (predictions.test.kind + 1) % 5)
+    expected = f1_score(predictions.test.kind[half], answered[half], average="macro")
     assert values["image_text"] == pytest.approx(expected)
     gains = {(r["arm"], r["baseline"]): r for r in part["comparisons"]}
     assert gains["image_text", "image_structure"]["difference"] == pytest.approx(

@@ -8,9 +8,12 @@ import torch
 from matalign import cache, config, paths
 from matalign.data import dataset
 from matalign.pretrain import align, encode
-from matalign.tasks.defects import defect_scores, defects
-from matalign.tasks.defects.defects import ARMS, DEFECTS, TEXT_ARMS, DefectSet, Hosts
+from matalign.tasks import fit
+from matalign.tasks.defects import contexts, defect_scores, networks
+from matalign.tasks.defects.contexts import ARMS, TEXT_ARMS
+from matalign.tasks.defects.hosts import DefectSet, Hosts, choose_hosts, render
 from matalign.views import defect_images
+from matalign.views.defect_images import DEFECTS
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def cfg():
 
 @pytest.fixture(scope="module")
 def hosts(curated, cfg):
-    return defects.choose_hosts(curated, hosts=cfg.hosts, seed=0)
+    return choose_hosts(curated, hosts=cfg.hosts, seed=0)
 
 
 # Hosts and images
@@ -46,19 +49,19 @@ def test_hosts_are_shared_out_by_chemical_system(curated, hosts):
 
 
 def test_more_hosts_keep_the_ones_there_are(curated, hosts):
-    assert set(hosts.mp_id) <= set(defects.choose_hosts(curated, hosts=20, seed=0).mp_id)
-    assert set(defects.choose_hosts(curated, hosts=10, seed=1).mp_id) != set(hosts.mp_id)
+    assert set(hosts.mp_id) <= set(choose_hosts(curated, hosts=20, seed=0).mp_id)
+    assert set(choose_hosts(curated, hosts=10, seed=1).mp_id) != set(hosts.mp_id)
 
 
 def test_no_test_host_stops_the_run(curated):
     none = dataclasses.replace(curated, splits=curated.splits.assign(chemsys="train"))
     with pytest.raises(ValueError, match="no test host among 24 materials"):
-        defects.choose_hosts(none, hosts=10, seed=0)
+        choose_hosts(none, hosts=10, seed=0)
 
 
 @pytest.fixture(scope="module")
 def shots(hosts, cfg):
-    return {s: defects.render(hosts, s, cfg, epoch=0, seed=0) for s in ("train", "val", "test")}
+    return {s: render(hosts, s, cfg, epoch=0, seed=0) for s in ("train", "val", "test")}
 
 
 def test_every_host_shows_every_class_equally(hosts, shots):
@@ -82,7 +85,7 @@ def test_extreme_doses_and_some_element_pairs_are_for_the_test(hosts, cfg, monke
     monkeypatch.setattr(
         defect_images, "substituents", lambda *, held_out: asked.append(held_out) or real(held_out=held_out)
     )
-    dose = {s: defects.render(hosts, s, many, epoch=0, seed=0).dose_e_A2 for s in ("val", "test")}
+    dose = {s: render(hosts, s, many, epoch=0, seed=0).dose_e_A2 for s in ("val", "test")}
     assert 10**3.2 <= dose["val"].min() < dose["val"].max() <= 10**4.8
     assert dose["test"].min() < 10**3.2
     assert dose["test"].max() > 10**4.8
@@ -91,8 +94,8 @@ def test_extreme_doses_and_some_element_pairs_are_for_the_test(hosts, cfg, monke
 
 
 def test_another_epoch_shows_other_views(hosts, shots, cfg):
-    again = defects.render(hosts, "val", cfg, epoch=0, seed=0)
-    other = defects.render(hosts, "val", cfg, epoch=1, seed=0)
+    again = render(hosts, "val", cfg, epoch=0, seed=0)
+    other = render(hosts, "val", cfg, epoch=1, seed=0)
     assert torch.equal(again.images, shots["val"].images)
     assert not torch.equal(other.images, shots["val"].images)
 
@@ -102,34 +105,34 @@ def test_another_epoch_shows_other_views(hosts, shots, cfg):
 
 def test_contexts(hosts):
     embeddings = np.random.default_rng(0).normal(size=(len(hosts.mp_id), 4))
-    told = defects.contexts(hosts, embeddings)
-    assert set(told) == set(ARMS) - {"majority"}
-    assert told["image"].shape == (len(hosts.mp_id), 0)
-    np.testing.assert_array_equal(told["image_structure"], embeddings)
-    assert not (told["image_other"] == embeddings).all(1).any()  # nobody keeps its own
-    assert sorted(told["image_other"][:, 0]) == sorted(embeddings[:, 0])
+    known = contexts.contexts(hosts, embeddings)
+    assert set(known) == set(ARMS) - {"majority"}
+    assert known["image"].shape == (len(hosts.mp_id), 0)
+    np.testing.assert_array_equal(known["image_structure"], embeddings)
+    assert not (known["image_other"] == embeddings).all(1).any()  # nobody keeps its own
+    assert sorted(known["image_other"][:, 0]) == sorted(embeddings[:, 0])
     for row in range(len(hosts.mp_id)):
-        fractions = told["image_composition"][row]
+        fractions = known["image_composition"][row]
         assert {z: fractions[z] for z in np.flatnonzero(fractions)} == dict.fromkeys(hosts.structures[row][0], 0.5)
 
 
-def test_text_arms_are_told_structure_and_protocol():
+def test_text_arms_know_structure_and_protocol():
     """Four hosts, three with a protocol: each reads its own, in the control that of another of the three."""
     four = Hosts(tiny.curated().structures.take(np.arange(4)), np.array(["a", "b", "c", "d"]), np.array(["train"] * 4))
     embeddings = np.arange(8.0).reshape(4, 2)
     texts = np.array([[1.0, 2.0], [0.0, 0.0], [3.0, 4.0], [5.0, 6.0]])
-    told = defects.contexts(four, embeddings, texts)
-    assert set(told) == {*ARMS, *TEXT_ARMS} - {"majority"}
+    known = contexts.contexts(four, embeddings, texts)
+    assert set(known) == {*ARMS, *TEXT_ARMS} - {"majority"}
     flag = [[1.0], [0.0], [1.0], [1.0]]
-    np.testing.assert_array_equal(told["image_text"], np.hstack([embeddings, texts, flag]))
-    np.testing.assert_array_equal(told["image_text_other"], np.hstack([embeddings, texts[[3, 1, 0, 2]], flag]))
+    np.testing.assert_array_equal(known["image_text"], np.hstack([embeddings, texts, flag]))
+    np.testing.assert_array_equal(known["image_text_other"], np.hstack([embeddings, texts[[3, 1, 0, 2]], flag]))
 
 
 def test_text_of_a_host_is_the_mean_of_its_protocols(curated, hosts, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
     about = tiny.pretrain(tiny.bert(tmp_path / "bert"), modalities="crystal text")
     model = encode.Model(about, align.build(about).eval())
-    got = defects.host_texts(hosts, curated, model)
+    got = contexts.host_texts(hosts, curated, model)
     assert got.shape == (10, about.embed_dim)
     table = curated.protocols[f"text_L{about.mask_level}"]
     for row, mp_id in enumerate(hosts.mp_id):
@@ -140,10 +143,10 @@ def test_text_of_a_host_is_the_mean_of_its_protocols(curated, hosts, tmp_path, m
 
 
 def test_view_context():
-    told = defects.view_context(np.array([3, 0]), pixel_A=0.2)
-    assert told.shape == (2, 14)
-    assert told[:, :13].argmax(1).tolist() == [3, 0]
-    assert told[:, 13].tolist() == pytest.approx([np.log(0.2)] * 2)
+    known = contexts.view_context(np.array([3, 0]), pixel_A=0.2)
+    assert known.shape == (2, 14)
+    assert known[:, :13].argmax(1).tolist() == [3, 0]
+    assert known[:, 13].tolist() == pytest.approx([np.log(0.2)] * 2)
 
 
 # Heads and network
@@ -164,7 +167,7 @@ def test_head_learns_what_context_tells_of_features(informative):
     data = {s: synthetic(n, seed=i, informative=informative) for i, (s, n) in enumerate([("train", 800), ("val", 100)])}
     data["test"] = synthetic(200, seed=9, informative=informative)
     features, context, kind = ({s: d[j] for s, d in data.items()} for j in range(3))
-    probability = defects.fit_head(features, context, kind, epochs=40, learning_rate=1e-2, seed=0)["test"]
+    probability = networks.fit_head(features, context, kind, epochs=40, learning_rate=1e-2, seed=0)["test"]
     assert probability.shape == (200, 5)
     np.testing.assert_allclose(probability.sum(1), 1, rtol=1e-5)
     assert (probability.argmax(1) == kind["test"]).mean() > 0.95
@@ -175,7 +178,7 @@ def test_head_never_reads_the_test_labels():
     features, context, kind = ({s: d[j] for s, d in data.items()} for j in range(3))
     options = {"epochs": 2, "learning_rate": 1e-2, "seed": 0}
     del kind["test"]
-    first, again = (defects.fit_head(features, context, kind, **options) for _ in range(2))
+    first, again = (networks.fit_head(features, context, kind, **options) for _ in range(2))
     np.testing.assert_array_equal(first["test"], again["test"])
     assert first["val"].shape == (60, 5)
 
@@ -186,13 +189,13 @@ def test_network_tells_a_bright_image_from_a_dark_one(cfg):
     images = torch.as_tensor(rng.normal(size=(80, 2, 32, 32)) + 2 * kind[:, None, None, None]).half()
     shots = DefectSet(images, kind, kind, kind, np.ones(80), np.full(80, 9.0))
     quick = dataclasses.replace(cfg, epochs=3, batch_size=16)
-    tower = defects.fit_network(shots, quick, seed=0)
-    x = defects.features(tower, images)
+    tower = networks.fit_network(shots, quick, seed=0)
+    x = networks.features(tower, images)
     assert x.shape == (80, 512)
     gap = x[kind == 1].mean(0) - x[kind == 0].mean(0)
     projected = (x - x.mean(0)) @ gap
     assert ((projected > 0) == (kind == 1)).mean() > 0.95
-    np.testing.assert_array_equal(defects.features(defects.fit_network(shots, quick, seed=0), images), x)
+    np.testing.assert_array_equal(networks.features(networks.fit_network(shots, quick, seed=0), images), x)
 
 
 def test_killed_network_goes_on_to_the_same_weights(cfg, tmp_path, monkeypatch):
@@ -201,20 +204,21 @@ def test_killed_network_goes_on_to_the_same_weights(cfg, tmp_path, monkeypatch):
     shots = DefectSet(
         torch.as_tensor(rng.normal(size=(40, 2, 32, 32))).half(), kind, kind, kind, np.ones(40), np.ones(40)
     )
-    quick, state = dataclasses.replace(cfg, epochs=3, batch_size=16), tmp_path / "state"
-    whole = defects.fit_network(shots, quick, seed=0).state_dict()
-    checkpoint = defects.checkpoint
+    quick, state = dataclasses.replace(cfg, epochs=3, batch_size=16), tmp_path / "state.pt"
+    whole = networks.fit_network(shots, quick, seed=0).state_dict()
+    save, saved = fit._save, []
 
-    def killed_in_the_second(*args, epochs):
-        if epochs == 2:
+    def killed_in_the_second(*args, **kwargs):
+        if saved:
             raise KeyboardInterrupt
-        checkpoint(*args, epochs=epochs)
+        saved.append(save(*args, **kwargs))
 
-    monkeypatch.setattr(defects, "checkpoint", killed_in_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        defects.fit_network(shots, quick, seed=0, state=state)
-    monkeypatch.setattr(defects, "checkpoint", checkpoint)
-    resumed = defects.fit_network(shots, quick, seed=0, state=state).state_dict()
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "_save", killed_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            networks.fit_network(shots, quick, seed=0, state=state)
+    assert state.exists()
+    resumed = networks.fit_network(shots, quick, seed=0, state=state).state_dict()
     assert all(torch.equal(w, resumed[name]) for name, w in whole.items())
     assert not state.exists()
 
@@ -239,7 +243,7 @@ def project(curated, tmp_path, monkeypatch):
 
 
 def test_the_stage_from_end_to_end(project, cfg, monkeypatch):
-    metrics = defect_scores.evaluate(cfg)
+    metrics = defect_scores.run(cfg)
     assert {(r["arm"], r["metric"]) for r in metrics["results"]} == {
         (arm, metric) for arm in (*ARMS, *TEXT_ARMS) for metric in ("macro_F1", "accuracy", "ECE", "ECE_scaled")
     }
@@ -254,25 +258,25 @@ def test_the_stage_from_end_to_end(project, cfg, monkeypatch):
     def unwanted(*_, **__):
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr(defects, "fit_network", unwanted)
-    monkeypatch.setattr(defects, "fit_head", unwanted)
-    assert defect_scores.evaluate(cfg) == metrics
+    monkeypatch.setattr(networks, "fit_network", unwanted)
+    monkeypatch.setattr(networks, "fit_head", unwanted)
+    assert defect_scores.run(cfg) == metrics
     assert (
-        defect_scores.evaluate(dataclasses.replace(cfg, bootstrap=10))["results"][0]["value"]
+        defect_scores.run(dataclasses.replace(cfg, bootstrap=10))["results"][0]["value"]
         == metrics["results"][0]["value"]
     )
     with pytest.raises(AssertionError, match="fitted again"):
-        defect_scores.evaluate(dataclasses.replace(cfg, epochs=2))
+        defect_scores.run(dataclasses.replace(cfg, epochs=2))
 
 
 def test_hosts_without_validation_keep_the_last_epoch(hosts, cfg):
     rest = hosts.split != "val"
     fewer = Hosts(hosts.structures.take(np.flatnonzero(rest)), hosts.mp_id[rest], hosts.split[rest])
-    made = defects.render(fewer, "val", cfg, epoch=0, seed=0)
+    made = render(fewer, "val", cfg, epoch=0, seed=0)
     assert made.images.shape == (0, 2, 32, 32)
     n = {"train": 20, "val": 0, "test": 5}
     features = {s: np.random.default_rng(0).normal(size=(k, 3)) for s, k in n.items()}
     context = {s: np.ones((k, 2)) for s, k in n.items()}
     kind = {s: np.arange(k) % 5 for s, k in n.items()}
-    probability = defects.fit_head(features, context, kind, epochs=1, learning_rate=1e-2, seed=0)
+    probability = networks.fit_head(features, context, kind, epochs=1, learning_rate=1e-2, seed=0)
     assert (probability["val"].shape, probability["test"].shape) == ((0, 5), (5, 5))

@@ -111,7 +111,7 @@ class TestFit:
 
     def test_learns_and_beats_chance_on_held_out_chemistry(self):
         material, texts, gallery = self.task()
-        got = matchers.fit(material, texts, gallery, **OPTIONS)
+        got = matchers.train(material, texts, gallery, **OPTIONS)
         assert got["loss"][-1] < 0.5 * got["loss"][0]
         np.testing.assert_allclose(np.linalg.norm(got["materials"], axis=1), 1.0, atol=1e-5)
         arm = Arm(got["materials"], got["texts"])
@@ -121,9 +121,9 @@ class TestFit:
 
     def test_repeats_itself_and_depends_on_the_seed(self):
         task, options = self.task(), {**OPTIONS, "epochs": 2}
-        first, again = (matchers.fit(*task, **options) for _ in range(2))
+        first, again = (matchers.train(*task, **options) for _ in range(2))
         np.testing.assert_array_equal(first["materials"], again["materials"])
-        other = matchers.fit(*task, **{**options, "seed": 1})
+        other = matchers.train(*task, **{**options, "seed": 1})
         assert not np.array_equal(first["materials"], other["materials"])
 
     def test_test_pairs_do_not_matter(self):
@@ -134,11 +134,11 @@ class TestFit:
         changed = texts.clone()
         changed[torch.from_numpy(held)] = 7.0
         options = {**OPTIONS, "epochs": 2}
-        a, b = (matchers.fit(material, t, gallery, **options) for t in (texts, changed))
+        a, b = (matchers.train(material, t, gallery, **options) for t in (texts, changed))
         np.testing.assert_array_equal(a["materials"], b["materials"])
         assert a["loss"] == b["loss"]
 
     def test_too_little_to_train_on(self):
         gallery = Gallery(curated(FIVE, test=("BaTiO3", "SrTiO3", "Ba2TiO4")), 1, 3)
         with pytest.raises(ValueError, match="1 materials"):
-            matchers.fit(torch.zeros(4, 3), torch.zeros(5, 3), gallery, **OPTIONS)
+            matchers.train(torch.zeros(4, 3), torch.zeros(5, 3), gallery, **OPTIONS)

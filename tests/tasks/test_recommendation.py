@@ -256,7 +256,7 @@ def learned():
     train = sorted((r for r in rows if not held <= r.system), key=lambda r: r.fractions)
     shape = {"width": 16, "dropout": 0.0, "epochs": 30, "batch_size": 32, "learning_rate": 0.01, "seed": 0}
     vocabulary = precursors.Vocabulary.of(train)
-    return train, vocabulary, shape, precursors.fit(train, vocabulary, **shape)
+    return train, vocabulary, shape, precursors.train(train, vocabulary, **shape)
 
 
 def test_the_scorer_learns_what_counting_cannot(learned):
@@ -271,7 +271,7 @@ def test_the_scorer_learns_what_counting_cannot(learned):
 
 def test_a_second_fit_is_the_same(learned):
     train, vocabulary, shape, model = learned
-    again = precursors.fit(train, vocabulary, **shape)
+    again = precursors.train(train, vocabulary, **shape)
     assert all((a == b).all() for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 

@@ -15,8 +15,9 @@ import torch
 from projects import REPOSITORY
 
 from matalign import elements, paths, towers
-from matalign.data import curate, dataset
+from matalign.data import chunked, dataset
 from matalign.data.dataset import Structures
+from matalign.data.skipped import Skipped
 from matalign.pretrain import align, checkpoint, encode, train
 from matalign.pretrain.batches import VALIDATION, Examples
 from matalign.towers import composition, xrd
@@ -137,9 +138,7 @@ def test_a_measured_pattern_differs_as_a_diffractometers_do(si):
 def five():
     """The halides with their patterns; three crystals, the second of them for validation, have none."""
     curated = tiny.curated()
-    values = curate.extra(
-        towers.makers(ALL.split()), curated.materials, curated.structures, curate.Skipped(), workers=1
-    )
+    values = chunked.extra(towers.makers(ALL.split()), curated.materials, curated.structures, Skipped(), workers=1)
     assert list(values) == ["xrd"]
     values["xrd"][[1, 17, 23]] = np.nan
     return dataclasses.replace(curated, extras=values)
@@ -192,17 +191,17 @@ def test_a_set_curated_without_the_patterns_says_so(trained):
 
 def test_a_crystal_without_a_pattern_is_counted(nacl, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "SCRATCH", tmp_path)
-    skipped, materials = curate.Skipped(), tiny.curated().materials[:2]
+    skipped, materials = Skipped(), tiny.curated().materials[:2]
     tight = (np.array([1]), np.zeros((1, 3)), 0.7 * np.eye(3))  # its first reflection is beyond 90°
     structures = Structures.pack([tight, nacl])
-    values = curate.extra(towers.makers(["crystal", "xrd"]), materials, structures, skipped, workers=1)["xrd"]
+    values = chunked.extra(towers.makers(["crystal", "xrd"]), materials, structures, skipped, workers=1)["xrd"]
     assert np.isnan(values[0]).all()
     np.testing.assert_array_equal(values[1], xrd.curate(*nacl))
     (row,) = skipped.table()
     assert (row["source"], row["reason"], row["rows"]) == ("xrd", "not available", 1)
     assert row["first"][0].startswith("mp-100: ")
     with pytest.raises(ValueError, match="none of 1 materials has xrd; the first: "):
-        curate.extra(towers.makers(["xrd"]), materials[:1], structures.take(np.array([0])), skipped, workers=1)
+        chunked.extra(towers.makers(["xrd"]), materials[:1], structures.take(np.array([0])), skipped, workers=1)
     with pytest.raises(ValueError, match="no modality 'raman'; one of composition, crystal"):
         towers.makers(["raman"])
 

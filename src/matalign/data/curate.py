@@ -3,54 +3,25 @@
 Nothing is dropped silently: each row left out is counted under its reason, with the first few named, in `audit.json`.
 """
 
-import functools
-import hashlib
 import math
-import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from matalign import cache, config, paths
+from matalign import paths
 from matalign.config import Curate
-from matalign.data import dataset, reactions, sources, splits
+from matalign.data import chunked, dataset, reactions, sources, splits
+from matalign.data.chunked import Maker
 from matalign.data.dataset import Curated, Structures
 from matalign.data.formulas import reduced, same_composition
 from matalign.data.protocols import METHODS, Protocol
 from matalign.data.reactions import Reaction
+from matalign.data.skipped import Skipped
 from matalign.data.sources import LABELS, Crystal, Material
-
-CRYSTALS_PER_TASK = 256  # what a killed run may lose, in each worker
-EXAMPLES = 3  # rows named for each reason
-Maker = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # numbers, frac_coords, lattice -> floats of a shape
-
-
-@dataclass
-class Skipped:
-    """Rows left out, by source and reason."""
-
-    rows: Counter = field(default_factory=Counter)
-    first: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, source: str, reason: str, message: str, *, rows: int = 1) -> None:
-        """Count; keep the message (file, row, value) if it is one of the first."""
-        self.rows[source, reason] += rows
-        if len(self.first[source, reason]) < EXAMPLES:
-            self.first[source, reason].append(message)
-
-    def table(self) -> list[dict[str, Any]]:
-        """Rows {source, reason, rows, first}, sorted."""
-        return [
-            {"source": source, "reason": reason, "rows": count, "first": self.first[source, reason]}
-            for (source, reason), count in sorted(self.rows.items())
-        ]
 
 
 def run(cfg: Curate, *, makers: Mapping[str, Maker] | None = None) -> dict[str, Any]:
@@ -69,7 +40,7 @@ def run(cfg: Curate, *, makers: Mapping[str, Maker] | None = None) -> dict[str, 
     """
     raw, skipped = paths.ROOT / cfg.raw, Skipped()
     listed = candidates(sources.materials(raw), skipped)
-    crystals = parse_cifs(list(dict.fromkeys(material.cif for material in listed)), workers=cfg.workers)
+    crystals = chunked.parse_cifs(list(dict.fromkeys(material.cif for material in listed)), workers=cfg.workers)
     materials, structures, conflicts = merge(
         listed, crystals, skipped, min_formation_energy_eV_atom=cfg.min_formation_energy_eV_atom
     )
@@ -78,7 +49,7 @@ def run(cfg: Curate, *, makers: Mapping[str, Maker] | None = None) -> dict[str, 
     materials, structures = materials[kept].reset_index(drop=True), structures.take(np.flatnonzero(kept))
     pairs = pairs[pairs.mp_id.isin(set(materials.mp_id))].reset_index(drop=True)
     table, pairs["train_ok"] = splits.build(materials, pairs, seed=cfg.seed)
-    extras = extra(makers or {}, materials, structures, skipped, workers=cfg.workers)
+    extras = chunked.extra(makers or {}, materials, structures, skipped, workers=cfg.workers)
     metrics = {
         "stage": "curate",
         "profile": cfg.profile,
@@ -113,132 +84,6 @@ def candidates(materials: Iterable[Material], skipped: Skipped) -> list[Material
     return list(seen.values())
 
 
-def parse_cifs(
-    texts: Sequence[str], *, workers: int, read: Callable[[str], Crystal] | None = None
-) -> dict[str, Crystal | str]:
-    """Parse CIFs in parallel; what a killed run has parsed is found again.
-
-    Args:
-        texts: of the CIFs, distinct.
-        workers: processes; with one, this process does it.
-        read: raises a ValueError of a text that it cannot read; by default `sources.parse_cif`.
-
-    Returns:
-        Text -> the crystal, or the reason why it has none.
-    """
-    chunks = [texts[i : i + CRYSTALS_PER_TASK] for i in range(0, len(texts), CRYSTALS_PER_TASK)]
-    parsed: dict[str, Crystal | str] = {}
-    with tqdm(total=len(texts), desc="crystals", unit="CIF", mininterval=1) as bar:
-        for chunk, crystals in zip(chunks, _each(functools.partial(_parse_chunk, read=read), chunks, workers=workers)):
-            parsed.update(zip(chunk, crystals))
-            bar.update(len(chunk))
-    return parsed
-
-
-def _each(work: Callable, chunks: list, *, workers: int) -> Iterator:
-    if workers < 2 or len(chunks) < 2 * workers:  # starting the processes would take longer
-        yield from map(work, chunks)
-        return
-    # Spawned, not forked: a notebook's kernel has threads. Should this process be killed, so are the workers.
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=cache.die_with_parent, initargs=(os.getpid(),)
-    ) as pool:
-        yield from pool.map(work, chunks)
-
-
-def _parse_chunk(texts: Sequence[str], *, read: Callable[[str], Crystal] | None) -> list[Crystal | str]:
-    key = {
-        "data": hashlib.blake2b("\0".join(texts).encode(), digest_size=16).hexdigest(),
-        "version": config.version("curate"),
-        **({"reader": read.__qualname__} if read else {}),
-    }
-    found = cache.memo("curate", key, lambda: _pack([_crystal(text, read or sources.parse_cif) for text in texts]))
-    structures = Structures(*(found[name] for name in dataset.TENSORS))
-    rows = zip(structures, found["formula"], found["chemsys"], found["space_group"].tolist())
-    crystals = (Crystal(*structure, formula, chemsys, number) for structure, formula, chemsys, number in rows)
-    return [failure or next(crystals) for failure in found["failures"]]
-
-
-def _crystal(text: str, read: Callable[[str], Crystal]) -> Crystal | str:
-    try:
-        return read(text)
-    except ValueError as error:
-        return str(error)
-
-
-def _pack(parsed: list[Crystal | str]) -> cache.Result:
-    crystals = [c for c in parsed if isinstance(c, Crystal)]
-    structures = Structures.pack([(c.numbers, c.frac_coords, c.lattice) for c in crystals])
-    return {
-        **{name: getattr(structures, name) for name in dataset.TENSORS},
-        "space_group": np.array([c.space_group for c in crystals], dtype=np.int64),
-        "formula": [c.formula for c in crystals],
-        "chemsys": [c.chemsys for c in crystals],
-        "failures": [c if isinstance(c, str) else "" for c in parsed],
-    }
-
-
-def extra(
-    makers: Mapping[str, Maker], materials: pd.DataFrame, structures: Structures, skipped: Skipped, *, workers: int
-) -> dict[str, np.ndarray]:
-    """What modalities need beyond structures and protocols.
-
-    Args:
-        makers: modality -> what makes its values of a crystal; ValueError where a crystal has none.
-        materials: column `mp_id`.
-        structures: the same materials.
-        skipped: gets the materials that lack a modality.
-        workers: processes; what a killed run has made is found again.
-
-    Returns:
-        Modality -> (M, …), NaN in the rows of the materials that lack it.
-
-    Raises:
-        ValueError: a modality that no material has.
-    """
-    starts = range(0, len(structures), CRYSTALS_PER_TASK)
-    chunks = [structures.take(np.arange(i, min(i + CRYSTALS_PER_TASK, len(structures)))) for i in starts]
-    extras = {}
-    for name, maker in makers.items():
-        parts, reasons = [], []
-        with tqdm(total=len(structures), desc=name, unit="crystal", mininterval=1) as bar:
-            work = functools.partial(_extra_chunk, modality=name, maker=maker)
-            for values, failures in _each(work, chunks, workers=workers):
-                parts.append(values)
-                reasons += failures
-                bar.update(len(failures))
-        has = np.array([not reason for reason in reasons])
-        if not has.any():
-            raise ValueError(f"none of {len(has)} materials has {name}; the first: {reasons[0]}")
-        values = np.concatenate([part for part in parts if len(part)])
-        extras[name] = np.full((len(has), *values.shape[1:]), np.nan, values.dtype)
-        extras[name][has] = values
-        for mp_id, reason in zip(materials.mp_id[~has], filter(None, reasons)):
-            skipped.add(name, "not available", f"{mp_id}: {reason}")
-    return extras
-
-
-def _extra_chunk(structures: Structures, *, modality: str, maker: Maker) -> tuple[np.ndarray, list[str]]:
-    """Values of the crystals that have them, and of each crystal why it has none ("" if it has)."""
-
-    def compute() -> cache.Result:
-        values, failures = [], []
-        for crystal in structures:
-            try:
-                values.append(maker(*crystal))
-                failures.append("")
-            except ValueError as error:
-                failures.append(str(error))
-        return {"values": np.array(values), "failures": failures}
-
-    data = hashlib.blake2b(digest_size=16)
-    for name in dataset.TENSORS:
-        data.update(np.ascontiguousarray(getattr(structures, name)))
-    key = {"modality": modality, "data": data.hexdigest(), "version": config.version("curate")}
-    stored = cache.memo("curate", key, compute)
-    return stored["values"], stored["failures"]
-
-
 def merge(
     listed: Sequence[Material],
     crystals: dict[str, Crystal | str],
@@ -260,30 +105,18 @@ def merge(
     Raises:
         ValueError: no structure at all.
     """
-    chosen: dict[str, tuple[Material, Crystal]] = {}
-    conflicts: Counter = Counter()
-    for material in listed:
-        crystal = crystals[material.cif]
-        if isinstance(crystal, str):
-            reason, _, cause = crystal.partition(": ")
-            skipped.add(material.source, reason, f"{material.where}: {material.mp_id}: {cause}")
-            continue
-        _, first = chosen.setdefault(material.mp_id, (material, crystal))
-        for key in ("formula", "space_group"):
-            conflicts[material.source, key] += getattr(crystal, key) != getattr(first, key)
-        conflicts[material.source, "n_atoms"] += len(crystal.numbers) != len(first.numbers)
+    chosen, conflicts = _first_structures(listed, crystals, skipped)
     if not chosen:
         raise ValueError(f"none of {len(listed)} materials has a readable structure; {skipped.table()}")
     labels: dict[str, dict[str, float]] = defaultdict(dict)
     for material in listed:
         if material.mp_id not in chosen:
             continue
-        crystal, mine = chosen[material.mp_id][1], labels[material.mp_id]
-        own = crystals[material.cif]
+        own, crystal, mine = crystals[material.cif], chosen[material.mp_id][1], labels[material.mp_id]
+        other = isinstance(own, Crystal) and own.formula != crystal.formula
         for column, written in material.labels.items():
-            if isinstance(own, Crystal) and own.formula != crystal.formula:
-                reason, value = "formula mismatch with the structure", math.nan
-            else:
+            reason, value = "formula mismatch with the structure", math.nan
+            if not other:
                 reason, value = _label(column, written, min_formation_energy_eV_atom)
             if reason:
                 skipped.add(material.source, f"{column}: {reason}", f"{material.where}: {material.mp_id}: {written!r}")
@@ -304,8 +137,27 @@ def merge(
     )
     frame["is_metal"] = (frame.band_gap_eV == 0).astype(float).where(frame.band_gap_eV.notna())
     structures = Structures.pack([(c.numbers, c.frac_coords, c.lattice) for c in picked])
-    told = [{"source": source, "key": key, "materials": n} for (source, key), n in sorted(conflicts.items()) if n]
-    return frame[list(dataset.MATERIALS)], structures, told
+    rows = [{"source": source, "key": key, "materials": n} for (source, key), n in sorted(conflicts.items()) if n]
+    return frame[list(dataset.MATERIALS)], structures, rows
+
+
+def _first_structures(
+    listed: Sequence[Material], crystals: dict[str, Crystal | str], skipped: Skipped
+) -> tuple[dict[str, tuple[Material, Crystal]], Counter]:
+    """Of each mp-id the first good structure; in how many materials (source, property) of a later one differs."""
+    chosen: dict[str, tuple[Material, Crystal]] = {}
+    conflicts: Counter = Counter()
+    for material in listed:
+        crystal = crystals[material.cif]
+        if isinstance(crystal, str):
+            reason, _, cause = crystal.partition(": ")
+            skipped.add(material.source, reason, f"{material.where}: {material.mp_id}: {cause}")
+            continue
+        _, first = chosen.setdefault(material.mp_id, (material, crystal))
+        for key in ("formula", "space_group"):
+            conflicts[material.source, key] += getattr(crystal, key) != getattr(first, key)
+        conflicts[material.source, "n_atoms"] += len(crystal.numbers) != len(first.numbers)
+    return chosen, conflicts
 
 
 def _label(column: str, written: str, min_formation_energy_eV_atom: float) -> tuple[str, float]:
@@ -395,10 +247,10 @@ def _by_formula(materials: pd.DataFrame, named: Counter) -> dict[str, str]:
         zip(materials.mp_id, materials.formula, energy),
         key=lambda m: (-named[m[0]], m[2], int("0" + "".join(filter(str.isdigit, m[0]))), m[0]),
     )
-    found: dict[str, str] = {}
+    by_formula: dict[str, str] = {}
     for mp_id, formula, _ in order:
-        found.setdefault(reduced(formula), mp_id)
-    return found
+        by_formula.setdefault(reduced(formula), mp_id)
+    return by_formula
 
 
 def select(materials: pd.DataFrame, pairs: pd.DataFrame, cfg: Curate, skipped: Skipped) -> np.ndarray:

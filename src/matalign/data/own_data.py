@@ -21,11 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from matalign import paths
-from matalign.data import cif, crystals, curate, dataset, manifest, protocols, providers, splits
-from matalign.data.curate import Skipped
+from matalign.data import chunked, cif, crystals, curate, dataset, manifest, protocols, providers, splits
 from matalign.data.dataset import Curated
 from matalign.data.manifest import Entry
 from matalign.data.micrographs import model_image
+from matalign.data.skipped import Skipped
 from matalign.data.sources import LABELS, Crystal, Material
 
 SOURCE = "own"
@@ -89,7 +89,7 @@ def import_csv(file: str | Path, *, workers: int = 2) -> Curated:
     header, listed = _csv(file)
     skipped = Skipped()
     kept = curate.candidates(listed, skipped)
-    parsed = curate.parse_cifs(list(dict.fromkeys(m.cif for m in kept)), workers=workers, read=_of_cif)
+    parsed = chunked.parse_cifs(list(dict.fromkeys(m.cif for m in kept)), workers=workers, read=_of_cif)
     used = [column for column in header if column == "cif" or column in CSV_COLUMNS]
     columns = {"taken": used, "left": [column for column in header if column and column not in used]}
     return _curated(kept, parsed, [], skipped, about={"columns": columns})

@@ -1,6 +1,9 @@
 """How well defects are told apart: macro-F1, recall, calibration; by dose, against the noise, with intervals."""
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -9,7 +12,9 @@ from scipy.special import log_softmax
 from matalign import stats
 from matalign.claims import Claim
 from matalign.config import Defects
-from matalign.tasks.defects.defects import ARMS, DOSE_DECILES_E_A2, TEXT_ARMS, Predictions, run
+from matalign.tasks.defects.contexts import ARMS, TEXT_ARMS
+from matalign.tasks.defects.defects import Predictions, predict
+from matalign.tasks.defects.hosts import DOSE_DECILES_E_A2
 from matalign.views.defect_images import DEFECTS
 
 DOSE_BINS_E_A2 = tuple(10**x for x in (3.0, 3.2, 3.6, 4.0, 4.4, 4.8, 5.0))
@@ -50,116 +55,169 @@ def fit_temperature(probability: np.ndarray, kind: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(log_loss, bounds=(-3, 3), method="bounded").x)) if len(kind) else 1.0
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """Scores of every arm with their intervals over hosts and seeds; see `score`."""
+
+    predictions: Predictions
+    cfg: Defects
+
+    @property
+    def arms(self) -> list[str]:
+        """Those there are, in their order."""
+        return [arm for arm in (*ARMS, *TEXT_ARMS) if arm in self.predictions.probability]
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Of the bootstrap."""
+        return {"resamples": self.cfg.bootstrap, "seed": self.cfg.seed}
+
+    @cached_property
+    def label(self) -> dict[str, np.ndarray]:
+        """Arm -> (seeds, N, 2) true and predicted class."""
+        predicted = {arm: self.predictions.probability[arm].argmax(2) for arm in self.arms}
+        return {arm: np.stack([np.broadcast_to(self.kind, p.shape), p], axis=2) for arm, p in predicted.items()}
+
+    @cached_property
+    def temperature(self) -> dict[str, list[float]]:
+        """Arm -> the temperature of each seed, fitted on validation."""
+        return {arm: [fit_temperature(*seed) for seed in self.predictions.validation[arm]] for arm in self.arms}
+
+    @property
+    def kind(self) -> np.ndarray:
+        """(N,) row of DEFECTS of each image."""
+        return self.predictions.test.kind
+
+    def confidence(self, arm: str, *, scaled: bool = False) -> np.ndarray:
+        """(seeds, N, 2) confidence, with the arm's temperature or without, and correctness."""
+        p = self.predictions.probability[arm]
+        if scaled:
+            p = np.stack([sharpened(seed, t) for seed, t in zip(p, self.temperature[arm], strict=True)])
+        correct = self.label[arm][:, :, 0] == self.label[arm][:, :, 1]
+        return np.stack([p.max(2), correct], axis=2)
+
+    def macro_f1(self, arm: str, of: np.ndarray) -> stats.Interval:
+        """Over the images of a mask (N,)."""
+        hosts = self.predictions.mp_id[of]
+        return stats.bootstrap(self.label[arm][:, of], hosts, statistic=_macro_f1, **self.options)
+
+    def results(self) -> list[dict]:
+        """Rows {arm, metric, value, low, high, n_images, n_hosts, seeds} over all test images."""
+        hosts, options = self.predictions.mp_id, self.options
+        about = {"n_images": len(hosts), "n_hosts": self.predictions.n_hosts["test"], "seeds": self.cfg.seeds}
+        rows = []
+        for arm in self.arms:
+            sure, scaled = self.confidence(arm), self.confidence(arm, scaled=True)
+            scores = {
+                "macro_F1": self.macro_f1(arm, np.ones(len(hosts), dtype=bool)),
+                "accuracy": stats.bootstrap(sure[:, :, 1], hosts, **options),
+                "ECE": stats.bootstrap(sure, hosts, statistic=_calibration_error, **options),
+                "ECE_scaled": stats.bootstrap(scaled, hosts, statistic=_calibration_error, **options),
+            }
+            rows += [{"arm": arm, "metric": metric, **s.bounds(), **about} for metric, s in scores.items()]
+        return rows
+
+    def recall(self) -> list[dict]:
+        """Rows {arm, defect, value, low, high}: share of a class's images that are recognised."""
+        rows = []
+        for arm, (number, defect) in itertools.product(self.arms, enumerate(DEFECTS)):
+            of = self.kind == number
+            correct = self.confidence(arm)[:, of, 1]
+            right = stats.bootstrap(correct, self.predictions.mp_id[of], **self.options)
+            rows.append({"arm": arm, "defect": defect, **right.bounds()})
+        return rows
+
+    def dose(self) -> list[dict]:
+        """Rows {arm, dose_low, dose_high, held_out, macro_F1, low, high, n}."""
+        rows = []
+        for arm, (place, of) in itertools.product(self.arms, dose_bins(self.predictions.test.dose_e_A2)):
+            at = self.macro_f1(arm, of)
+            row = {"macro_F1": at.value, "low": at.low, "high": at.high, "n": int(of.sum())}
+            rows.append({"arm": arm, **place, **row})
+        return rows
+
+    def reliability(self) -> list[dict]:
+        """Rows {arm, …} of `stats.reliability`."""
+        bins = {arm: stats.reliability(*self.confidence(arm).reshape(-1, 2).T) for arm in self.arms}
+        return [{"arm": arm, **row} for arm, rows in bins.items() for row in rows]
+
+    def differences(self, pairs: Sequence[tuple[str, str]], of: np.ndarray) -> list[dict]:
+        """Rows {arm, baseline, metric, difference, low, high, p, p_holm, seeds, n_test}, paired by image."""
+        label, hosts = self.label, self.predictions.mp_id[of]
+        options = {"statistic": _macro_f1, **self.options}
+        gains = [stats.paired(label[a][:, of], label[b][:, of], hosts, **options) for a, b in pairs]
+        about = {"seeds": self.cfg.seeds, "n_test": int(of.sum())}
+        return [
+            {"arm": arm, "baseline": baseline, "metric": "macro_F1", "difference": gain.value}
+            | {"low": gain.low, "high": gain.high, "p": gain.p, "p_holm": float(p), **about}
+            for (arm, baseline), gain, p in zip(pairs, gains, stats.holm([g.p for g in gains]), strict=True)
+        ]
+
+    def with_protocol(self, text_pairs: Sequence[tuple[str, str]]) -> dict:
+        """Scores on the test hosts that have a protocol: only there has the text arm more to read."""
+        of, hosts = self.predictions.has_text, self.predictions.mp_id
+        rows, compared = [], []
+        if text_pairs and of.any():
+            rows = [{"arm": a, "metric": "macro_F1", **self.macro_f1(a, of).bounds()} for a in self.arms]
+            compared = self.differences([("image_structure", "image"), *text_pairs], of)
+        counts = {"n_hosts": len(set(hosts[of])), "n_images": int(of.sum())}
+        return {"results": rows, "comparisons": compared, **counts}
+
+
 def score(predictions: Predictions, cfg: Defects) -> dict:
     """Metrics of all arms, as `results/<profile>/metrics/defects.json` holds them.
 
     Intervals are over hosts and seeds; comparisons are paired by image, p-values Holm-corrected over their table.
     """
-    shots, hosts = predictions.shots, predictions.mp_id
-    options = {"resamples": cfg.bootstrap, "seed": cfg.seed}
-    label: dict[str, np.ndarray] = {}  # arm -> (seeds, N, 2): true and predicted class
-    sure: dict[str, np.ndarray] = {}  # arm -> (seeds, N, 2): confidence, correctness
-    scaled: dict[str, np.ndarray] = {}  # the same with the confidence of the arm's temperature
-    temperature: dict[str, list[float]] = {}
-    for arm, p in predictions.probability.items():
-        predicted = p.argmax(2)
-        true = np.broadcast_to(shots.kind, predicted.shape)
-        label[arm] = np.stack([true, predicted], axis=2)
-        sure[arm] = np.stack([p.max(2), predicted == true], axis=2)
-        temperature[arm] = [fit_temperature(*seen) for seen in predictions.validation[arm]]
-        calmer = np.stack([sharpened(seed, t) for seed, t in zip(p, temperature[arm], strict=True)])
-        scaled[arm] = np.stack([calmer.max(2), predicted == true], axis=2)
-
-    def f1(items: np.ndarray) -> float:
-        return macro_f1(items[:, 0], items[:, 1])
-
-    def ece(items: np.ndarray) -> float:
-        return stats.calibration_error(items[:, 0], items[:, 1])
-
-    def differences(pairs: list[tuple[str, str]], of: np.ndarray) -> list[dict]:
-        gains = [stats.paired(label[a][:, of], label[b][:, of], hosts[of], statistic=f1, **options) for a, b in pairs]
-        about = {"seeds": cfg.seeds, "n_test": int(of.sum())}
-        return [
-            {
-                "arm": arm,
-                "baseline": baseline,
-                "metric": "macro_F1",
-                "difference": g.value,
-                "low": g.low,
-                "high": g.high,
-            }
-            | {"p": g.p, "p_holm": float(p), **about}
-            for (arm, baseline), g, p in zip(pairs, gains, stats.holm([g.p for g in gains]), strict=True)
-        ]
-
-    everything, arms = np.ones(len(hosts), dtype=bool), [a for a in (*ARMS, *TEXT_ARMS) if a in label]
-    about = {"n_images": len(hosts), "n_hosts": predictions.n_hosts["test"], "seeds": cfg.seeds}
-    results, recall, dose, bins = [], [], [], []
-    for arm in arms:
-        scores = {
-            "macro_F1": stats.bootstrap(label[arm], hosts, statistic=f1, **options),
-            "accuracy": stats.bootstrap(sure[arm][:, :, 1], hosts, **options),
-            "ECE": stats.bootstrap(sure[arm], hosts, statistic=ece, **options),
-            "ECE_scaled": stats.bootstrap(scaled[arm], hosts, statistic=ece, **options),
-        }
-        results += [{"arm": arm, "metric": metric, **s.bounds(), **about} for metric, s in scores.items()]
-        bins += [{"arm": arm, **row} for row in stats.reliability(*sure[arm].reshape(-1, 2).T)]
-        for number, defect in enumerate(DEFECTS):
-            of = shots.kind == number
-            right = stats.bootstrap(sure[arm][:, of, 1], hosts[of], **options)
-            recall.append({"arm": arm, "defect": defect, **right.bounds()})
-        for place, of in dose_bins(shots.dose_e_A2):
-            at = stats.bootstrap(label[arm][:, of], hosts[of], statistic=f1, **options)
-            row = {"macro_F1": at.value, "low": at.low, "high": at.high, "n": int(of.sum())}
-            dose.append({"arm": arm, **place, **row})
-
+    scorer = Scorer(predictions, cfg)
+    arms, test = scorer.arms, predictions.test
     pairs = [(arm, "image") for arm in arms if arm != "image"]
     pairs += [("image_structure", "image_other"), ("image_structure", "image_composition")]
     text_pairs = [("image_text", "image_structure"), TEXT_ARMS] if set(TEXT_ARMS) <= set(arms) else []
-    comparisons = differences([*pairs, *text_pairs], everything)
-
-    of = predictions.has_text  # the test hosts that have a protocol: only there has the text arm more to read
-    with_protocol = {"results": [], "comparisons": [], "n_hosts": len(set(hosts[of])), "n_images": int(of.sum())}
-    if text_pairs and of.any():
-        for arm in arms:
-            at = stats.bootstrap(label[arm][:, of], hosts[of], statistic=f1, **options)
-            with_protocol["results"].append({"arm": arm, "metric": "macro_F1", **at.bounds()})
-        with_protocol["comparisons"] = differences([("image_structure", "image"), *text_pairs], of)
-
-    flawed, seen = shots.kind > 0, shots.visibility >= ROSE
-    visible = [
-        {"defect": defect, "visible": float((v >= ROSE).mean()), "median": float(np.median(v)), "n": len(v)}
-        for defect, v in ((d, shots.visibility[shots.kind == i]) for i, d in enumerate(DEFECTS) if i)
-    ]
+    results = scorer.results()
+    comparisons = scorer.differences([*pairs, *text_pairs], np.ones(len(test.kind), dtype=bool))
+    flawed, seen, doses = test.kind > 0, test.visibility >= ROSE, dose_bins(test.dose_e_A2)
+    of_defect = {defect: test.visibility[test.kind == i] for i, defect in enumerate(DEFECTS) if i}
     return {
         "stage": "defects",
         "profile": cfg.profile,
         "synthetic": predictions.synthetic,
         "seed": cfg.seed,
         "results": results,
-        "recall": recall,
-        "dose": dose,
-        "dose_visible": [{**p, "visible": float(seen[of & flawed].mean())} for p, of in dose_bins(shots.dose_e_A2)],
-        "reliability": bins,
-        "temperature": [{"arm": arm, "temperature": float(np.mean(temperature[arm]))} for arm in arms],
+        "recall": scorer.recall(),
+        "dose": scorer.dose(),
+        "dose_visible": [{**place, "visible": float(seen[of & flawed].mean())} for place, of in doses],
+        "reliability": scorer.reliability(),
+        "temperature": [{"arm": arm, "temperature": float(np.mean(scorer.temperature[arm]))} for arm in arms],
         "comparisons": comparisons,
-        "with_protocol": with_protocol,
+        "with_protocol": scorer.with_protocol(text_pairs),
         "ceiling": float(seen[flawed].mean()),
-        "visibility": visible,
+        "visibility": [
+            {"defect": defect, "visible": float((v >= ROSE).mean()), "median": float(np.median(v)), "n": len(v)}
+            for defect, v in of_defect.items()
+        ],
         "hosts": predictions.n_hosts,
         "claims": _claims(results, comparisons),
     }
 
 
+def _macro_f1(items: np.ndarray) -> float:
+    return macro_f1(items[:, 0], items[:, 1])
+
+
+def _calibration_error(items: np.ndarray) -> float:
+    return stats.calibration_error(items[:, 0], items[:, 1])
+
+
 def dose_bins(dose_e_A2: np.ndarray) -> list[tuple[dict[str, float | bool], np.ndarray]]:
     """Bins of dose that hold an image: {dose_low, dose_high, held_out}, e/Å², and (N,) which images."""
-    found = []
+    bins = []
     for low, high in itertools.pairwise(DOSE_BINS_E_A2):
         held_out = high <= DOSE_DECILES_E_A2[0] or low >= DOSE_DECILES_E_A2[1]
         of = (dose_e_A2 >= low) & (dose_e_A2 < high)
         if of.any():
-            found.append(({"dose_low": low, "dose_high": high, "held_out": held_out}, of))
-    return found
+            bins.append(({"dose_low": low, "dose_high": high, "held_out": held_out}, of))
+    return bins
 
 
 def _claims(results: list[dict], comparisons: list[dict]) -> list[dict]:
@@ -169,7 +227,7 @@ def _claims(results: list[dict], comparisons: list[dict]) -> list[dict]:
     image = gains["majority", "image"]
     image = {"value": -image["value"], "low": -image["high"], "high": -image["low"]}
     own, other = gains["image_structure", "image"], gains["image_other", "image"]
-    found = [
+    claims = [
         Claim.of(
             "without the image, defects cannot be told apart",
             context,
@@ -200,15 +258,15 @@ def _claims(results: list[dict], comparisons: list[dict]) -> list[dict]:
         text, wrong = gains["image_text", "image_structure"], gains[TEXT_ARMS]
         note = "image + structure + text less image + structure, all hosts; less that with another host's text: "
         passed = text["low"] > 0 and wrong["low"] > 0
-        claim = "the host's protocol helps beyond its structure"
-        found.append(Claim.of(claim, text, threshold=0.0, passed=passed, unit=unit, note=note + _signed(wrong)))
-    return [claim.row() for claim in found]
+        statement = "the host's protocol helps beyond its structure"
+        claims.append(Claim.of(statement, text, threshold=0.0, passed=passed, unit=unit, note=note + _signed(wrong)))
+    return [claim.row() for claim in claims]
 
 
 def _signed(row: dict) -> str:
     return "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row)
 
 
-def evaluate(cfg: Defects) -> dict:
-    """The whole stage: `score(run(cfg), cfg)`."""
-    return score(run(cfg), cfg)
+def run(cfg: Defects) -> dict:
+    """The whole stage: `score(predict(cfg), cfg)`."""
+    return score(predict(cfg), cfg)

@@ -20,6 +20,7 @@ from matalign.data import formulas
 from matalign.elements import NUMBER
 from matalign.pretrain import losses
 from matalign.pretrain.align import Head
+from matalign.tasks import fit
 from matalign.tasks.retrieval.galleries import COMMON, Gallery, jaccard, telling
 from matalign.tasks.retrieval.ranking import Ranks, rank
 
@@ -100,7 +101,7 @@ class Matcher(nn.Module):
         return F.normalize(self.material(material), dim=1), F.normalize(self.text(text), dim=1)
 
 
-def fit(
+def train(
     material: Tensor, text: Tensor, gallery: Gallery, *, epochs: int, batch_size: int, learning_rate: float, seed: int
 ) -> cache.Result:
     """Train a `Matcher` with the pairwise contrastive loss; an epoch shows each training material with one protocol.
@@ -133,28 +134,28 @@ def fit(
     mean, std = material[trained].mean(0), material[trained].std(0)
     material = (material - mean) / std.clamp(min=FLOOR)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
-    steps = epochs * -(-len(trained) // batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    rng, history = np.random.default_rng(seed), []
-    for _ in range(epochs):
-        order, total = rng.permutation(len(trained)), 0.0
-        for batch in np.array_split(order, -(-len(order) // batch_size)):
-            chosen = number[first[batch] + (rng.random(len(batch)) * count[batch]).astype(int)]
-            rows = torch.from_numpy(trained[batch])
-            z = dict(zip(("structure", "text"), model(material[rows], text[torch.from_numpy(chosen)])))
-            present = {m: torch.ones(len(batch), dtype=torch.bool) for m in z}
-            same = {"text": torch.from_numpy(chosen)}
-            loss = losses.pairwise(z, present, rows, model.log_temperature, identical=same)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.clamp_temperature(model.log_temperature)
-            total += loss.item() * len(batch)
-        history.append(total / len(order))
+    batches = -(-len(trained) // batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
+    rng, history = np.random.default_rng(seed), np.zeros(epochs)
+    batch = fit.Epochs(lambda: np.array_split(rng.permutation(len(trained)), batches), batches)
+
+    def loss(step: int) -> Tensor:
+        drawn = batch(step)
+        chosen = torch.from_numpy(number[first[drawn] + (rng.random(len(drawn)) * count[drawn]).astype(int)])
+        rows = torch.from_numpy(trained[drawn])
+        z = dict(zip(("structure", "text"), model(material[rows], text[chosen])))
+        present = {m: torch.ones(len(drawn), dtype=torch.bool) for m in z}
+        error = losses.pairwise(z, present, rows, model.log_temperature, identical={"text": chosen})
+        history[step // batches] += error.item() * len(drawn) / len(trained)
+        return error
+
+    def clamp() -> None:
+        losses.clamp_temperature(model.log_temperature)
+
+    fit.train(model, loss, steps=epochs * batches, optimizer=optimizer, schedule=schedule, after_step=clamp)
     with torch.no_grad():
         a, b = model(material, text)
-    return {"materials": a.numpy(), "texts": b.numpy(), "loss": history}
+    return {"materials": a.numpy(), "texts": b.numpy(), "loss": history.tolist()}
 
 
 # Ranking

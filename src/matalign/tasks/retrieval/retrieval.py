@@ -96,7 +96,7 @@ class Study:
         found = self.memo(
             "retrieval",
             {"arm": name, "level": gallery.level, **options},
-            lambda: matchers.fit(torch.from_numpy(material).float(), texts, gallery, **options),
+            lambda: matchers.train(torch.from_numpy(material).float(), texts, gallery, **options),
         )
         return Arm(found["materials"], found["texts"])
 

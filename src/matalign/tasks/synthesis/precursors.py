@@ -29,6 +29,7 @@ from matalign.data import formulas
 from matalign.data.formulas import COMMON, telling
 from matalign.data.protocols import Protocol
 from matalign.elements import NUMBER
+from matalign.tasks import fit
 
 TOP = (1, 5, 10)
 ELECTRONEGATIVITY = {
@@ -267,8 +268,8 @@ def choices(
     return found
 
 
-def fit(
-    training: Sequence[Protocol],
+def train(
+    recipes: Sequence[Protocol],
     vocabulary: Vocabulary,
     *,
     width: int,
@@ -278,28 +279,28 @@ def fit(
     learning_rate: float,
     seed: int,
 ) -> Towers:
-    """Train the two towers on every choice of the training recipes (AdamW, one cycle)."""
+    """Train the two towers on every choice of the recipes (AdamW, one cycle)."""
     torch.manual_seed(seed)
     model = Towers(vocabulary, width=width, dropout=dropout)
     row = {name: i for i, name in enumerate(vocabulary.names)}
-    made = [(i, *choice) for i, recipe in enumerate(training) for choice in choices(recipe, vocabulary, row)]
-    inputs = _inputs([r.fractions for r in training], [(i, e, c) for i, e, c, _, _ in made], len(row))
+    made = [(i, *choice) for i, recipe in enumerate(recipes) for choice in choices(recipe, vocabulary, row)]
+    inputs = _inputs([r.fractions for r in recipes], [(i, e, c) for i, e, c, _, _ in made], len(row))
     right = torch.tensor([answer for *_, answer in made])
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.02)
     batches = math.ceil(len(made) / batch_size)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * batches)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(made), generator=generator).split(batch_size):
-            scores = model(*(part[batch] for part in inputs), model.key())
-            closed = torch.full_like(scores, -torch.inf)
-            for line, j in enumerate(batch.tolist()):
-                closed[line, made[j][3]] = 0
-            loss = F.cross_entropy(scores + closed, right[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            cycle.step()
+    batch = fit.Epochs(lambda: torch.randperm(len(made), generator=generator).split(batch_size), batches)
+
+    def loss(step: int) -> Tensor:
+        drawn = batch(step)
+        scores = model(*(part[drawn] for part in inputs), model.key())
+        closed = torch.full_like(scores, -torch.inf)
+        for line, j in enumerate(drawn.tolist()):
+            closed[line, made[j][3]] = 0
+        return F.cross_entropy(scores + closed, right[drawn])
+
+    fit.train(model, loss, steps=epochs * batches, optimizer=optimizer, schedule=cycle)
     return model.eval()
 
 

@@ -66,7 +66,7 @@ class Study:
         shape = {"width": cfg.width, "dropout": cfg.dropout, "epochs": cfg.epochs, "batch_size": cfg.batch_size}
         shape["learning_rate"] = cfg.learning_rate
         seeds = range(cfg.seed, cfg.seed + cfg.networks)
-        return [precursors.fit(self.training, self.vocabulary, **shape, seed=seed) for seed in seeds]
+        return [precursors.train(self.training, self.vocabulary, **shape, seed=seed) for seed in seeds]
 
     def assemble(
         self, targets: Sequence[precursors.Composition], *, k: int

@@ -1,0 +1,54 @@
+"""What the arms know of the hosts besides the image, and of the view."""
+
+import numpy as np
+
+from matalign.data.dataset import Curated
+from matalign.pretrain import encode
+from matalign.tasks.defects.hosts import Hosts
+from matalign.views.micrographs import ZONE_AXES
+
+ARMS = ("majority", "context", "image", "image_composition", "image_structure", "image_other")
+TEXT_ARMS = ("image_text", "image_text_other")  # of a model with a text tower
+
+
+def host_texts(hosts: Hosts, curated: Curated, model: encode.Model) -> np.ndarray:
+    """(n, d) mean of the aligned embeddings of a host's protocols; zeros for a host without one."""
+    own = curated.protocols[curated.protocols.mp_id.isin(set(hosts.mp_id))]
+    out = np.zeros((len(hosts.mp_id), model.config.embed_dim), np.float32)
+    row = np.searchsorted(hosts.mp_id, own.mp_id.to_numpy(str))
+    np.add.at(out, row, model.embed_texts(own[f"text_L{model.config.mask_level}"].tolist()))
+    return out / np.maximum(np.bincount(row, minlength=len(out)), 1)[:, None]
+
+
+def contexts(hosts: Hosts, embeddings: np.ndarray, texts: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Arm -> what it knows of the hosts, (n, c), besides zone axis and pixel size.
+
+    Args:
+        hosts: n crystals.
+        embeddings: (n, d) of their structures in the aligned space.
+        texts: (n, d) of their protocols, zeros without one; None leaves out the arms that read them.
+    """
+    arms = {
+        "context": embeddings,
+        "image": np.zeros((len(hosts.mp_id), 0)),
+        "image_composition": hosts.structures.fractions(),
+        "image_structure": embeddings,
+        "image_other": _others(embeddings),
+    }
+    if texts is not None:
+        has = texts.any(1)
+        swapped = texts.copy()
+        swapped[has] = _others(texts[has])
+        for arm, read in zip(TEXT_ARMS, (texts, swapped), strict=True):
+            arms[arm] = np.concatenate([embeddings, read, has[:, None]], axis=1)
+    return arms
+
+
+def _others(rows: np.ndarray) -> np.ndarray:
+    """Each row a fixed other host's: of two or more, nobody keeps its own."""
+    return np.roll(rows, len(rows) // 2, axis=0)
+
+
+def view_context(axis: np.ndarray, *, pixel_A: float) -> np.ndarray:
+    """(N, 14): zone axis one-hot, log of the pixel size."""
+    return np.concatenate([np.eye(len(ZONE_AXES))[axis], np.full((len(axis), 1), np.log(pixel_A))], axis=1)

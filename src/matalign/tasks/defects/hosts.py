@@ -1,0 +1,98 @@
+"""Crystals that defects are put in, and labelled micrographs of them: all classes equally and from the same views."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from matalign.config import Defects
+from matalign.data.dataset import Curated, Structures
+from matalign.views import defect_images, draws
+from matalign.views.defect_images import DEFECTS
+from matalign.views.micrographs import Optics
+
+SPLITS = {"train": 0.7, "val": 0.1, "test": 0.2}  # of the hosts
+FULL_DOSE_E_A2 = (1e3, 1e5)  # of test images; the others leave out the lowest and highest decile (of the logarithm)
+DOSE_DECILES_E_A2 = (10**3.2, 10**4.8)
+CHUNK = 125  # images rendered at once
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """n crystals that defects are put in."""
+
+    structures: Structures
+    mp_id: np.ndarray  # (n,)
+    split: np.ndarray  # (n,) train, val or test, by chemical system
+
+
+@dataclass(frozen=True)
+class DefectSet:
+    """Labelled micrographs of hosts, all classes from each view."""
+
+    images: Tensor  # (N, 2, px, px) float16: the micrograph, and what of it does not repeat
+    kind: np.ndarray  # (N,) row of DEFECTS
+    host: np.ndarray  # (N,) row of the hosts
+    axis: np.ndarray  # (N,) row of ZONE_AXES
+    dose_e_A2: np.ndarray  # (N,)
+    visibility: np.ndarray  # (N,) signal to noise of the difference to pristine
+
+
+def choose_hosts(curated: Curated, *, hosts: int, seed: int) -> Hosts:
+    """Choose hosts by hash, 70/10/20 of train, val and test of the split by chemical system.
+
+    Args:
+        curated: the materials.
+        hosts: how many at most.
+        seed: of the hash.
+
+    Raises:
+        ValueError: no material to train on, or none to test on.
+    """
+    ids, split = curated.materials.mp_id.to_numpy(str), curated.splits.chemsys.to_numpy(str)
+    order = np.argsort([draws.view_seed(seed, 0, i, -1) for i in ids], kind="stable")
+    rows = np.sort(np.concatenate([order[split[order] == s][: max(1, round(f * hosts))] for s, f in SPLITS.items()]))
+    for needed in ("train", "test"):
+        if needed not in split[rows]:
+            raise ValueError(f"no {needed} host among {len(ids)} materials; the split by chemical system has none")
+    return Hosts(curated.structures.take(rows), ids[rows], split[rows])
+
+
+def listed(hosts: Hosts, split: str, cfg: Defects) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images of a split, all classes from each view: (N,) rows of hosts, numbers of views, rows of DEFECTS."""
+    chosen = np.flatnonzero(hosts.split == split)
+    host = np.repeat(chosen, cfg.images_per_class * len(DEFECTS))
+    view = np.tile(np.repeat(np.arange(cfg.images_per_class), len(DEFECTS)), len(chosen))
+    return host, view, np.tile(np.arange(len(DEFECTS)), len(chosen) * cfg.images_per_class)
+
+
+def render(hosts: Hosts, split: str, cfg: Defects, *, epoch: int, seed: int, device: str = "cpu") -> DefectSet:
+    """Render a split's hosts in all five classes.
+
+    Args:
+        hosts: the crystals.
+        split: train, val or test; test images have doses and element pairs that the others lack.
+        cfg: views (`images_per_class`), `image_px`, `pixel_A`.
+        epoch: another number gives other views.
+        seed: of the views.
+        device: where to render.
+    """
+    test = split == "test"
+    dose = FULL_DOSE_E_A2 if test else DOSE_DECILES_E_A2
+    optics = Optics(image_px=cfg.image_px, pixel_A=cfg.pixel_A, dose_e_A2=dose)
+    host, view, kind = listed(hosts, split, cfg)
+    parts = []
+    for start in tqdm(range(0, len(host), CHUNK), f"{split} images", mininterval=1, disable=len(host) < 20 * CHUNK):
+        at = slice(start, start + CHUNK)
+        keys = [draws.view_seed(seed, epoch, hosts.mp_id[h], v) for h, v in zip(host[at], view[at], strict=True)]
+        made = defect_images.render(
+            hosts.structures, host[at], kind[at], keys, optics=optics, held_out=test, device=device
+        )
+        images = torch.cat([made.images, defect_images.aperiodic(made.images, pixel_A=cfg.pixel_A)], dim=1).half().cpu()
+        parts.append((images, made.view.axis.cpu(), made.view.dose_e_A2.cpu(), made.visibility.cpu()))
+    if not parts:
+        parts = [(torch.zeros(0, 2, cfg.image_px, cfg.image_px).half(), *(torch.zeros(0) for _ in range(3)))]
+    images, axis, doses, visibility = (torch.cat(column) for column in zip(*parts, strict=True))
+    return DefectSet(images, kind, host, axis.numpy().astype(np.int64), doses.numpy(), visibility.numpy())
