@@ -239,7 +239,8 @@ class Block:
         """What the symmetry may be, and how it is stated."""
         named, stated = self._named(notes)
         listed = [[value for value in self.column(name) if value] for name in OPERATIONS]
-        groups = [symmetry.from_triplets(each, [v for v in self.column(CENTRINGS) if v]) for each in listed if each]
+        centrings = tuple(value for value in self.column(CENTRINGS) if value)
+        groups = [symmetry.from_triplets(tuple(each), centrings) for each in listed if each]
         if len({group.key for group in groups}) > 1:
             raise ValueError("symmetry: two lists of operations differ")
         if not groups:

@@ -37,7 +37,8 @@ class Setting:
         return frozenset(row.tobytes() for row in table)
 
 
-def from_triplets(triplets: Sequence[str], centrings: Sequence[str] = ()) -> Setting:
+@lru_cache(maxsize=1024)
+def from_triplets(triplets: tuple[str, ...], centrings: tuple[str, ...] = ()) -> Setting:
     """The group of a list of operations, such as ``-x,y+1/2,-z``, and of centring translations beside them.
 
     Raises:
@@ -174,6 +175,8 @@ def _short(symbol: str) -> str:
 
 def fits(found: Setting, lattice: np.ndarray) -> bool:
     """Whether the operations leave the cell's lengths and angles as they are."""
+    if len(found.rotations) == 1:
+        return True
     metric = lattice @ lattice.T
     turned = np.swapaxes(found.rotations, 1, 2) @ metric @ found.rotations
     lengths, others = np.sqrt(np.diag(metric)), np.sqrt(np.abs(np.diagonal(turned, axis1=1, axis2=2)))
@@ -199,6 +202,8 @@ def expand(
     Returns:
         (n,) the site of each atom; (n, 3) fractional coordinates in [0, 1); what was merged, by site.
     """
+    if len(group.rotations) == 1:
+        return np.arange(len(sites)), sites % 1, []
     origins: list[np.ndarray] = []
     orbits: list[np.ndarray] = []
     notes = []

@@ -148,8 +148,22 @@ def lattice_vectors(lengths: Sequence[float], angles: Sequence[float]) -> np.nda
     )
 
 
-def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *, notes: Sequence[str] = ()) -> Cell:
+def checked(
+    numbers: np.ndarray,
+    frac_coords: np.ndarray,
+    lattice: np.ndarray,
+    *,
+    notes: Sequence[str] = (),
+    near: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+) -> Cell:
     """The arrays, if they make a crystal that the models take.
+
+    Args:
+        numbers: (n,) atomic numbers.
+        frac_coords: (n, 3).
+        lattice: (3, 3), Å.
+        notes: of the reading.
+        near: `pairs` within `MIN_DISTANCE_A`, where they are known.
 
     Raises:
         ValueError: no atoms, more than `MAX_ATOMS`, an unknown element, no volume, atoms on top of one another.
@@ -164,7 +178,7 @@ def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *
     if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all()):
         raise ValueError("unreadable: cell or coordinates are not finite")
     check_volume(lattice)
-    first, second, distance = pairs(frac_coords, lattice, MIN_DISTANCE_A)
+    first, second, distance = near or pairs(frac_coords, lattice, MIN_DISTANCE_A)
     if len(distance):
         k = np.lexsort([second, first])[0]
         where = f"{first[k]} and {second[k]} are {distance[k]:.2f} Å apart"
@@ -246,14 +260,17 @@ def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stat
 
 def _filled(sites: Sites, lattice: np.ndarray, setting: Setting, known: Formula | None) -> Cell:
     origin, frac_coords, notes = symmetry.expand(sites.frac_coords, lattice, setting, labels=sites.labels)
-    twins = _twins(sites.numbers, origin, frac_coords, lattice)
+    near = pairs(frac_coords, lattice, MIN_DISTANCE_A)
+    twins = _twins(sites.numbers, origin, *near)
     notes += [f"{sites.labels[k]} is listed twice: it is an image of {sites.labels[other]}" for k, other in twins]
-    kept = ~np.isin(origin, [k for k, _ in twins])
-    origin, frac_coords = origin[kept], frac_coords[kept]
+    if twins:
+        kept = ~np.isin(origin, [k for k, _ in twins])
+        origin, frac_coords = origin[kept], frac_coords[kept]
+        near = pairs(frac_coords, lattice, MIN_DISTANCE_A)
     numbers = sites.numbers[origin]
     if known and (mismatch := known.mismatch(numbers)):
         raise ValueError(mismatch)
-    cell = checked(numbers, frac_coords, lattice, notes=notes)
+    cell = checked(numbers, frac_coords, lattice, notes=notes, near=near)
     counts = np.bincount(origin, minlength=len(sites.labels))
     wrong = np.flatnonzero((sites.multiplicity > 0) & (counts > 0) & (counts != sites.multiplicity))
     if len(wrong) and not (known and known.units):
@@ -266,12 +283,11 @@ def _filled(sites: Sites, lattice: np.ndarray, setting: Setting, known: Formula 
 
 
 def _twins(
-    numbers: np.ndarray, origin: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray
+    numbers: np.ndarray, origin: np.ndarray, first: np.ndarray, second: np.ndarray, distance: np.ndarray
 ) -> list[tuple[int, int]]:
-    """Listed sites that are images of an earlier site of the same element, with that site."""
-    first, second, _ = pairs(frac_coords, lattice, DUPLICATE_A)
+    """Listed sites that are images of an earlier site of the same element, with that site; from near pairs of atoms."""
     late, early = origin[first], origin[second]
-    same = (late > early) & (numbers[late] == numbers[early])
+    same = (distance < DUPLICATE_A) & (late > early) & (numbers[late] == numbers[early])
     return sorted(dict(zip(late[same].tolist(), early[same].tolist(), strict=True)).items())
 
 
