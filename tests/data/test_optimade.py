@@ -7,9 +7,11 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import numpy as np
 import pytest
@@ -140,7 +142,7 @@ def test_a_query_that_fails_for_good_keeps_its_pages_and_goes_on(server):
     with pytest.raises(ConnectionError, match=r"500 error responses.*; 2 pages are kept in .*goes on from there"):
         providers.download(server.url, "nelements>0")
     assert len(server.asked()) == 2 + providers.ATTEMPTS + 1
-    assert len(providers.download(server.url, "nelements>0")) == SERVED + 1
+    assert len(providers.download(server.url, "nelements>0").records) == SERVED + 1
     asked = server.asked()
     assert len(asked) == 2
     assert "page_offset=40" in asked[0]
@@ -158,7 +160,7 @@ def test_a_killed_download_goes_on(server, tmp_path):
     process.kill()
     process.wait()
     assert len(asked) == 3
-    records = providers.download(server.url, "nelements>1")
+    records = providers.download(server.url, "nelements>1").records
     assert len({record["id"] for record in records}) == len(records) > 50
     assert [re.search(r"page_offset=\d+", query)[0] for query in server.asked()] == ["page_offset=40", "page_offset=60"]
 
@@ -167,7 +169,7 @@ def test_what_is_no_page_is_not_kept(server):
     server.plan(match="nelements>2", status=200, times=1)
     with pytest.raises(ConnectionError, match="Could not decode response as JSON"):
         providers.download(server.url, "nelements>2")
-    assert providers.download(server.url, "nelements>2")
+    assert providers.download(server.url, "nelements>2").records
 
 
 def test_requests_are_spaced_and_a_busy_server_is_given_time(server, monkeypatch):
@@ -175,7 +177,7 @@ def test_requests_are_spaced_and_a_busy_server_is_given_time(server, monkeypatch
     monkeypatch.setattr(providers, "SPACING_S", 1.0)
     monkeypatch.setattr(time, "sleep", pauses.append)  # of the session and of urllib3
     server.plan(match="page_offset=20", status=429, times=1)
-    assert len(providers.download(server.url, "nelements<9")) == SERVED + 1
+    assert len(providers.download(server.url, "nelements<9").records) == SERVED + 1
     spaced = [pause for pause in pauses if pause > 0.5]
     assert len(spaced) == 3
     assert len(server.asked()) == 5
@@ -201,3 +203,105 @@ def test_a_wrong_question_is_refused_before_it_is_asked(server):
     assert sys.excepthook is hook  # the client's own check leaves it changed
     with pytest.raises(ValueError, match=r"""has no structure that answers to 'elements HAS "Og"'"""):
         own_data.import_optimade(server.url, 'elements HAS "Og"')
+
+
+# Habits of providers
+
+
+def crystal_record(number):
+    """A cubic CsBr of its own size."""
+    side = 4.2 + 0.01 * number
+    attributes = {
+        "lattice_vectors": [[side, 0, 0], [0, side, 0], [0, 0, side]],
+        "cartesian_site_positions": [[0, 0, 0], [side / 2] * 3],
+        "species": [{"name": x, "chemical_symbols": [x], "concentration": [1.0]} for x in ("Cs", "Br")],
+        "species_at_sites": ["Cs", "Br"],
+        "dimension_types": [1, 1, 1],
+    }
+    return {"id": f"x-{number}", "type": "structures", "attributes": attributes}
+
+
+class Habits(BaseHTTPRequestHandler):
+    """Seven structures in pages of three; the path's first part names what is done otherwise than the standard says."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        parts = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        habit, start = parts.path.split("/")[1], int(query.get("page_offset", 0))
+        records = [crystal_record(n) for n in range(start, min(start + 3, 7))]
+        if "response_fields" not in query and habit == "drops":
+            for record in records:
+                del record["attributes"]["lattice_vectors"]
+        if start >= 3 and habit == "window":
+            self.answer(400, {"errors": [{"title": "RequestError", "detail": "Result window is too large"}]})
+            return
+        if habit == "misshapen" and not start:
+            records[0]["attributes"]["species"][0]["concentration"] = []
+            records[1]["attributes"] = None
+            records[2] = "x-2"
+        if habit == "assemblies" and not start:
+            records[0]["attributes"]["assemblies"] = [
+                {"sites_in_groups": [[0], [1]], "group_probabilities": [0.5, 0.5]}
+            ]
+        fields = "" if habit == "drops" else f"&response_fields={query.get('response_fields', '')}"
+        link = f"/{habit}/v1/structures?page_offset={0 if habit == 'loop' else start + 3}{fields}"
+        link = link if start + 3 < 7 or habit == "loop" else None
+        name = "next_page" if habit == "renamed" else "next"
+        links = {} if habit == "ends" else {name: link}
+        self.answer(
+            200, {"data": records, "links": links, "meta": {"data_returned": 7, "more_data_available": bool(link)}}
+        )
+
+    def answer(self, status, content):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def habits(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "SCRATCH", tmp_path)
+    monkeypatch.setattr(providers, "SPACING_S", 0.0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Habits) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("habit", ["relative", "renamed", "drops"])
+def test_every_page_is_found_and_has_its_fields(habit, habits):
+    curated = own_data.import_optimade(f"{habits}/{habit}", "")
+    assert curated.materials.mp_id.tolist() == [f"x-{n}" for n in range(7)]
+    assert curated.audit["query"]["gap"] == ""
+    assert not curated.audit["skipped"]
+    assert len(providers.download(f"{habits}/{habit}", "", max_structures=4).records) == 4
+
+
+@pytest.mark.parametrize(
+    ("habit", "said"),
+    [
+        ("window", "Result window is too large"),
+        ("loop", "3 of 7 structures came: pages repeat"),
+        ("ends", "3 of 7 structures came: there is no link to the next page"),
+    ],
+)
+def test_a_gap_is_told_and_what_came_is_kept_on_request(habit, said, habits):
+    with pytest.raises(ConnectionError, match=rf"{said}; \d pages? .*partial \(--partial\) takes the 3 structures"):
+        own_data.import_optimade(f"{habits}/{habit}", "")
+    curated = own_data.import_optimade(f"{habits}/{habit}", "", partial=True)
+    assert curated.materials.mp_id.tolist() == ["x-0", "x-1", "x-2"]
+    assert said in curated.audit["query"]["gap"]
+
+
+def test_a_misshapen_record_is_counted_and_the_rest_is_taken(habits):
+    curated = own_data.import_optimade(f"{habits}/misshapen", "")
+    assert curated.materials.mp_id.tolist() == [f"x-{n}" for n in range(3, 7)]
+    assert sum(row["rows"] for row in curated.audit["skipped"]) == 3
+    curated = own_data.import_optimade(f"{habits}/assemblies", "")
+    assert curated.materials.mp_id.tolist() == [f"x-{n}" for n in range(1, 7)]
+    assert "assemblies" in str(curated.audit["skipped"])

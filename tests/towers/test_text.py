@@ -1,6 +1,11 @@
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from matalign import paths
@@ -117,3 +122,64 @@ def test_minilm_comes_from_the_installed_package_and_knows_what_words_mean(monke
         tower.features(["heated in air for 3 h", "calcined in air for three hours", "quarterly earnings"]), dim=1
     )
     assert z[0] @ z[1] > z[0] @ z[2] + 0.1
+
+
+# Layouts in which models are published
+
+
+def as_first_published(source, target):
+    """As BERT and SciBERT are: config without a type, vocabulary, pickled weights of the model that was pretrained."""
+    target.mkdir()
+    settings = json.loads((source / "config.json").read_text())
+    settings.pop("model_type")
+    (target / "config.json").write_text(json.dumps(settings))
+    (target / "vocab.txt").write_text((source / "vocab.txt").read_text())
+    weights = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        weights[f"bert.{old}"] = tensor
+    weights["cls.predictions.bias"] = torch.zeros(3)
+    torch.save(weights, target / "pytorch_model.bin")
+    return target
+
+
+def test_a_model_of_pickled_weights_gives_what_its_safetensors_give(bert, tmp_path, monkeypatch):
+    published = as_first_published(Path(bert), tmp_path / "published")
+    expected = TextTower(bert).features(TEXTS)
+    torch.testing.assert_close(TextTower(str(published)).features(TEXTS), expected, rtol=0, atol=0)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("converted twice"))
+    torch.testing.assert_close(TextTower(str(published)).features(TEXTS), expected, rtol=0, atol=0)
+    assert not list(published.glob("*.safetensors"))
+
+
+def test_a_pickle_that_would_run_code_is_refused(bert, tmp_path):
+    published = as_first_published(Path(bert), tmp_path / "published")
+    torch.save({"run": Path("x")}, published / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: holds other things than weights"):
+        TextTower(str(published))
+    (published / "pytorch_model.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+        TextTower(str(published))
+
+
+def test_a_model_without_some_of_its_weights_is_refused(bert, tmp_path):
+    published = as_first_published(Path(bert), tmp_path / "published")
+    weights = torch.load(published / "pytorch_model.bin", weights_only=True)
+    del weights["bert.encoder.layer.1.output.dense.weight"]
+    torch.save(weights, published / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"1 weights of the encoder are missing, first encoder\.layer\.1\.output"):
+        TextTower(str(published))
+
+
+@pytest.mark.parametrize(("layout", "cased"), [("bin", True), ("bin", False), ("safetensors", True)])
+def test_a_vocabulary_with_capitals_is_not_lower_cased(layout, cased, bert, tmp_path):
+    folder = as_first_published(Path(bert), tmp_path / "published") if layout == "bin" else tmp_path / "copy"
+    if layout == "safetensors":
+        shutil.copytree(bert, folder)
+        (folder / "tokenizer_config.json").unlink()
+    if cased:
+        words = (folder / "vocab.txt").read_text().split()
+        words[words.index("##z")] = "TiO"  # one that TEXTS do not need
+        (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    tokens = TextTower(str(folder)).tokenizer.tokenize("TiO mix")
+    assert tokens == (["TiO", "mix"] if cased else ["t", "##i", "##o", "mix"])

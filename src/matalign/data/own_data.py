@@ -96,7 +96,12 @@ def import_csv(file: str | Path, *, workers: int = 2) -> Curated:
 
 
 def import_optimade(
-    provider: str, filter: str, *, max_structures: int = 0, labels: Mapping[str, str] | None = None
+    provider: str,
+    filter: str,
+    *,
+    max_structures: int = 0,
+    labels: Mapping[str, str] | None = None,
+    partial: bool = False,
 ) -> Curated:
     """Structures of an OPTIMADE provider; see `providers.download`.
 
@@ -106,6 +111,7 @@ def import_optimade(
         max_structures: take so many, in the provider's order; 0: all.
         labels: the provider's own field -> column of `sources.LABELS` in whose unit it is; by default none, as the
             meaning of such fields is the provider's.
+        partial: take what came where the provider will not give all of it; `audit["query"]` says so.
 
     Raises:
         ValueError: an unknown name, an unreadable filter or label; no usable structure.
@@ -114,20 +120,25 @@ def import_optimade(
     labels = dict(labels or {})
     if unknown := set(labels.values()) - set(LABELS):
         raise ValueError(f"unknown label {sorted(unknown)[0]!r}; one of {', '.join(LABELS)}")
-    records = providers.download(provider, filter, max_structures=max_structures, fields=tuple(labels))
+    fields = tuple(labels)
+    answer = providers.download(provider, filter, max_structures=max_structures, fields=fields, partial=partial)
+    records = answer.records
     if not records:
         raise ValueError(f"{provider} has no structure that answers to {filter!r}")
     skipped, listed, found = Skipped(), [], {}
     source = provider if provider in providers.URLS else "optimade"
     for number, record in enumerate(tqdm(records, desc="crystals", unit="record", mininterval=1)):
-        where, about = f"{provider}:{number}", record.get("attributes") or {}
+        where = f"{provider}:{number}"
+        record = record if isinstance(record, dict) else {}
+        about = record.get("attributes", record) or {}
         values = {ours: str(about[theirs]) for theirs, ours in labels.items() if about.get(theirs) is not None}
-        listed.append(Material(str(record.get("id") or ""), source, where, where, values))
+        id = record.get("id")
+        listed.append(Material("" if id is None else str(id), source, where, where, values))
         try:
             found[where] = crystals.described(record)
         except ValueError as error:
             found[where] = str(error).partition(": ")[2]  # after the record's name
-    query = {"provider": provider, "filter": filter, "records": len(records)}
+    query = {"provider": provider, "filter": filter, "records": len(records), "gap": answer.gap}
     return _curated(curate.candidates(listed, skipped), found, [], skipped, about={"query": query})
 
 

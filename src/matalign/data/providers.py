@@ -7,9 +7,10 @@ folder, so that a killed download goes on and a finished one is not repeated; re
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, urljoin, urlsplit, urlunsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -33,9 +34,22 @@ TIMEOUT_S = 60.0
 EVERYTHING = 10_000_000  # structures; the client wants a limit
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What came of a query.
+
+    Attributes:
+        records: (`id`, `attributes`, …) as `crystals.read_structure` takes them, in the provider's order.
+        gap: why not all of it came; "" if it did.
+    """
+
+    records: list[Any]
+    gap: str = ""
+
+
 def download(
-    provider: str, filter: str, *, max_structures: int = 0, fields: tuple[str, ...] = ()
-) -> list[dict[str, Any]]:
+    provider: str, filter: str, *, max_structures: int = 0, fields: tuple[str, ...] = (), partial: bool = False
+) -> Answer:
     """The structure records that answer a query.
 
     Args:
@@ -43,9 +57,7 @@ def download(
         filter: OPTIMADE filter; "" for everything.
         max_structures: stop at so many; 0: all.
         fields: asked for beside `FIELDS`, such as a provider's own.
-
-    Returns:
-        Records (`id`, `attributes`, …) as `read_structure` takes them, in the provider's order.
+        partial: where the provider will not give all of it, take what came.
 
     Raises:
         ValueError: an unknown name, or a filter that is none.
@@ -55,15 +67,18 @@ def download(
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(f"no provider {provider!r}; one of {', '.join(URLS)}, or the base URL of another")
     _check(filter)
-    folder = cache.folder("optimade", {"url": url, "filter": filter, "fields": [*FIELDS, *fields]})
+    asked = [*FIELDS, *fields]
+    folder = cache.folder("optimade", {"url": url, "filter": filter, "fields": asked})
     with cache.held(folder), tqdm(desc=urlsplit(url).netloc, unit="structure", mininterval=1) as bar:
-        found = _query(url, filter, folder, bar, limit=max_structures or EVERYTHING, fields=[*FIELDS, *fields])
-    if found.errors:
+        query = Query(asked, max_structures or EVERYTHING, bar)
+        gap = _query(url, filter, folder, query)
+    if gap and not (partial and query.records):
         pages = len(list(folder.glob("*.page")))
         raise ConnectionError(
-            f"{url}: {found.errors[0]}; {pages} pages are kept in {folder}, and the same call goes on from there"
+            f"{url}: {gap}; {pages} pages are kept in {folder}, and the same call goes on from there; partial "
+            f"(--partial) takes the {len(query.records)} structures that came"
         )
-    return found.data[: max_structures or None]
+    return Answer(query.records[: max_structures or None], gap)
 
 
 def _check(filter: str) -> None:
@@ -76,24 +91,71 @@ def _check(filter: str) -> None:
         raise ValueError(f"{filter!r} is no OPTIMADE filter: {error}") from None
 
 
-def _query(url: str, filter: str, folder: Path, bar: tqdm, *, limit: int, fields: list[str]) -> Any:
-    """What the client returns (`data`, `errors`)."""
+def _query(url: str, filter: str, folder: Path, query: "Query") -> str:
+    """Ask page after page; what was wrong, if anything."""
     from optimade.client import OptimadeClient
-
-    def tell(_: str, page: dict[str, Any]) -> None:
-        bar.total = page["meta"].get("data_returned") or bar.total
-        bar.update(len(page["data"]))
 
     client = OptimadeClient(
         url,
-        max_results_per_provider=limit,
+        max_results_per_provider=query.limit,
         http_timeout=TIMEOUT_S,
         use_async=False,
         silent=True,
         http_client=type("PagesOfQuery", (Pages,), {"folder": folder}),  # the client makes it, without arguments
-        callbacks=[tell],
+        callbacks=[query.take],
     )
-    return client.get_one("structures", quote(filter, safe=""), url, response_fields=fields)[url]
+    found = client.get_one("structures", quote(filter, safe=""), url, response_fields=query.fields)[url]
+    return str(found.errors[0]) if found.errors else query.gap
+
+
+class Query:
+    """What has come of a query, and where its next page is.
+
+    Mended here is what providers do otherwise than the client expects: links that are relative, under another name, or
+    without the fields that were asked for; meta and links left out; an end before all of `data_returned` has come.
+
+    Args:
+        fields: to be asked for on each page.
+        limit: structures.
+        bar: of progress.
+    """
+
+    def __init__(self, fields: list[str], limit: int, bar: tqdm) -> None:
+        self.fields, self.limit, self.bar = fields, limit, bar
+        self.records: list[Any] = []
+        self.gap = ""  # why not all of it came
+        self.seen: set[str] = set()  # ids and pages
+
+    def take(self, url: str, page: dict[str, Any]) -> None:
+        """A callback of the client: keeps the records and puts the link to the next page where the client looks."""
+        meta, links = page["meta"] or {}, page["links"] or {}
+        records = page["data"]
+        ids = {str(record.get("id")) if isinstance(record, dict) else repr(record) for record in records}
+        repeats = bool(ids) and ids <= self.seen
+        self.records += [] if repeats else records
+        self.seen |= ids | {url}
+        self.bar.total = meta.get("data_returned") or self.bar.total
+        self.bar.update(len(records))
+        link = links.get("next") or links.get("next_page")
+        link = link.get("href") if isinstance(link, dict) else link
+        link = self._whole(url, link) if link else None
+        total = meta.get("data_returned")
+        short = meta.get("more_data_available") is True or (isinstance(total, int) and len(self.records) < total)
+        if len(self.records) < self.limit and (repeats or link in self.seen or (short and not link)):
+            told = f"{len(self.records)} of {total or 'more'} structures came"
+            self.gap = f"{told}: " + ("pages repeat" if link else "there is no link to the next page")
+            link = None
+        delay = meta.get("request_delay")
+        page["meta"] = {"request_delay": delay if isinstance(delay, int | float) else None}  # no counts to stop by
+        page["links"] = {"next": link}
+
+    def _whole(self, url: str, link: str) -> str:
+        """An absolute link that asks for the fields."""
+        parts = urlsplit(urljoin(url, link))
+        if "response_fields" in parse_qs(parts.query):
+            return urlunsplit(parts)
+        fields = f"response_fields={','.join(self.fields)}"
+        return urlunsplit(parts._replace(query=f"{parts.query}&{fields}".strip("&")))
 
 
 class Pages(requests.Session):

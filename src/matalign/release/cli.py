@@ -185,6 +185,7 @@ def import_(
     name: Annotated[str, typer.Argument(help="of the set: data/curated/<name>")],
     filter: Annotated[str, typer.Option(help="OPTIMADE query, such as 'elements HAS \"Ti\" AND nsites<=20'")] = "",
     limit: Annotated[int, typer.Option("--max", min=0, help="take so many of a provider's structures; 0: all")] = 0,
+    partial: Annotated[bool, typer.Option("--partial", help="take what came of a provider that gives not all")] = False,
 ) -> None:
     """Make a curated set of one's own data; what is wrong with a manifest is told by row, and nothing is imported."""
     from matalign.data import own_data
@@ -196,11 +197,13 @@ def import_(
         elif Path(source).suffix.lower() == ".csv":
             found = own_data.import_csv(source)
         else:
-            found = own_data.import_optimade(source, filter, max_structures=limit)
+            found = own_data.import_optimade(source, filter, max_structures=limit, partial=partial)
         folder = own_data.write(name, found)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
+    if gap := found.audit.get("query", {}).get("gap"):
+        print(f"not all of it: {gap}", file=sys.stderr)
     for row in found.audit["skipped"]:
         print("left out: {rows} × {reason}, first {first}".format(**row), file=sys.stderr)
     print(f"{len(found.materials):,} materials, {len(found.protocols):,} protocols in {folder}")

@@ -1,12 +1,16 @@
 """Text tower: a Hugging Face encoder, pooled at [CLS].
 
 Frozen layers run once per distinct text: features are computed in batches of equal token length and kept in the scratch
-folder, keyed by the hash of the model and of the text. Nothing is unpickled: weights are read from safetensors alone.
+folder, keyed by the hash of the model and of the text. Weights are read from safetensors; a `pytorch_model.bin` is made
+one first, by `torch.load(weights_only=True)`, which runs no code.
 """
 
 import hashlib
 import importlib.util
 import json
+import os
+import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
@@ -29,6 +34,7 @@ MAX_TOKENS = 128  # longer texts are cut
 BUCKET = 16  # tokens; texts are padded to the next multiple
 ROWS = 32  # texts in a batch of `features`
 SHARD = 2048  # texts in a file of the cache
+TOKENIZER = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # files of it
 FEATURES = "features.safetensors"  # that were taken along
 
 
@@ -79,10 +85,19 @@ class TextTower(nn.Module):
         # The fused attention has no deterministic backward on a GPU.
         attention = "eager" if unfreeze_layers else "sdpa"
         transformers.utils.logging.disable_progress_bar()
-        self.tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
-        self.encoder = AutoModel.from_pretrained(
-            source, local_files_only=offline, use_safetensors=True, dtype=torch.float32, attn_implementation=attention
+        source = _as_safetensors(Path(source)) if offline else source
+        options = _case(source) if offline else {}
+        self.tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, **options)
+        self.encoder, loaded = AutoModel.from_pretrained(
+            source,
+            local_files_only=offline,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            output_loading_info=True,
         )
+        if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
+            raise ValueError(f"{model}: {len(missing)} weights of the encoder are missing, first {missing[0]}")
         if hasattr(self.encoder, "pooler"):
             self.encoder.pooler = None  # a tanh layer on [CLS] that we do not use
         self.dim = int(self.encoder.config.hidden_size)
@@ -180,6 +195,56 @@ class TextTower(nn.Module):
         )
         hidden = self.encoder(**tokens.to(self.encoder.device)).last_hidden_state
         return hidden[: len(texts), 0].float().cpu().numpy()
+
+
+def _case(folder: Path) -> dict[str, bool]:
+    """For a word-piece vocabulary that comes without a tokenizer's settings: whether it is lower-cased, by its words.
+
+    The library's default is to lower-case, which would leave a cased vocabulary's words unfound.
+    """
+    vocabulary = folder / "vocab.txt"
+    if any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json")) or not vocabulary.exists():
+        return {}
+    words = vocabulary.read_text(encoding="utf-8").split()
+    return {"do_lower_case": all(word == word.lower() for word in words if not (word[0] == "[" and word[-1] == "]"))}
+
+
+def _weights(file: Path) -> dict[str, Tensor]:
+    """Tensors of a pickle, by today's names; each with memory of its own, as safetensors wants them."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{file}: holds other things than weights; only tensors are loaded") from None
+    today = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    pattern = re.compile(f"({'|'.join(today)})$")
+    return {pattern.sub(lambda old: today[old[1]], name): x.clone().contiguous() for name, x in state.items()}
+
+
+def _as_safetensors(folder: Path) -> Path:
+    """The folder, or where the model of its `pytorch_model.bin` is kept as safetensors.
+
+    Names of the first BERTs are made today's (LayerNorm.gamma, .beta), and their config gets its type.
+    """
+    file = folder / "pytorch_model.bin"
+    if (folder / "model.safetensors").exists() or (folder / "model.safetensors.index.json").exists():
+        return folder
+    if not file.exists():
+        raise FileNotFoundError(f"{folder}: neither model.safetensors nor pytorch_model.bin")
+    about = {f.name: f for f in folder.iterdir() if f.name in TOKENIZER}
+    digests = {name: cache.digest(f.read_text(encoding="utf-8")) for name, f in about.items()}
+    with open(file, "rb") as stream:
+        digests["weights"] = hashlib.file_digest(stream, "sha256").hexdigest()
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings.setdefault("model_type", "bert")
+    kept = cache.folder("text-models", {"config": settings, **digests})
+    if not (kept / "model.safetensors").exists():
+        for name, original in about.items():
+            (kept / name).write_bytes(original.read_bytes())
+        cache.write_json(kept / "config.json", settings)
+        temporary = kept / f".model.{os.getpid()}"
+        save_file(_weights(file), temporary, metadata={"format": "pt"})
+        temporary.rename(kept / "model.safetensors")
+    return kept
 
 
 def _hash(text: str) -> str:
