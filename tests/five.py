@@ -4,15 +4,16 @@ import numpy as np
 import pandas as pd
 
 from matalign import elements
-from matalign.data import dataset, formulas, protocols
+from matalign.data import dataset, protocols
 from matalign.data.dataset import Curated, Structures
+from matalign.data.formulas import composition
 
 Z = {symbol: z for z, symbol in enumerate(elements.SYMBOLS)}
 CUBE = np.eye(3) * 4.0
 
 
 def material(formula):
-    numbers = [Z[s] for s, n in formulas.composition(formula).items() for _ in range(int(n))]
+    numbers = [Z[s] for s, n in composition(formula).items() for _ in range(int(n))]
     return np.array(numbers), np.zeros((len(numbers), 3)), CUBE
 
 
@@ -20,7 +21,7 @@ def curated(recipes, *, test=(), excluded=()):
     """A curated set: formula -> the lists of precursors that it is made from; mp-000, mp-001, … in order."""
     formulas = list(recipes)
     ids = [f"mp-{i:03d}" for i in range(len(formulas))]
-    elements_of = ["-".join(sorted(formulas.composition(f))) for f in formulas]
+    elements_of = ["-".join(sorted(composition(f))) for f in formulas]
     materials = pd.DataFrame({"mp_id": ids, "formula": formulas, "chemsys": elements_of})
     for column in dataset.MATERIALS:
         if column not in materials:

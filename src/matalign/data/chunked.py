@@ -60,11 +60,11 @@ def _parse_chunk(texts: Sequence[str], *, read: Callable[[str], Crystal] | None)
         "version": config.version("curate"),
         **({"reader": read.__qualname__} if read else {}),
     }
-    found = cache.memo("curate", key, lambda: _pack([_crystal(text, read or sources.parse_cif) for text in texts]))
-    structures = Structures(*(found[name] for name in dataset.TENSORS))
-    rows = zip(structures, found["formula"], found["chemsys"], found["space_group"].tolist())
+    stored = cache.memo("curate", key, lambda: _pack([_crystal(text, read or sources.parse_cif) for text in texts]))
+    structures = Structures(*(stored[name] for name in dataset.TENSORS))
+    rows = zip(structures, stored["formula"], stored["chemsys"], stored["space_group"].tolist())
     crystals = (Crystal(*structure, formula, chemsys, number) for structure, formula, chemsys, number in rows)
-    return [failure or next(crystals) for failure in found["failures"]]
+    return [failure or next(crystals) for failure in stored["failures"]]
 
 
 def _crystal(text: str, read: Callable[[str], Crystal]) -> Crystal | str:

@@ -243,8 +243,8 @@ def _hours(entry: Any) -> float | None:
 
 
 def _words(value: Any, vocabulary: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    found = []
+    words = []
     for item in _listed(value):
         text = plain(str(item)).strip().lower()
-        found.append(next((word for pattern, word in vocabulary if re.fullmatch(pattern, text)), "other"))
-    return tuple(sorted(set(found)))
+        words.append(next((word for pattern, word in vocabulary if re.fullmatch(pattern, text)), "other"))
+    return tuple(sorted(set(words)))

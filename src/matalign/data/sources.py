@@ -173,12 +173,12 @@ def parse_cif(text: str) -> Crystal:
     from pymatgen.core import Composition, DummySpecies
     from pymatgen.io.cif import CifParser
 
-    with warnings.catch_warnings(record=True) as said:  # what is wrong with a CIF comes as a warning
+    with warnings.catch_warnings(record=True) as warned:  # what is wrong with a CIF comes as a warning
         warnings.simplefilter("always")
         try:
             structure = CifParser.from_str(text).parse_structures(primitive=False)[0]
         except Exception as error:  # the parser raises whatever its parts raise
-            causes = [str(w.message).splitlines()[-1] for w in said if issubclass(w.category, UserWarning)]
+            causes = [str(w.message).splitlines()[-1] for w in warned if issubclass(w.category, UserWarning)]
             raise ValueError(f"unreadable CIF: {(causes or [str(error) or type(error).__name__])[-1]}") from None
         species = [specie for site in structure for specie in site.species]
         unknown = [s for s in species if isinstance(s, DummySpecies) or not 1 <= s.Z <= HEAVIEST]

@@ -73,13 +73,13 @@ def neighbours(
 def _graphs(crystals: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], cutoff_A: float, neighbours: int) -> Graph:
     """Graphs of several crystals as one `Graph`; one pass over all their edges picks the neighbours."""
     search = NeighborList(cutoff=cutoff_A, full_list=True, n_threads=1)
-    found, first = [], 0
+    edges, first = [], 0
     for numbers, frac_coords, lattice in crystals:
         _check(numbers, frac_coords, lattice)
         i, j, vec, d = search.compute(frac_coords @ lattice, lattice, True, "ijDd")
-        found.append((i.astype(np.int64) + first, j.astype(np.int32), vec, d))
+        edges.append((i.astype(np.int64) + first, j.astype(np.int32), vec, d))
         first += len(numbers)
-    centre, neighbour, vec, d = (np.concatenate(column) for column in zip(*found))
+    centre, neighbour, vec, d = (np.concatenate(column) for column in zip(*edges))
     order = np.lexsort((d, centre))
     centre, neighbour, vec, d = centre[order], neighbour[order], vec[order], d[order]
 

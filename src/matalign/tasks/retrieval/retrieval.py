@@ -93,12 +93,12 @@ class Study:
         if name == "structure":
             material = np.concatenate([material, self.crystals()[0]], axis=1)
         options = {k: getattr(self.cfg, k) for k in ("epochs", "batch_size", "learning_rate", "seed")}
-        found = self.memo(
+        stored = self.memo(
             "retrieval",
             {"arm": name, "level": gallery.level, **options},
             lambda: matchers.train(torch.from_numpy(material).float(), texts, gallery, **options),
         )
-        return Arm(found["materials"], found["texts"])
+        return Arm(stored["materials"], stored["texts"])
 
     def paired(self, query: str, target: str, arm: str) -> bool | None:
         """Whether pretraining pulled the two modalities together itself; None for an arm that is not as it left them.
@@ -155,15 +155,15 @@ def outcomes(study: Study, *, level: int) -> list[Outcome]:
     """Rank structures and protocols, and images and protocols where the model has images, at a mask level."""
     gallery = study.gallery(level)
     arms = study.arms(gallery)
-    found: list[Outcome] = []
+    ranked: list[Outcome] = []
     for name, arm in tqdm(arms.items(), desc=f"ranking at L{level}", mininterval=1):
-        found += outcome(gallery, matchers.rank_protocols(gallery, arm), query="structure", target="text", arm=name)
-        found += outcome(gallery, matchers.rank_materials(gallery, arm), query="text", target="structure", arm=name)
+        ranked += outcome(gallery, matchers.rank_protocols(gallery, arm), query="structure", target="text", arm=name)
+        ranked += outcome(gallery, matchers.rank_materials(gallery, arm), query="text", target="structure", arm=name)
     if "image" in study.model.towers and "pretrained" in arms:
         for name, arm in {"random": arms["random"], "image": Arm(study.images(), arms["pretrained"].texts)}.items():
-            found += outcome(gallery, matchers.rank_protocols(gallery, arm), query="image", target="text", arm=name)
-            found += outcome(gallery, matchers.rank_materials(gallery, arm), query="text", target="image", arm=name)
-    return found
+            ranked += outcome(gallery, matchers.rank_protocols(gallery, arm), query="image", target="text", arm=name)
+            ranked += outcome(gallery, matchers.rank_materials(gallery, arm), query="text", target="image", arm=name)
+    return ranked
 
 
 def image_outcomes(study: Study) -> list[Outcome]:
@@ -172,7 +172,7 @@ def image_outcomes(study: Study) -> list[Outcome]:
         return []
     gallery = study.gallery(0)
     structures, images, same = study.crystals()[1], study.images(), np.zeros((len(gallery.rows), 1))
-    found: list[Outcome] = []
+    ranked: list[Outcome] = []
     for name, a, b in (("random", same, same), ("image", structures, images)):
         for query, target, left, right in (("structure", "image", a, b), ("image", "structure", b, a)):
             ranks = rank(
@@ -181,8 +181,8 @@ def image_outcomes(study: Study) -> list[Outcome]:
                 gallery.queries,
                 gallery.neighbours,
             )
-            found += outcome(gallery, ranks, query=query, target=target, arm=name)
-    return found
+            ranked += outcome(gallery, ranks, query=query, target=target, arm=name)
+    return ranked
 
 
 def outcome(gallery: Gallery, ranks: dict[str, Ranks], *, query: str, target: str, arm: str) -> list[Outcome]:
@@ -203,13 +203,13 @@ def outcome(gallery: Gallery, ranks: dict[str, Ranks], *, query: str, target: st
     ]
 
 
-def results(study: Study, found: Sequence[Outcome]) -> list[dict[str, Any]]:
+def results(study: Study, ranked: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Rows {query, target, level, gallery, arm, paired, metric, value, low, high, value_pessimistic, n_…}, sorted."""
     chemsys = study.gallery(0).chemsys
     options = {"resamples": study.cfg.bootstrap, "seed": study.cfg.seed}
     n = {"n_queries": len(chemsys), "n_chemsys": len(set(chemsys))}
     rows = []
-    for o in found:
+    for o in ranked:
         key = {k: getattr(o, k) for k in ("query", "target", "level", "gallery", "arm")}
         key["paired"] = study.paired(o.query, o.target, o.arm)
         for metric in METRICS:
@@ -222,14 +222,14 @@ def results(study: Study, found: Sequence[Outcome]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda r: (*(r[k] for k in order), METRICS.index(r["metric"])))
 
 
-def gallery_curve(study: Study, found: Sequence[Outcome]) -> list[dict[str, Any]]:
+def gallery_curve(study: Study, ranked: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Rows {level, arm, n_gallery, metric, value, low, high}: structure to protocol in random galleries by their size.
 
     Each is the expectation over all galleries of that size that hold the right answer; the last is the full gallery.
     """
     chemsys = study.gallery(0).chemsys
     rows = []
-    for o in found:
+    for o in ranked:
         if (o.query, o.target, o.gallery) != ("structure", "text", "full"):
             continue
         if o.arm not in CURVE or o.level not in CURVE_LEVELS:
@@ -242,14 +242,14 @@ def gallery_curve(study: Study, found: Sequence[Outcome]) -> list[dict[str, Any]
     return sorted(rows, key=lambda r: (r["level"], r["arm"], r["n_gallery"], r["metric"]))
 
 
-def comparisons(study: Study, found: Sequence[Outcome]) -> list[dict[str, Any]]:
+def comparisons(study: Study, ranked: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Paired differences in MRR of the structure tower to its baselines, by query material, over chemical systems.
 
     Holm's correction is over the levels and baselines of one direction and gallery.
     """
     chemsys = study.gallery(0).chemsys
     options = {"resamples": study.cfg.bootstrap, "seed": study.cfg.seed}
-    by = {(o.query, o.target, o.gallery, o.level, o.arm): o.scores["MRR"] for o in found}
+    by = {(o.query, o.target, o.gallery, o.level, o.arm): o.scores["MRR"] for o in ranked}
     rows = []
     for query, target, gallery in sorted({key[:3] for key in by if key[4] == "structure"}):
         family = []
@@ -285,14 +285,14 @@ def claims(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]
         wanted = {**cell, **wanted}
         return next((r for r in table if all(r[k] == v for k, v in wanted.items())), None)
 
-    found = []
+    tested = []
     own = find(rows, level=1, arm="structure", metric="R@10")
     if own:
         counting = find(rows, level=1, arm="jaccard", metric="R@10")
         also = "also passes" if counting["value"] > THRESHOLD else "does not pass"
         note = f"element Jaccard, which only counts elements, gets {counting['value']:.3f} and {also}"
         name = "Recall@10 > 80 % for synthesis retrieval (L1)"
-        found.append(Claim.of(name, own, threshold=THRESHOLD, passed=own["low"] > THRESHOLD, note=note))
+        tested.append(Claim.of(name, own, threshold=THRESHOLD, passed=own["low"] > THRESHOLD, note=note))
     for level, baseline, name in (
         (1, "jaccard", "element Jaccard"),
         *((n, "composition", "composition only") for n in (1, 2)),
@@ -306,26 +306,26 @@ def claims(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]
             note += f"p = {d['p_holm']:.3g} (Holm)"
             name = f"structure tower beats {name} in MRR (L{level})"
             passed = d["low"] > 0 and d["p_holm"] < ALPHA
-            found.append(Claim.of(name, {**d, "value": d["difference"]}, threshold=0.0, passed=passed, note=note))
-    return [claim.row() for claim in found]
+            tested.append(Claim.of(name, {**d, "value": d["difference"]}, threshold=0.0, passed=passed, note=note))
+    return [claim.row() for claim in tested]
 
 
-def metrics(study: Study, found: Sequence[Outcome]) -> dict[str, Any]:
+def metrics(study: Study, ranked: Sequence[Outcome]) -> dict[str, Any]:
     """What `results/<profile>/metrics/retrieval.json` holds."""
     cfg = study.cfg
-    rows, differences = results(study, found), comparisons(study, found)
+    rows, differences = results(study, ranked), comparisons(study, ranked)
     head = {"stage": "retrieval", "profile": cfg.profile, "synthetic": study.curated.synthetic, "seed": cfg.seed}
     return {
         **head,
         "results": rows,
         "comparisons": differences,
-        "gallery_curve": gallery_curve(study, found),
+        "gallery_curve": gallery_curve(study, ranked),
         "claims": claims(rows, differences),
     }
 
 
-def evaluate(cfg: Retrieval) -> dict[str, Any]:
+def run(cfg: Retrieval) -> dict[str, Any]:
     """The whole stage: rank every pair of modalities at every mask level, with baselines, intervals and claims."""
     study = prepare(cfg)
-    found = [o for level in cfg.levels.split() for o in outcomes(study, level=int(level))]
-    return metrics(study, [*found, *image_outcomes(study)])
+    ranked = [o for level in cfg.levels.split() for o in outcomes(study, level=int(level))]
+    return metrics(study, [*ranked, *image_outcomes(study)])

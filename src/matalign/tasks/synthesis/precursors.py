@@ -67,11 +67,11 @@ class Vocabulary:
     @cached_property
     def by_element(self) -> dict[str, list[int]]:
         """Element -> its precursors."""
-        found: dict[str, list[int]] = defaultdict(list)
+        rows: dict[str, list[int]] = defaultdict(list)
         for i, brought in enumerate(self.brings):
             for symbol in sorted(brought):
-                found[symbol].append(i)
-        return found
+                rows[symbol].append(i)
+        return rows
 
     @cached_property
     def features(self) -> np.ndarray:
@@ -134,8 +134,8 @@ def assemble(
         for i in rows:
             beams[i] = _best(done[i], beam)
     return [
-        [(frozenset(vocabulary.names[j] for j in chosen), value) for chosen, value in _best(found, k).items()]
-        for found in beams
+        [(frozenset(vocabulary.names[j] for j in chosen), value) for chosen, value in _best(best, k).items()]
+        for best in beams
     ]
 
 
@@ -162,12 +162,12 @@ def _best(beam: dict, size: int) -> dict:
 
 def popular(training: Sequence[Protocol]) -> dict[str, Counter]:
     """Element -> how many recipes bring it with which precursor."""
-    found: dict[str, Counter] = defaultdict(Counter)
+    counts: dict[str, Counter] = defaultdict(Counter)
     for recipe in training:
         for name in recipe.precursor_set:
             for symbol in telling(formulas.symbols(name)) & telling(recipe.system):
-                found[symbol][name] += 1
-    return found
+                counts[symbol][name] += 1
+    return counts
 
 
 def popularity(target: Composition, counts: dict[str, Counter], *, beam: int, k: int) -> list[frozenset[str]]:
@@ -176,16 +176,16 @@ def popularity(target: Composition, counts: dict[str, Counter], *, beam: int, k:
     Precursors with an element foreign to the target are left out, so that the baseline is not weakened by them.
     """
     allowed = telling(symbol for symbol, _ in target)
-    found: dict[frozenset[str], float] = {frozenset(): 0.0}
+    sets: dict[frozenset[str], float] = {frozenset(): 0.0}
     for symbol in sorted(allowed):
         shares = {p: n for p, n in counts.get(symbol, Counter()).items() if telling(formulas.symbols(p)) <= allowed}
         total, grown = sum(shares.values()), {}
-        for chosen, value in found.items():
+        for chosen, value in sets.items():
             for name, count in shares.items():
                 key = chosen | {name}
                 grown[key] = max(grown.get(key, -math.inf), value + math.log(count / total))
-        found = _best(grown, beam) if grown else found
-    return list(_best(found, k))
+        sets = _best(grown, beam) if grown else sets
+    return list(_best(sets, k))
 
 
 def nearest(targets: Sequence[Composition], training: Sequence[Protocol], *, k: int) -> list[list[frozenset[str]]]:
@@ -199,17 +199,17 @@ def nearest(targets: Sequence[Composition], training: Sequence[Protocol], *, k: 
 def random_sets(targets: Sequence[Composition], vocabulary: Vocabulary, *, k: int, seed: int) -> list[list[frozenset]]:
     """k sets with a precursor for each telling element, drawn with equal chances from those known to bring it."""
     rng = np.random.default_rng(seed)
-    found = []
+    sets = []
     for target in targets:
         system = frozenset(symbol for symbol, _ in target)
         free = [c for symbol in order(system) if (c := vocabulary.candidates(system, symbol, frozenset()))]
-        found.append([frozenset(vocabulary.names[rng.choice(c)] for c in free) for _ in range(k)])
-    return found
+        sets.append([frozenset(vocabulary.names[rng.choice(c)] for c in free) for _ in range(k)])
+    return sets
 
 
-def hits(found: Sequence[Sequence[frozenset[str]]], truth: Sequence[frozenset[str]]) -> np.ndarray:
+def hits(ranked: Sequence[Sequence[frozenset[str]]], truth: Sequence[frozenset[str]]) -> np.ndarray:
     """(3, N) whether the exact set, in any order, is among the first 1, 5 and 10."""
-    return np.array([[t in sets[:k] for sets, t in zip(found, truth, strict=True)] for k in TOP], dtype=float)
+    return np.array([[t in sets[:k] for sets, t in zip(ranked, truth, strict=True)] for k in TOP], dtype=float)
 
 
 # The learned scorer
@@ -255,17 +255,17 @@ def choices(
 ) -> list[tuple[str, frozenset[int], list, int]]:
     """(element, chosen, candidates, right one) of each choice that leads to a recipe's set; the common come first."""
     chosen: frozenset[int] = frozenset()
-    found, left = [], {row[p] for p in recipe.precursor_set}
+    steps, left = [], {row[p] for p in recipe.precursor_set}
     for element in order(recipe.system):
         here = sorted((i for i in left if element in vocabulary.brings[i]), key=lambda i: (-vocabulary.counts[i], i))
         for right in [*here[:FRESH], len(vocabulary.names)]:
             free = vocabulary.candidates(recipe.system, element, chosen)
             if len(free) > 1 and right in free:
-                found.append((element, chosen, free, right))
+                steps.append((element, chosen, free, right))
             if right < len(vocabulary.names):
                 chosen |= {right}
         left -= chosen
-    return found
+    return steps
 
 
 def train(

@@ -117,13 +117,13 @@ def sets(study: Study, part: Sequence[Protocol]) -> dict[str, list[list[frozense
     """Arm -> ranked sets of each target of a part."""
     targets, k = [r.fractions for r in part], max(precursors.TOP)
     counts = precursors.popular(study.training)
-    found = (
+    ranked = (
         precursors.random_sets(targets, study.vocabulary, k=k, seed=study.cfg.seed),
         precursors.nearest(targets, study.training, k=k),
         [precursors.popularity(t, counts, beam=study.cfg.beam, k=k) for t in targets],
         [[names for names, _ in ranked] for ranked in study.assemble(targets, k=k)],
     )
-    return dict(zip(SET_ARMS, found, strict=True))
+    return dict(zip(SET_ARMS, ranked, strict=True))
 
 
 def ceilings(study: Study) -> list[dict[str, Any]]:
@@ -135,10 +135,10 @@ def ceilings(study: Study) -> list[dict[str, Any]]:
     return [{"ceiling": name, "value": float(np.mean(values)), "n": len(values)} for name, values in rows.items()]
 
 
-def metrics(study: Study, found: Mapping[str, Sequence[Sequence[frozenset[str]]]]) -> dict[str, Any]:
+def metrics(study: Study, ranked: Mapping[str, Sequence[Sequence[frozenset[str]]]]) -> dict[str, Any]:
     """What `results/<profile>/metrics/recommendation.json` holds, from the ranked sets of the test targets."""
     cfg = study.cfg
-    table, compared = _precursor_rows(study, found)
+    table, compared = _precursor_rows(study, ranked)
     heat, heat_compared = _temperature_rows(study)
     differences = [*compared, *heat_compared]
     for row, p in zip(differences, stats.holm([row["p"] for row in differences])):
@@ -157,10 +157,10 @@ def metrics(study: Study, found: Mapping[str, Sequence[Sequence[frozenset[str]]]
     }
 
 
-def _precursor_rows(study: Study, found: Mapping[str, Sequence]) -> tuple[list[dict], list[dict]]:
+def _precursor_rows(study: Study, ranked: Mapping[str, Sequence]) -> tuple[list[dict], list[dict]]:
     cfg = study.cfg
     truth, systems = [r.precursor_set for r in study.test], ["-".join(sorted(r.system)) for r in study.test]
-    scores = {arm: precursors.hits(ranked, truth) for arm, ranked in found.items()}
+    scores = {arm: precursors.hits(ranked, truth) for arm, ranked in ranked.items()}
     shape, n = {"resamples": cfg.bootstrap, "seed": cfg.seed}, {"n": len(truth), "n_chemsys": len(set(systems))}
     rows, compared = [], []
     for i, k in enumerate(precursors.TOP):
@@ -208,14 +208,14 @@ def claims(table: Sequence[dict], heat: Sequence[dict], differences: Sequence[di
     first = {row["arm"]: row["value"] for row in table if row["k"] == 1}
     row = by_task["precursors, top-1"]
     note = "top-1 {:.3f} against {:.3f}".format(first["assembled"], first["popularity"])
-    found = [_claim("assembled precursor sets beat popularity in top-1", row, "", row["low"] > 0, note)]
+    tested = [_claim("assembled precursor sets beat popularity in top-1", row, "", row["low"] > 0, note)]
     for kind in KINDS:
         row = by_task[f"{kind} temperature, strict"]
         error = {r["arm"]: r["value"] for r in heat if (r["split"], r["kind"]) == ("strict", kind)}
         name = f"{kind} temperature: MAE below boosting on element fractions (strict split)"
         note = "MAE {:.1f} against {:.1f} °C".format(error["recipes"], error["boosting"])
-        found.append(_claim(name, row, "°C", row["high"] < 0, note))
-    return found
+        tested.append(_claim(name, row, "°C", row["high"] < 0, note))
+    return tested
 
 
 def _claim(name: str, row: Mapping[str, Any], unit: str, better: bool, note: str) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def recommend(study: Study, formula: str, *, k: int) -> dict[str, Any]:
     return {"sets": rows, "nearest": known}
 
 
-def evaluate(cfg: Recommendation) -> dict[str, Any]:
+def run(cfg: Recommendation) -> dict[str, Any]:
     """The whole stage: rank sets and predict temperatures with every arm, with intervals and claims."""
     study = prepare(cfg)
     return metrics(study, sets(study, study.test))
