@@ -1,214 +1,42 @@
-"""One style, one palette, and one function a figure: metrics (as written by the stages) in, a matplotlib Figure out.
+"""A function a figure: metrics as the stages wrote them in, a matplotlib Figure out.
 
-Nothing is computed here but positions on the page: values, intervals and counts come from the metrics. No module that
-trains or evaluates imports this one, so a change of colour re-runs the paper alone.
+Nothing is computed here but positions on the page: values, intervals and counts come from the metrics.
 """
 
-import io
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from matalign.report import png
-
-Metrics = Mapping[str, Any]
-Row = Mapping[str, Any]
-
-COLUMN_IN = 3.33  # width of one column of the paper
-PAGE_IN = 6.9  # both columns and the gap
-
-
-class Arm(NamedTuple):
-    """How an arm is named and drawn, everywhere."""
-
-    label: str
-    colour: str
-    marker: str
-
-
-# Blue is always the arm with the aligned structure, orange the plain baseline, light grey what reads no data.
-# Within a figure colours stay apart under protanopia and deuteranopia too (tested), and markers differ.
-ARMS: dict[str, Arm] = {
-    "dummy": Arm("median of training set", "#AAAAAA", "x"),
-    "majority": Arm("majority class", "#AAAAAA", "x"),
-    "random": Arm("random", "#AAAAAA", "x"),
-    "formula": Arm("formula match", "#000000", "P"),
-    "jaccard": Arm("element Jaccard", "#7A4419", "v"),
-    "stoichiometry": Arm("stoichiometric distance", "#555555", "<"),
-    "tfidf": Arm("TF-IDF", "#B2DF8A", ">"),
-    "composition": Arm("composition only", "#E69F00", "s"),
-    "cgconv": Arm("CGConv, scratch", "#882255", "D"),
-    "scratch": Arm("ILD, scratch", "#D55E00", "v"),
-    "scratch_long": Arm("ILD, scratch, 3× epochs", "#CC6677", "h"),
-    "pretrained": Arm("ILD, pretrained", "#0072B2", "o"),
-    "slow_tower": Arm("ILD, pretrained, slower tower", "#6118F2", "*"),
-    "auxiliary": Arm("ILD, auxiliary objective alone", "#009E73", "p"),
-    "aligned": Arm("aligned, as pretrained", "#56B4E9", "^"),
-    "structure": Arm("structure tower", "#0072B2", "o"),
-    "ridge": Arm("frozen + ridge", "#56B4E9", "^"),
-    "early_fusion": Arm("fused: early, scratch", "#D55E00", "<"),
-    "cross_attention": Arm("fused: cross-attention", "#CC6677", "P"),
-    "pretrained_fusion": Arm("fused: pretrained", "#0072B2", "*"),
-    "text": Arm("protocol only", "#009E73", "d"),
-    "context": Arm("context only", "#000000", "+"),
-    "image": Arm("image only", "#E69F00", "s"),
-    "image_composition": Arm("image + composition", "#882255", "D"),
-    "image_structure": Arm("image + structure", "#0072B2", "o"),
-    "image_other": Arm("image + other host", "#D55E00", "X"),
-    "image_text": Arm("image + structure + text", "#009E73", "p"),
-    "image_text_other": Arm("image + structure + other text", "#6118F2", "*"),
-    "nearest": Arm("nearest known target", "#7A4419", "v"),
-    "popularity": Arm("popularity", "#E69F00", "s"),
-    "assembled": Arm("assembled", "#0072B2", "o"),
-    "boosting": Arm("boosting on fractions", "#E69F00", "s"),
-    "recipes": Arm("with text-mined recipes", "#0072B2", "o"),
-    "DeepSeek": Arm("DeepSeek (published)", "#000000", "P"),
-    "Llama-4": Arm("Llama-4 (published)", "#B2DF8A", ">"),
-    "GPT-4.1": Arm("GPT-4.1 (published)", "#882255", "D"),
-    "SyntMTE": Arm("SyntMTE (published)", "#882255", "D"),
-}
-NOT_STRUCTURE_ONLY = ("early_fusion", "cross_attention", "pretrained_fusion", "text", "image")  # of the properties
-COLOURS: dict[str, str] = {name: arm.colour for name, arm in ARMS.items()}
+from matalign import quantities
+from matalign.report.style import (
+    ABLATION_TASKS,
+    COLOURS,
+    COLUMN_IN,
+    PAGE_IN,
+    Metrics,
+    Row,
+    ablation_groups,
+    arm,
+    bars,
+    beyond_structure,
+    curves,
+    legend,
+    ordered,
+    panels,
+    retrieval_rows,
+)
 
 LOSS_COLOURS = {"proposal": "#D55E00", "proposal-noself": "#000000", "pairwise": "#0072B2"}
 
-SYMBOLS = {
-    "formation_energy_eV_atom": "$E_f$",
-    "band_gap_eV": "gap",
-    "is_metal": "metal",
-    "bulk_modulus_GPa": "$K$",
-    "shear_modulus_GPa": "$G$",
-}
-TARGETS = {  # colour and marker of a target, where a figure tells targets and not arms apart
-    "formation_energy_eV_atom": ("#0072B2", "o"),
-    "band_gap_eV": ("#D55E00", "v"),
-    "bulk_modulus_GPa": ("#000000", "s"),
-    "shear_modulus_GPa": ("#56B4E9", "D"),
-}
-CURVES = ("formation_energy_eV_atom", "band_gap_eV")  # what the learning curve shows
+TARGETS = [q.column for q in quantities.TARGETS]
+CURVES = (quantities.ENERGY, quantities.GAP)  # what the learning curve shows
 DEFECTS = ["pristine", "vacancy", "substitution", "interstitial", "planar_fault"]
-ABLATION_TASKS = {  # (task, metric) -> how it is headed
-    ("structure_text_L1", "MRR"): "structure → protocol, L1 MRR",
-    ("structure_text_L1", "R@10"): "structure → protocol, L1 R@10",
-    ("structure_text_L2", "MRR"): "structure → protocol, L2 MRR",
-    ("structure_text_L2", "R@10"): "structure → protocol, L2 R@10",
-    ("structure_image", "MRR"): "structure → image, MRR",
-    ("image_text_L1", "MRR"): "image → protocol, L1 MRR",
-    ("finetuned", "MAE"): "$E_f$ MAE, fine-tuned",
-    ("ridge", "MAE"): "$E_f$ MAE, frozen",
-}
-LEVELS = {0: "L0\nas rendered", 1: "L1\ntarget\nmasked", 2: "L2\nprecursor\nclasses", 3: "L3\nconditions\nonly"}
-
-
-class Drawing(Figure):
-    """A Figure that a notebook shows as it is; outside pyplot's registry, so there is nothing to close."""
-
-    def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.savefig(file, format="png", dpi=150, metadata={"Software": None})
-        return file.getvalue()
-
-
-def style() -> None:
-    """Set seaborn and matplotlib for this paper: 7-8 pt at printed size, TrueType fonts, no timestamp in any file."""
-    sns.set_theme(
-        context="paper",
-        style="ticks",
-        rc={
-            "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
-            "font.size": 7.5,
-            "axes.labelsize": 7.5,
-            "axes.titlesize": 7.5,
-            "xtick.labelsize": 7,
-            "ytick.labelsize": 7,
-            "legend.fontsize": 7,
-            "legend.frameon": False,
-            "legend.handlelength": 1.4,
-            "axes.linewidth": 0.6,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "xtick.major.width": 0.6,
-            "ytick.major.width": 0.6,
-            "xtick.major.size": 2.5,
-            "ytick.major.size": 2.5,
-            "xtick.minor.size": 1.5,
-            "ytick.minor.size": 1.5,
-            "lines.linewidth": 1.2,
-            "lines.markersize": 4,
-            "figure.dpi": 150,
-            "savefig.dpi": 300,
-            "pdf.fonttype": 42,
-            "ps.fonttype": 42,
-            "svg.hashsalt": "matalign",
-            "mathtext.default": "it",
-        },
-    )
-
-
-def save(fig: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as `<name>.png` and `<name>.pdf`; the same figure gives the same bytes.
-
-    Args:
-        fig: what to write.
-        folder: made if absent.
-        name: of the files, without suffix.
-
-    Returns:
-        The two files.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    raster, pdf, drawn = folder / f"{name}.png", folder / f"{name}.pdf", io.BytesIO()
-    with mpl.rc_context({"pdf.fonttype": 42}):
-        fig.savefig(drawn, format="png")
-        raster.write_bytes(png.palette(drawn.getvalue()))
-        fig.savefig(pdf, metadata={"Creator": None, "Producer": None, "CreationDate": None})
-    return [raster, pdf]
-
-
-def arm(name: str) -> Arm:
-    """How an arm is drawn.
-
-    Raises:
-        KeyError: an arm without a colour.
-    """
-    if name not in ARMS:
-        raise KeyError(f"no colour for arm {name!r}; give it one in figures.ARMS ({', '.join(ARMS)})")
-    return ARMS[name]
-
-
-def ordered(names: Iterable[str]) -> list[str]:
-    """Arms in the order of `ARMS`, each once."""
-    names = {name for name in names if arm(name)}
-    return [name for name in ARMS if name in names]
-
-
-def _figure(rows: int, columns: int, *, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
-    """An empty drawing of the given size (inches) and its axes, shape (rows, columns)."""
-    fig = Drawing(figsize=(width, height), layout="constrained")
-    return fig, fig.subplots(rows, columns, squeeze=False, **kwargs)
-
-
-def _bars(value: Iterable[float], low: Iterable[float], high: Iterable[float]) -> np.ndarray:
-    """Lengths of error bars below and above, shape (2, n)."""
-    value, low, high = (np.asarray(list(v), float) for v in (value, low, high))
-    return np.clip(np.stack([value - low, high - value]), 0, None)
-
-
-def retrieval_rows(rows: Iterable[Row]) -> list[Row]:
-    """Rows of the retrieval metrics with `pretrained`, there the aligned model without a head of its own, as `aligned`.
-
-    In the property metrics the same word is a fine-tuned tower, and an arm has one name and colour in the paper.
-    """
-    return [{**row, "arm": "aligned"} if row["arm"] == "pretrained" else row for row in rows]
 
 
 def curation(metrics: Metrics) -> Figure:
@@ -216,7 +44,7 @@ def curation(metrics: Metrics) -> Figure:
     counts = {k: v for k, v in metrics["counts"].items() if isinstance(v, int | float) and not isinstance(v, bool)}
     skipped = sorted(metrics["skipped"], key=lambda r: -r["rows"])[:12]
     height = 0.5 + 0.16 * max(len(counts), len(skipped), 1)
-    fig, ((kept, left),) = _figure(1, 2, width=PAGE_IN, height=height, width_ratios=[1, 1])
+    fig, ((kept, left),) = panels(1, 2, width=PAGE_IN, height=height, width_ratios=[1, 1])
     _log_bars(kept, [k.replace("_", " ") for k in counts], list(counts.values()), "#0072B2")
     _log_bars(left, [f"{r['source']}: {r['reason']}" for r in skipped], [r["rows"] for r in skipped], "#D55E00")
     kept.set(xlabel="kept (count)")
@@ -238,7 +66,7 @@ def training(metrics: Metrics) -> Figure:
     """Contrastive loss on training and validation materials, and the learned temperature, by epoch."""
     history = metrics["history"]
     epoch = [h["epoch"] for h in history]
-    fig, ((loss, temperature),) = _figure(1, 2, width=COLUMN_IN, height=1.55)
+    fig, ((loss, temperature),) = panels(1, 2, width=COLUMN_IN, height=1.55)
     marker = "o" if len(epoch) < 12 else ""
     loss.plot(epoch, [h["loss_train"] for h in history], marker=marker, color="#D55E00", label="training")
     loss.plot(epoch, [h["loss_val"] for h in history], marker=marker, color="#0072B2", label="validation")
@@ -259,7 +87,7 @@ def proposal_loss_faults(defects: Mapping[str, list[dict[str, Any]]]) -> Figure:
         defects: as from `losses.proposal_loss_faults`.
     """
     floor, starvation = defects["floor"], defects["starvation"]
-    fig, ((cost, gradient),) = _figure(1, 2, width=COLUMN_IN, height=1.9)
+    fig, ((cost, gradient),) = panels(1, 2, width=COLUMN_IN, height=1.9)
     styles = dict(zip(sorted({r["modalities"] for r in floor}), ["-", "--", ":"], strict=False))
     for (loss, colour), (modalities, line) in itertools.product(LOSS_COLOURS.items(), styles.items()):
         rows = [r for r in floor if (r["loss"], r["modalities"]) == (loss, modalities)]
@@ -275,13 +103,8 @@ def proposal_loss_faults(defects: Mapping[str, list[dict[str, Any]]]) -> Figure:
     gradient.set_yscale("log")
     gradient.tick_params(axis="y", which="minor", length=0)
     gradient.set(xlabel="cosine crystal–text", ylabel="gradient at image")
-    _legend(fig, [gradient], columns=3)
+    legend(fig, [gradient], columns=3)
     return fig
-
-
-def beyond_structure(names: Iterable[str]) -> list[str]:
-    """Arms of the properties that see more, or other, than the structure; in the order of `ARMS`."""
-    return [name for name in ordered(names) if name in NOT_STRUCTURE_ONLY]
 
 
 def learning_curve(metrics: Metrics, *, metric: str = "MAE") -> Figure:
@@ -289,15 +112,15 @@ def learning_curve(metrics: Metrics, *, metric: str = "MAE") -> Figure:
 
     One panel a target of those with the most shares there.
     """
-    rows = [r for r in metrics["results"] if r["metric"] == metric and r["cohort"] == "A" and r["target"] in SYMBOLS]
+    rows = [r for r in metrics["results"] if r["metric"] == metric and r["cohort"] == "A" and r["target"] in TARGETS]
     split = widest_split(rows)
     rows = [r for r in rows if r["split"] == split and not beyond_structure([r["arm"]])]
-    shares = {t: sorted({r["label_percent"] for r in rows if r["target"] == t}) for t in SYMBOLS}
+    shares = {t: sorted({r["label_percent"] for r in rows if r["target"] == t}) for t in TARGETS}
     widest = max(map(len, shares.values()))
     targets = [t for t in CURVES if shares[t] and len(shares[t]) == widest]
-    fig, axes = _figure(1, max(len(targets), 1), width=COLUMN_IN, height=2.2)
+    fig, axes = panels(1, max(len(targets), 1), width=COLUMN_IN, height=2.2)
     for ax, target in zip(axes[0], targets, strict=False):
-        _curves(ax, [r for r in rows if r["target"] == target], x="label_percent")
+        curves(ax, [r for r in rows if r["target"] == target], x="label_percent")
         unit = next(r["unit"] for r in rows if r["target"] == target)
         percents = shares[target]
         ax.set_xscale("log")
@@ -306,13 +129,13 @@ def learning_curve(metrics: Metrics, *, metric: str = "MAE") -> Figure:
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
-        ax.set(xlabel="labels (%)", ylabel=f"{SYMBOLS[target]} {metric}" + (f" ({unit})" if unit else ""))
+        ax.set(xlabel="labels (%)", ylabel=f"{quantities.of(target).symbol} {metric}" + (f" ({unit})" if unit else ""))
         ax.set_xlim(percents[0] / 1.4, percents[-1] * 1.4)
-    _legend(fig, axes[0], columns=2)
+    legend(fig, axes[0], columns=2)
     return fig
 
 
-def fusion(metrics: Metrics, *, target: str = "formation_energy_eV_atom", metric: str = "MAE") -> Figure:
+def fusion(metrics: Metrics, *, target: str = quantities.ENERGY, metric: str = "MAE") -> Figure:
     """Error of fused inference beside that from the structure alone, one panel a cell that has it, each cohort's apart.
 
     Arms that see the structure alone stand above the line.
@@ -322,15 +145,15 @@ def fusion(metrics: Metrics, *, target: str = "formation_energy_eV_atom", metric
     rows = [r for r in rows if (r["cohort"], r["split"], r["label_percent"]) in cells]
     names = ordered(r["arm"] for r in rows)
     names = [*(n for n in names if not beyond_structure([n])), *beyond_structure(names)]
-    fig, axes = _figure(1, max(len(cells), 1), width=PAGE_IN, height=0.75 + 0.17 * len(names), sharey=True)
+    fig, axes = panels(1, max(len(cells), 1), width=PAGE_IN, height=0.75 + 0.17 * len(names), sharey=True)
     for ax, (cohort, split, percent) in zip(axes[0], sorted(cells), strict=False):
         here = [r for r in rows if (r["cohort"], r["split"], r["label_percent"]) == (cohort, split, percent)]
         for r in here:
-            look, error = arm(r["arm"]), _bars([r["value"]], [r["low"]], [r["high"]])
+            look, error = arm(r["arm"]), bars([r["value"]], [r["low"]], [r["high"]])
             ax.errorbar(r["value"], names.index(r["arm"]), xerr=error, color=look.colour, marker=look.marker, capsize=2)
         seeds = sorted({r["seeds"] for r in here})
         ax.axhline(len(names) - len(beyond_structure(names)) - 0.5, color="#888888", lw=0.8, ls=":", zorder=0)
-        ax.set_xlabel(f"{SYMBOLS[target]} {metric}" + (f" ({here[0]['unit']})" if here[0]["unit"] else ""))
+        ax.set_xlabel(f"{quantities.of(target).symbol} {metric}" + (f" ({here[0]['unit']})" if here[0]["unit"] else ""))
         ax.set_title(
             f"cohort {cohort}, {split} {percent:g} %\nseeds: {'–'.join(map(str, seeds[:: max(1, len(seeds) - 1)]))}"
         )
@@ -347,38 +170,10 @@ def widest_split(rows: Iterable[Row]) -> str:
     return min(shares, key=lambda s: (-len(shares[s]), s)) if shares else ""
 
 
-def _curves(ax: Axes, rows: list[Row], *, x: str) -> None:
-    """One line with error bars an arm."""
-    for name in ordered(r["arm"] for r in rows):
-        points = sorted((r for r in rows if r["arm"] == name), key=lambda r: r[x])
-        value = [r["value"] for r in points]
-        look = arm(name)
-        ax.errorbar(
-            [r[x] for r in points],
-            value,
-            yerr=_bars(value, (r["low"] for r in points), (r["high"] for r in points)),
-            color=look.colour,
-            marker=look.marker,
-            label=look.label,
-            elinewidth=0.7,
-            capsize=1.5,
-            capthick=0.7,
-        )
-
-
-def _legend(fig: Figure, axes: Iterable[Axes], *, columns: int) -> None:
-    """One legend above all panels."""
-    handles: dict[str, Any] = {}
-    for ax in axes:
-        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    if handles:
-        fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, columnspacing=1.0)
-
-
 def parity(metrics: Metrics, *, unit: str = "eV/atom") -> Figure:
     """Predicted against true value of the test materials, with the diagonal."""
     true, predicted = np.asarray(metrics["parity"]["true"]), np.asarray(metrics["parity"]["predicted"])
-    fig, ((ax,),) = _figure(1, 1, width=COLUMN_IN, height=2.1)
+    fig, ((ax,),) = panels(1, 1, width=COLUMN_IN, height=2.1)
     both = np.concatenate([true, predicted]) if len(true) else np.array([0.0, 1.0])
     margin = 0.05 * (np.ptp(both) or 1.0)
     ends = [both.min() - margin, both.max() + margin]
@@ -393,25 +188,25 @@ def calibration(metrics: Metrics) -> Figure:
 
     Hollow, dashed: of chemical systems that no training material has.
     """
-    fig, ((held, metal),) = _figure(1, 2, width=PAGE_IN, height=2.4)
+    fig, ((held, metal),) = panels(1, 2, width=PAGE_IN, height=2.4)
     for ax in (held, metal):
         ax.plot([0, 1], [0, 1], color="#888888", lw=0.8, zorder=1)
-    for target, (colour, marker) in TARGETS.items():
+    for quantity in quantities.TARGETS:
         for materials in ("all", "new chemical systems"):
-            rows = [r for r in metrics["coverage"] if (r["target"], r["materials"]) == (target, materials)]
+            rows = [r for r in metrics["coverage"] if (r["target"], r["materials"]) == (quantity.column, materials)]
             if not rows:
                 continue
             value, every = [r["value"] for r in rows], materials == "all"
             held.errorbar(
                 [r["nominal"] for r in rows],
                 value,
-                yerr=_bars(value, [r["low"] for r in rows], [r["high"] for r in rows]),
-                color=colour,
-                marker=marker,
-                mfc=colour if every else "white",
+                yerr=bars(value, [r["low"] for r in rows], [r["high"] for r in rows]),
+                color=quantity.colour,
+                marker=quantity.marker,
+                mfc=quantity.colour if every else "white",
                 ls="-" if every else "--",
                 lw=0.8,
-                label=SYMBOLS[target] if every else None,
+                label=quantity.symbol if every else None,
             )
     held.set(xlabel="nominal coverage", ylabel="test labels held", xlim=(0.45, 1), ylim=(0, 1.03))
     rows = metrics["reliability"]
@@ -420,7 +215,7 @@ def calibration(metrics: Metrics) -> Figure:
     metal.plot(*at, color="#009E73", lw=0.8, zorder=2)
     metal.scatter(*at, s=[4 + 120 * r["n"] / n for r in rows], color="#009E73", lw=0, alpha=0.8, zorder=3)
     metal.set(xlabel="P(metal)", ylabel="share of metals", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-    _legend(fig, [held], columns=4)
+    legend(fig, [held], columns=4)
     return fig
 
 
@@ -429,18 +224,18 @@ def retrieval(metrics: Metrics, *, query: str = "structure", target: str = "text
     rows = retrieval_rows(metrics["results"])
     rows = [r for r in rows if (r["query"], r["target"], r["metric"]) == (query, target, metric)]
     galleries = [g for g in ("full", "hard") if any(r["gallery"] == g for r in rows)]
-    fig, axes = _figure(1, max(len(galleries), 1), width=COLUMN_IN, height=2.05, sharey=True)
+    fig, axes = panels(1, max(len(galleries), 1), width=COLUMN_IN, height=2.05, sharey=True)
     for ax, gallery in zip(axes[0], galleries, strict=False):
         here = [r for r in rows if r["gallery"] == gallery]
-        _curves(ax, here, x="level")
+        curves(ax, here, x="level")
         levels = sorted({r["level"] for r in here})
-        ax.set_xticks(levels, [LEVELS[level].split("\n")[0] for level in levels])
+        ax.set_xticks(levels, [f"L{level}" for level in levels])
         sizes = sorted({r["n_gallery"] for r in here})
         ax.set(
             title=f"{gallery} gallery ({'–'.join(f'{n:,}' for n in sizes)})", xlabel="mask level", ylim=(-0.03, 1.03)
         )
     axes[0, 0].set_ylabel(f"{metric}, {query} → {target}")
-    _legend(fig, axes[0], columns=2)
+    legend(fig, axes[0], columns=2)
     return fig
 
 
@@ -448,14 +243,14 @@ def gallery_curve(metrics: Metrics, *, metric: str = "MRR") -> Figure:
     """MRR from structure to protocol against the size of the gallery, a panel a mask level."""
     rows = [r for r in retrieval_rows(metrics.get("gallery_curve", [])) if r["metric"] == metric]
     levels = sorted({r["level"] for r in rows})
-    fig, axes = _figure(1, max(len(levels), 1), width=COLUMN_IN, height=2.1, sharey=True)
+    fig, axes = panels(1, max(len(levels), 1), width=COLUMN_IN, height=2.1, sharey=True)
     for ax, level in zip(axes[0], levels, strict=False):
-        _curves(ax, [r for r in rows if r["level"] == level], x="n_gallery")
+        curves(ax, [r for r in rows if r["level"] == level], x="n_gallery")
         ax.set_xscale("log")
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set(title=f"L{level}", xlabel="materials in the gallery", ylim=(-0.03, 1.03))
     axes[0, 0].set_ylabel(f"{metric}, structure → text")
-    _legend(fig, axes[0], columns=2)
+    legend(fig, axes[0], columns=2)
     return fig
 
 
@@ -464,7 +259,7 @@ def reliability(
 ) -> Figure:
     """Share of right answers against stated confidence; the diagonal is perfect calibration."""
     rows = metrics.get("reliability", [])
-    fig, ((ax,),) = _figure(1, 1, width=COLUMN_IN, height=2.3)
+    fig, ((ax,),) = panels(1, 1, width=COLUMN_IN, height=2.3)
     ax.plot([0, 1], [0, 1], color="#888888", lw=0.8, zorder=1)
     for name in ordered(r["arm"] for r in rows if r["arm"] in arms):
         points = sorted((r for r in rows if r["arm"] == name), key=lambda r: r["bin_low"])
@@ -474,7 +269,7 @@ def reliability(
         size = [4 + 120 * r["n"] / n for r in points]
         ax.scatter(*at, s=size, color=look.colour, marker=look.marker, lw=0, alpha=0.8, label=look.label, zorder=3)
     ax.set(xlabel="confidence", ylabel="share of right answers", xlim=(0.15, 1.03), ylim=(-0.03, 1.03))
-    _legend(fig, [ax], columns=2)
+    legend(fig, [ax], columns=2)
     return fig
 
 
@@ -482,10 +277,10 @@ def defects(metrics: Metrics) -> Figure:
     """Macro-F1 of every arm, and recall of every defect class, above it the share that the noise leaves visible."""
     rows = {r["arm"]: r for r in metrics["results"] if r["metric"] == "macro_F1"}
     names = ordered(rows)
-    fig, ((score, recall),) = _figure(1, 2, width=PAGE_IN, height=0.85 + 0.155 * len(names), width_ratios=[1, 1.2])
+    fig, ((score, recall),) = panels(1, 2, width=PAGE_IN, height=0.85 + 0.155 * len(names), width_ratios=[1, 1.2])
     for i, name in enumerate(names):
         r, look = rows[name], arm(name)
-        error = _bars([r["value"]], [r["low"]], [r["high"]])
+        error = bars([r["value"]], [r["low"]], [r["high"]])
         score.errorbar(r["value"], i, xerr=error, color=look.colour, marker=look.marker, capsize=2, lw=0)
         score.errorbar(r["value"], i, xerr=error, color=look.colour, elinewidth=0.9, capsize=2)
     score.axvline(1 / len(DEFECTS), color="#888888", lw=0.8, ls=":", zorder=0)
@@ -525,13 +320,13 @@ def dose(
     there is nothing to see, and an answer is a guess.
     """
     rows = metrics["dose"]
-    fig, ((ax,),) = _figure(1, 1, width=COLUMN_IN, height=2.3)
+    fig, ((ax,),) = panels(1, 1, width=COLUMN_IN, height=2.3)
     names = [name for name in ordered(r["arm"] for r in rows) if name in arms]
     for name in names:
         points = [r for r in rows if r["arm"] == name]
         shift = 1 + 0.02 * (names.index(name) - len(names) / 2)  # beside one another, so that intervals can be told
         at = [{**r, "x": shift * np.sqrt(r["dose_low"] * r["dose_high"]), "value": r["macro_F1"]} for r in points]
-        _curves(ax, [{"low": r["value"], "high": r["value"], **r} for r in at], x="x")
+        curves(ax, [{"low": r["value"], "high": r["value"], **r} for r in at], x="x")
     visible = sorted(metrics.get("dose_visible", []), key=lambda r: r["dose_low"])
     if visible:
         middle = [np.sqrt(r["dose_low"] * r["dose_high"]) for r in visible]
@@ -543,13 +338,8 @@ def dose(
         ax.axvspan(low, high, color="#EEEEEE", lw=0, zorder=0)
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel="dose (e/Å$^2$)", ylabel="macro-F1", ylim=(0, 1))
-    _legend(fig, [ax], columns=2)
+    legend(fig, [ax], columns=2)
     return fig
-
-
-def ablation_groups(metrics: Metrics) -> list[str]:
-    """Groups of variants that were run."""
-    return list(dict.fromkeys(r["group"] for r in metrics["results"]))
 
 
 def ablations(metrics: Metrics | None) -> dict[str, Figure]:
@@ -562,11 +352,11 @@ def ablation(metrics: Metrics, group: str) -> Figure:
     rows = [r for r in metrics["results"] if r["group"] == group]
     tasks = [c for c in ABLATION_TASKS if c[1] != "R@10" and any((r["task"], r["metric"]) == c for r in rows)]
     names = list(dict.fromkeys(r["variant"] for r in rows))
-    fig, axes = _figure(1, len(tasks), width=PAGE_IN, height=0.75 + 0.16 * len(names), sharey=True)
+    fig, axes = panels(1, len(tasks), width=PAGE_IN, height=0.75 + 0.16 * len(names), sharey=True)
     for ax, task in zip(axes[0], tasks, strict=True):
         for r in (r for r in rows if (r["task"], r["metric"]) == task):
             colour = COLOURS["structure"] if r["base"] else COLOURS["scratch"]
-            error = _bars([r["value"]], [r["low"]], [r["high"]])
+            error = bars([r["value"]], [r["low"]], [r["high"]])
             look = {"color": colour, "marker": "o", "mfc": "white" if r["emergent"] else colour, "lw": 0}
             ax.errorbar(r["value"], names.index(r["variant"]), xerr=error, elinewidth=0.9, capsize=2, **look)
             if r["base"]:
@@ -590,7 +380,7 @@ def atlas(points: np.ndarray, group: np.ndarray, *, names: Sequence[str], colour
         names: of the groups.
         colours: of the groups.
     """
-    fig, axes = _figure(1, 1, width=PAGE_IN, height=4.2)
+    fig, axes = panels(1, 1, width=PAGE_IN, height=4.2)
     ax = axes[0, 0]
     for row, (name, colour) in enumerate(zip(names, colours, strict=True)):
         xy = points[group == row]
@@ -605,15 +395,15 @@ def atlas(points: np.ndarray, group: np.ndarray, *, names: Sequence[str], colour
 
 def recommendation(metrics: Metrics) -> Figure:
     """Precursor sets: exact set among the first k. Temperatures: mean absolute error, by kind and split."""
-    fig, ((ranked, heat),) = _figure(1, 2, width=PAGE_IN, height=2.4)
+    fig, ((ranked, heat),) = panels(1, 2, width=PAGE_IN, height=2.4)
     for name in ordered(r["arm"] for r in metrics["precursors"]):
         points = sorted((r for r in metrics["precursors"] if r["arm"] == name), key=lambda r: r["k"])
         look, x, y = arm(name), [r["k"] for r in points], [r["value"] for r in points]
-        style = {"color": look.colour, "marker": look.marker, "label": look.label}
+        drawn = {"color": look.colour, "marker": look.marker, "label": look.label}
         if points[0]["published"]:
-            ranked.plot(x, y, ls=":", **style)
+            ranked.plot(x, y, ls=":", **drawn)
         else:
-            ranked.errorbar(x, y, _bars(y, (r["low"] for r in points), (r["high"] for r in points)), **style)
+            ranked.errorbar(x, y, bars(y, (r["low"] for r in points), (r["high"] for r in points)), **drawn)
     ranked.set(xlabel="sets proposed", ylabel="exact set among them", xticks=[1, 5, 10], ylim=(0, 1))
     _temperature_bars(heat, metrics["temperatures"])
     for ax in (ranked, heat):
@@ -631,108 +421,6 @@ def _temperature_bars(ax: Axes, rows: list[Row]) -> None:
         value = [r["value"] for r in here]
         ax.bar(x, value, width=0.8 / len(names), color=arm(name).colour, label=arm(name).label)
         ends = [[r["value"] if r[end] is None else r[end] for r in here] for end in ("low", "high")]
-        ax.errorbar(x, value, _bars(value, *ends), fmt="none", ecolor="#444444", elinewidth=0.6)
+        ax.errorbar(x, value, bars(value, *ends), fmt="none", ecolor="#444444", elinewidth=0.6)
     ax.set_xticks(range(len(places)), [f"{kind}\n{split}" for split, kind in places])
     ax.set(ylabel="MAE (°C)")
-
-
-def method() -> Figure:
-    """The method in one drawing: three views of a material, three towers, one space, three tasks."""
-    fig = Drawing(figsize=(PAGE_IN, 2.15))
-    ax = fig.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, 13.8), ylim=(0, 4.3))
-    ax.axis("off")
-    _crystal(ax, 0.95, 3.5)
-    _protocol(ax, 0.95, 2.15)
-    _micrograph(ax, 0.95, 0.8)
-    rows = [
-        (3.5, "crystal structure", "message passing\nwith ILD", "#0072B2"),
-        (2.15, "synthesis protocol", "text encoder,\n[CLS]", "#009E73"),
-        (0.8, "micrograph", "ResNet-50,\none channel", "#E69F00"),
-    ]
-    for y, name, tower, colour in rows:
-        ax.text(0.95, y - 0.58, name, ha="center", va="center", fontsize=7)
-        _box(ax, 2.4, y, 2.2, 0.82, tower, colour)
-        _box(ax, 5.2, y, 1.25, 0.6, "head\n256-d", colour)
-        _arrow(ax, (1.6, y), (2.35, y))
-        _arrow(ax, (4.65, y), (5.15, y))
-    _space(ax, 8.35, 2.15, [(y, colour) for y, _, _, colour in rows])
-    for y, task in [
-        (3.5, "properties\n$E_f$, gap, $K$, $G$"),
-        (2.15, "retrieval\nstructure ↔ protocol"),
-        (0.8, "defects\nin micrographs"),
-    ]:
-        _box(ax, 11.2, y, 2.35, 0.82, task, "#666666")
-        _arrow(ax, (9.7, 2.15 + 0.45 * (y - 2.15)), (11.15, y))
-    return fig
-
-
-def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, colour: str) -> None:
-    ax.add_patch(
-        FancyBboxPatch(
-            (x, y - height / 2), width, height, boxstyle="round,pad=0.03", fc=colour + "22", ec=colour, lw=0.9
-        )
-    )
-    ax.text(x + width / 2, y, text, ha="center", va="center", fontsize=7, linespacing=1.15)
-
-
-def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    ax.add_patch(
-        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=6, lw=0.8, color="#444444", shrinkA=0, shrinkB=0)
-    )
-
-
-def _crystal(ax: Axes, x: float, y: float) -> None:
-    """A perovskite-like cell: a cube in cabinet projection with atoms on its corners and centre."""
-    side, depth = 0.55, 0.22
-    corners = np.array([(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)], float)
-    flat = np.array([x - 0.38, y - 0.36]) + corners[:, :2] * side + corners[:, 2:] * depth
-    for a in range(8):
-        for b in range(a):
-            if np.abs(corners[a] - corners[b]).sum() == 1:
-                ax.plot(*flat[[a, b]].T, color="#666666", lw=0.7, zorder=1)
-    ax.scatter(*flat.T, s=16, color="#0072B2", zorder=2, lw=0)
-    ax.scatter(*flat.mean(0), s=34, color="#D55E00", zorder=3, lw=0)
-
-
-def _protocol(ax: Axes, x: float, y: float) -> None:
-    """A page of four lines of text."""
-    ax.add_patch(
-        FancyBboxPatch((x - 0.48, y - 0.36), 0.96, 0.72, boxstyle="round,pad=0.03", fc="white", ec="#009E73", lw=0.8)
-    )
-    for line, text in enumerate(["mix oxides,", "fire at 900 °C,", "grind, press,", "sinter in air"]):
-        ax.text(x - 0.47, y + 0.26 - 0.175 * line, text, fontsize=4.4, va="center", ha="left", color="#333333")
-
-
-def _micrograph(ax: Axes, x: float, y: float) -> None:
-    """Gaussian columns of two heights on a square lattice, with shot noise."""
-    grid = np.arange(48)
-    peaks = sum(
-        (1.0 if (i + j) % 2 else 0.45) * np.exp(-((grid[:, None] - 6 - 9 * i) ** 2 + (grid[None] - 6 - 9 * j) ** 2) / 9)
-        for i in range(5)
-        for j in range(5)
-    )
-    noise = np.random.default_rng(0).normal(0, 0.09, peaks.shape)
-    ax.imshow(peaks + noise, cmap="gray", extent=(x - 0.42, x + 0.42, y - 0.38, y + 0.4), aspect="auto", zorder=1)
-
-
-def _space(ax: Axes, x: float, y: float, rows: list[tuple[float, str]]) -> None:
-    """The shared unit sphere: embeddings of one material close together, of two materials apart."""
-    ax.add_patch(
-        FancyBboxPatch((x - 1.2, y - 1.3), 2.4, 2.6, boxstyle="round,pad=0.1", fc="#FAFAFA", ec="#444444", lw=0.9)
-    )
-    for row, (height, colour) in enumerate(rows):
-        _arrow(ax, (6.5, height), (x - 1.32, y + 0.45 * (height - y)))
-        for cx, cy in [(-0.55, 0.42), (0.6, 0.1), (-0.3, -0.75)]:
-            angle = 2 * np.pi * row / 3 + cx
-            ax.scatter(
-                x + cx + 0.17 * np.cos(angle),
-                y + cy + 0.17 * np.sin(angle),
-                s=20,
-                color=colour,
-                lw=0,
-                marker="o^s"[row],
-            )
-    for cx, cy in [(-0.55, 0.42), (0.6, 0.1), (-0.3, -0.75)]:
-        ax.add_patch(mpl.patches.Circle((x + cx, y + cy), 0.36, fill=False, ec="#888888", lw=0.7, ls=":"))
-    ax.text(x, y + 1.13, "one space, contrastive loss", ha="center", va="center", fontsize=6.5)

@@ -56,7 +56,6 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
     `calibration`, `gallery_curve` and `reliability` are drawn only from metrics that have their rows.
     """
     drawn = {
-        "method": figures.method(),
         "curation": figures.curation(metrics["curate"]),
         "proposal_loss_faults": figures.proposal_loss_faults(losses.proposal_loss_faults()),
         "training": figures.training(metrics["pretrain"]),

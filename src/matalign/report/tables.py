@@ -1,51 +1,33 @@
-"""Tables of the paper, from metrics alone: long rows for machines (`.csv`), the printed form for readers (`.tex`).
+"""Tables of the paper, from metrics alone: long rows for machines (`.csv`), and their printed form (`tables.json`).
 
 A printed table is a selection of its rows: one metric a target, intervals in brackets. Its caption carries what a
 number needs to be read: cohort, test materials, chemical systems, seeds, the interval, and whether the data are
 synthetic.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from matalign import quantities
 from matalign.cache import write_json
-from matalign.report import figures
+from matalign.report import style
+from matalign.report.style import ABLATION_TASKS, ordered
 
 Metrics = Mapping[str, Any]
 Row = Mapping[str, Any]
 
-NAMES = {
-    "formation_energy_eV_atom": "formation energy",
-    "band_gap_eV": "band gap",
-    "is_metal": "metal",
-    "bulk_modulus_GPa": "bulk modulus",
-    "shear_modulus_GPa": "shear modulus",
-}
+TARGETS = [q.column for q in quantities.TARGETS]
 PRINTED_METRICS = ("MAE", "F1", "accuracy")  # of a target, the first that it has
-HELD = 0.9  # the released intervals, `ensemble.LEVEL`
+NOMINAL = 0.9  # coverage of the released intervals that is printed
 MISSING = "–"
 INTERVAL = "Brackets: 95 % interval, bootstrap over {unit} and seeds."
 SYNTHETIC = "Numbers come from the synthetic sample."
-TEX = {
-    "\\": r"\textbackslash{}",
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-    "→": r"$\rightarrow$",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
-    "×": r"$\times$",
-    "−": "$-$",
-    "–": "--",
-    "†": r"$\dagger$",
-    "Å": r"\AA{}",
-    "Δ": r"$\Delta$",
-    "²": "$^2$",
-    "³": "$^3$",
-    "°": r"$^\circ$",
-}
+DEFECT_METRICS = {"macro_F1": "macro-F1", "accuracy": "accuracy", "ECE": "ECE", "ECE_scaled": "ECE, scaled"}
+STEPS = ("label_percent", "level", "dose_low", "n_gallery")  # numbers that rows are sorted by
 
 
 @dataclass(frozen=True)
@@ -66,10 +48,21 @@ def number(value: float | None, *, digits: int = 3) -> str:
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
-def interval(row: Row, *, value: str = "value", digits: int = 3) -> str:
-    """``value [low, high]``."""
+def digits_of(unit: str) -> int:
+    """Decimals that a number of this unit is printed with."""
+    return 1 if unit in ("%", "°C") else 3
+
+
+def interval(row: Row, *, value: str = "value", unit: str = "") -> str:
+    """``value [low, high]`` in the decimals of a unit."""
+    digits = digits_of(unit)
     low, high = number(row.get("low"), digits=digits), number(row.get("high"), digits=digits)
     return number(row[value], digits=digits) + ("" if MISSING in (low, high) else f" [{low}, {high}]")
+
+
+def with_unit(text: str, unit: str) -> str:
+    """A number followed by its unit, if it has both."""
+    return f"{text} {unit}" if unit and text != MISSING else text
 
 
 def span(values: Iterable[float]) -> str:
@@ -81,47 +74,79 @@ def span(values: Iterable[float]) -> str:
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
+def counted(rows: Iterable[Row], column: str, noun: str) -> str:
+    """``1–5 seeds``, ``1 seed``: the span of a column of counts."""
+    text = span(r[column] for r in rows)
+    return f"{text} {noun}" + ("" if text == "1" else "s")
+
+
 def caption(text: str, metrics: Metrics, *, unit: str = "chemical systems") -> str:
-    """A caption with the interval explained and synthetic data named."""
-    return " ".join([text, INTERVAL.format(unit=unit), *([SYNTHETIC] if metrics["synthetic"] else [])])
+    """A caption with the interval explained (unit "": the table has none) and synthetic data named."""
+    notes = [INTERVAL.format(unit=unit)] if unit else []
+    return " ".join([text, *notes, *([SYNTHETIC] if metrics["synthetic"] else [])])
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Rows sorted by what is not a number (and by label share, mask level, dose and gallery); columns as they come."""
+    """Rows sorted by what is not a number and by `STEPS`; columns as they come."""
     table = pd.DataFrame(list(rows))
-    steps = ("label_percent", "level", "dose_low", "n_gallery")
-    keys = [c for c in table if not pd.api.types.is_numeric_dtype(table[c]) or c in steps]
+    keys = [c for c in table if not pd.api.types.is_numeric_dtype(table[c]) or c in STEPS]
     return table.sort_values(keys, kind="stable", ignore_index=True) if keys else table
+
+
+def pivot(
+    rows: Iterable[Row],
+    across: Sequence[str],
+    columns: Iterable[tuple],
+    *,
+    down: str = "arm",
+    lines: Iterable[Any] | None = None,
+    show: Callable[[Row], str] = interval,
+) -> list[list[str]]:
+    """Cells of a printed table.
+
+    Args:
+        rows: one a cell.
+        across: keys whose values name a column.
+        columns: their values, in order.
+        down: the key whose values name a line; an arm goes by its label.
+        lines: its values, in order; default: arms as ordered, others as they come.
+        show: a row as it is printed.
+    """
+    rows = list(rows)
+    by = {(r[down], *(r[key] for key in across)): r for r in rows}
+    found = dict.fromkeys(r[down] for r in rows)
+    lines = lines if lines is not None else ordered(found) if down == "arm" else found
+    columns = list(columns)
+    return [
+        [
+            style.arm(line).label if down == "arm" else str(line),
+            *(show(by[line, *c]) if (line, *c) in by else MISSING for c in columns),
+        ]
+        for line in lines
+    ]
+
+
+def difference(row: Row) -> str:
+    """The two arms of a paired difference."""
+    return f"{style.arm(row['arm']).label} − {style.arm(row['baseline']).label}"
 
 
 def claims(metrics: Mapping[str, Metrics]) -> Table:
     """The proposal's claims with value, interval, threshold and verdict."""
     stages = [s for s in ("properties", "retrieval", "recommendation", "defects") if s in metrics]
     rows = [{"stage": s, **claim} for s in stages for claim in metrics[s]["claims"]]
-    cells = []
-    for r in rows:
-        digits = 1 if r["unit"] in ("%", "°C") else 3
-        cells.append(
-            [
-                r["claim"] + (f" ({r['note']})" if r.get("note") else ""),
-                with_unit(interval(r, digits=digits), r["unit"]),
-                with_unit(number(r["threshold"], digits=digits), r["unit"]),
-                r["verdict"],
-            ]
-        )
-    text = "Claims of the proposal, as pass or fail."
-    return Table(
-        "claims",
-        caption(text, metrics["properties"], unit="chemical systems (hosts, for defects)"),
-        pd.DataFrame(rows),
-        ["claim", "value", "threshold", "verdict"],
-        cells,
-    )
-
-
-def with_unit(text: str, unit: str) -> str:
-    """A number followed by its unit, if it has both."""
-    return f"{text} {unit}" if unit and text != MISSING else text
+    cells = [
+        [
+            r["claim"] + (f" ({r['note']})" if r.get("note") else ""),
+            with_unit(interval(r, unit=r["unit"]), r["unit"]),
+            with_unit(number(r["threshold"], digits=digits_of(r["unit"])), r["unit"]),
+            r["verdict"],
+        ]
+        for r in rows
+    ]
+    unit = "chemical systems (hosts, for defects)"
+    text = caption("Claims of the proposal, as pass or fail.", metrics["properties"], unit=unit)
+    return Table("claims", text, pd.DataFrame(rows), ["claim", "value", "threshold", "verdict"], cells)
 
 
 def properties(metrics: Metrics) -> list[Table]:
@@ -130,7 +155,7 @@ def properties(metrics: Metrics) -> list[Table]:
     for r in metrics["results"]:
         runs.setdefault((r["cohort"], r["target"]), set()).add((r["split"], r["label_percent"]))
     grouped: dict[tuple[str, ...], list[str]] = {}
-    for cohort, target in sorted(runs, key=lambda t: (t[0], list(NAMES).index(t[1]))):
+    for cohort, target in sorted(runs, key=lambda t: (t[0], TARGETS.index(t[1]))):
         alone = (target,) if len(runs[cohort, target]) > 2 else ()
         grouped.setdefault((cohort, *alone), []).append(target)
     return [_properties(metrics, name[0], targets) for name, targets in grouped.items()]
@@ -138,61 +163,55 @@ def properties(metrics: Metrics) -> list[Table]:
 
 def _properties(metrics: Metrics, cohort: str, targets: list[str]) -> Table:
     rows = [r for r in metrics["results"] if r["cohort"] == cohort and r["target"] in targets]
-    by, units = {}, {}
+    shown, units = [], []
     for target in targets:
         mine = [r for r in rows if r["target"] == target]
         metric = next(m for m in (*PRINTED_METRICS, mine[0]["metric"]) if any(r["metric"] == m for r in mine))
-        units[target] = f"{metric} of the {NAMES[target]}" + (f", {mine[0]['unit']}" if mine[0]["unit"] else "")
-        by |= {(target, r["split"], r["label_percent"], r["arm"]): r for r in mine if r["metric"] == metric}
-    columns = sorted({key[:3] for key in by}, key=lambda c: (targets.index(c[0]), *c[1:]))
-    header, cells = ["arm"], []
+        name, unit = quantities.of(target).name, mine[0]["unit"]
+        units.append(f"{metric} of the {name}" + (f", {unit}" if unit else ""))
+        shown += [r for r in mine if r["metric"] == metric]
+    across = ("target", "split", "label_percent")
+    runs = {tuple(r[key] for key in across) for r in shown}
+    columns = sorted(runs, key=lambda c: (targets.index(c[0]), *c[1:]))
+    header = ["arm"]
     for target, split, percent in columns:
-        here = [r for key, r in by.items() if key[:3] == (target, split, percent)]
-        n, seeds = span(r["n_train"] for r in here), counted((r["seeds"] for r in here), "seed")
-        named = f"{NAMES[target]}\n" if len(targets) > 1 else ""
+        here = [r for r in shown if tuple(r[key] for key in across) == (target, split, percent)]
+        named = f"{quantities.of(target).name}\n" if len(targets) > 1 else ""
+        n, seeds = span(r["n_train"] for r in here), counted(here, "seeds", "seed")
         header.append(f"{named}{split} {percent:g} %\nn = {n}, {seeds}")
-    arms = figures.ordered(arm for *_, arm in by)
-    for arm in arms:
-        found = [by.get((*column, arm)) for column in columns]
-        cells.append([figures.arm(arm).label, *(interval(r) if r else MISSING for r in found)])
-    tests = "; ".join(
-        f"{split}: {counted((r['n_test'] for r in by.values() if r['split'] == split), 'test material')} of "
-        f"{counted((r['n_chemsys'] for r in by.values() if r['split'] == split), 'chemical system')}"
-        for split in sorted({split for _, split, _ in columns})
-    )
-    text = f"{'; '.join(units.values())}; cohort {cohort}, from the structure alone"
-    text += ", but for arms named fused or after one modality. " if figures.beyond_structure(arms) else ". "
-    text += f"{tests}. Columns: split, share of the training labels, number of training materials and of seeds."
+    tests = []
+    for split in sorted({split for _, split, _ in columns}):
+        here = [r for r in shown if r["split"] == split]
+        materials, systems = counted(here, "n_test", "test material"), counted(here, "n_chemsys", "chemical system")
+        tests.append(f"{split}: {materials} of {systems}")
+    text = f"{'; '.join(units)}; cohort {cohort}, from the structure alone"
+    beyond = style.beyond_structure(r["arm"] for r in shown)
+    text += ", but for arms named fused or after one modality. " if beyond else ". "
+    text += f"{'; '.join(tests)}. Columns: split, share of the training labels, number of training materials and of "
+    text += "seeds."
     name = "_".join(["properties", cohort, *(targets if len(targets) == 1 else [])])
-    return Table(name, caption(text, metrics), frame(rows), header, cells)
-
-
-def counted(counts: Iterable[int], noun: str) -> str:
-    """``1–5 seeds``, ``1 seed``."""
-    text = span(counts)
-    return f"{text} {noun}" + ("" if text == "1" else "s")
+    return Table(name, caption(text, metrics), frame(rows), header, pivot(shown, across, columns))
 
 
 def gains(metrics: Metrics) -> Table:
     """What pretraining buys: relative reduction of the error, paired."""
     rows = sorted(
         metrics["comparisons"],
-        key=lambda r: (r["cohort"], r["arm"], list(NAMES).index(r["target"]), r["split"], r["label_percent"]),
+        key=lambda r: (r["cohort"], r["arm"], TARGETS.index(r["target"]), r["split"], r["label_percent"]),
     )
-    printed = [r for r in rows if r["baseline"] in ("scratch", "scratch_long", "early_fusion")] or rows
     cells = [
         [
             r["cohort"],
-            f"{NAMES[r['target']]}, {r.get('error', 'MAE')}",
+            f"{quantities.of(r['target']).name}, {r.get('error', 'MAE')}",
             f"{r['split']} {r['label_percent']:g} %",
-            figures.arm(r["arm"]).label,
-            figures.arm(r["baseline"]).label,
-            interval(r, value="gain_percent", digits=1),
+            style.arm(r["arm"]).label,
+            style.arm(r["baseline"]).label,
+            interval(r, value="gain_percent", unit="%"),
             number(r["p_holm"]),
             str(r["seeds"]),
             f"{r['n_test']:,}",
         ]
-        for r in printed
+        for r in [r for r in rows if r["baseline"] in ("scratch", "scratch_long", "early_fusion")] or rows
     ]
     text = "Reduction of the error against a baseline, in per cent of the baseline's, paired by material. The error "
     text += "rate is 1 − accuracy. p: Holm-corrected over all baselines and cohorts (gains.csv). A negative number is "
@@ -201,32 +220,31 @@ def gains(metrics: Metrics) -> Table:
     return Table("gains", caption(text, metrics), frame(rows), header, cells)
 
 
+RANKS = {  # columns of a retrieval table
+    "R@1": lambda by: number(by["R@1"]["value"]) if "R@1" in by else MISSING,
+    "R@10": lambda by: number(by["R@10"]["value"]) if "R@10" in by else MISSING,
+    "MRR": lambda by: interval(by["MRR"]) if "MRR" in by else MISSING,
+    "MRR, ties worst": lambda by: number(by["MRR"].get("value_pessimistic")) if "MRR" in by else MISSING,
+}
+
+
 def retrieval(metrics: Metrics, *, levels: tuple[int, ...] = (1, 2)) -> Table:
     """Structure to protocol: arms down, mask levels across, full gallery above the hard one."""
-    everything = figures.retrieval_rows(metrics["results"])
+    everything = style.retrieval_rows(metrics["results"])
     rows = [r for r in everything if (r["query"], r["target"]) == ("structure", "text")]
     levels = tuple(level for level in levels if any(r["level"] == level for r in rows))
-    header = ["gallery", "arm"]
-    for level in levels:
-        header += [f"L{level}\nR@1", f"L{level}\nR@10", f"L{level}\nMRR", f"L{level}\nMRR, ties worst"]
-    cells = []
+    cells, sizes = [], []
     for gallery in ("full", "hard"):
         here = [r for r in rows if r["gallery"] == gallery]
-        for arm in figures.ordered(r["arm"] for r in here):
-            line = [gallery, figures.arm(arm).label]
-            for level in levels:
-                by = {r["metric"]: r for r in here if r["arm"] == arm and r["level"] == level}
-                line += [number(by[m]["value"]) if m in by else MISSING for m in ("R@1", "R@10")]
-                line.append(interval(by["MRR"]) if "MRR" in by else MISSING)
-                line.append(number(by["MRR"].get("value_pessimistic")) if "MRR" in by else MISSING)
-            cells.append(line)
-    sizes = {g: span(r["n_gallery"] for r in rows if r["gallery"] == g) for g in sorted({r["gallery"] for r in rows})}
+        if here:
+            sizes.append(f"{span(r['n_gallery'] for r in here)} materials ({gallery} gallery)")
+        for arm in ordered(r["arm"] for r in here):
+            by = [{r["metric"]: r for r in here if (r["arm"], r["level"]) == (arm, level)} for level in levels]
+            cells.append([gallery, style.arm(arm).label, *(show(b) for b in by for show in RANKS.values())])
+    header = ["gallery", "arm", *(f"L{level}\n{name}" for level in levels for name in RANKS)]
     text = f"From structure to protocol: {span(r['n_queries'] for r in rows)} queries of "
-    text += f"{span(r['n_chemsys'] for r in rows)} held-out chemical systems, ranked among "
-    text += " and ".join(f"{n} materials ({g} gallery)" for g, n in sizes.items())
-    text += (
-        ". Ties count in expectation; beside it, resolved against the arm. One seed. Intervals of R@k: retrieval.csv."
-    )
+    text += f"{span(r['n_chemsys'] for r in rows)} held-out chemical systems, ranked among {' and '.join(sizes)}. Ties "
+    text += "count in expectation; beside it, resolved against the arm. One seed. Intervals of R@k: retrieval.csv."
     return Table("retrieval", caption(text, metrics), frame(everything), header, cells)
 
 
@@ -243,15 +261,9 @@ def retrieval_pairs(metrics: Metrics, *, arms: tuple[str, ...] = ("pretrained", 
     for query, target, arm in sorted({(r["query"], r["target"], r["arm"]) for r in rows}):
         here = [r for r in rows if (r["query"], r["target"], r["arm"]) == (query, target, arm)]
         by = {r["metric"]: r for r in here}
-        cells.append(
-            [
-                f"{query} → {target}".replace("text", "protocol") + ("*" if emergent(here) else ""),
-                *(number(by[m]["value"]) if m in by else MISSING for m in ("R@1", "R@10")),
-                interval(by["MRR"]) if "MRR" in by else MISSING,
-                span(r["n_queries"] for r in here),
-                span(r["n_gallery"] for r in here),
-            ]
-        )
+        name = f"{query} → {target}".replace("text", "protocol") + ("*" if emergent(here) else "")
+        ranks = [RANKS[column](by) for column in ("R@1", "R@10", "MRR")]
+        cells.append([name, *ranks, *(span(r[n] for r in here) for n in ("n_queries", "n_gallery"))])
     text = f"The towers as pretraining left them, all directions, full gallery (protocols at L{level})."
     if emergent(rows):
         text += " *: a pair that training never compared, aligned through the structure alone."
@@ -261,16 +273,21 @@ def retrieval_pairs(metrics: Metrics, *, arms: tuple[str, ...] = ("pretrained", 
     return Table("retrieval_pairs", caption(text, metrics), frame(rows), header, cells)
 
 
+def emergent(rows: Iterable[Row]) -> bool:
+    """Whether some rows are of a pair of modalities that training never compared."""
+    return any(r.get("paired") is False for r in rows)
+
+
 def gallery_curve(metrics: Metrics) -> Table:
     """Structure to protocol by the size of the gallery: sizes across, arms down."""
-    rows = figures.retrieval_rows(metrics["gallery_curve"])
+    rows = style.retrieval_rows(metrics["gallery_curve"])
     sizes = sorted({r["n_gallery"] for r in rows})
-    by = {(r["level"], r["arm"], r["n_gallery"]): r["value"] for r in rows if r["metric"] == "MRR"}
-    cells = [
-        [f"L{level}", figures.arm(arm).label, *(number(by.get((level, arm, n))) for n in sizes)]
-        for level in sorted({r["level"] for r in rows})
-        for arm in figures.ordered(r["arm"] for r in rows if r["level"] == level)
-    ]
+    shown = [r for r in rows if r["metric"] == "MRR"]
+    cells = []
+    for level in sorted({r["level"] for r in rows}):
+        here = [r for r in shown if r["level"] == level]
+        lines = pivot(here, ("n_gallery",), [(n,) for n in sizes], show=lambda r: number(r["value"]))
+        cells += [[f"L{level}", *line] for line in lines]
     text = "MRR from structure to protocol by the number of materials in the gallery: the expectation over all "
     text += "galleries drawn from the full one, the last, that hold the right answer. R@10 and intervals: "
     text += "gallery_curve.csv."
@@ -278,25 +295,18 @@ def gallery_curve(metrics: Metrics) -> Table:
     return Table("gallery_curve", caption(text, metrics), frame(rows), header, cells)
 
 
-def emergent(rows: Iterable[Row]) -> bool:
-    """Whether some rows are of a pair of modalities that training never compared."""
-    return any(r.get("paired") is False for r in rows)
-
-
 def retrieval_differences(metrics: Metrics) -> Table:
     """Paired differences in MRR between the structure tower and its baselines."""
-    rows = [r for r in metrics["comparisons"] if r["metric"] == "MRR"]
-    order = sorted(rows, key=lambda r: (r["gallery"], r["level"], r["query"], r["arm"], r["baseline"]))
+    rows = [r for r in metrics["comparisons"] if (r["metric"], r["query"], r["target"]) == ("MRR", "structure", "text")]
     cells = [
         [
             r["gallery"],
             f"L{r['level']}",
-            f"{figures.arm(r['arm']).label.removesuffix(' tower')} − {figures.arm(r['baseline']).label}",
+            f"{style.arm(r['arm']).label.removesuffix(' tower')} − {style.arm(r['baseline']).label}",
             interval(r, value="difference"),
             number(r["p_holm"]),
         ]
-        for r in order
-        if (r["query"], r["target"]) == ("structure", "text")
+        for r in sorted(rows, key=lambda r: (r["gallery"], r["level"], r["arm"], r["baseline"]))
     ]
     queries = span(r["n_queries"] for r in metrics["results"])
     text = f"Paired differences in MRR, structure to protocol; {queries} queries, one seed. "
@@ -307,131 +317,88 @@ def retrieval_differences(metrics: Metrics) -> Table:
 
 def recommendation(metrics: Metrics) -> list[Table]:
     """Precursor sets, temperatures, and their paired differences; published scores are marked."""
-    return [_precursor_sets(metrics), _temperatures(metrics), _recommendation_differences(metrics)]
-
-
-def _precursor_sets(metrics: Metrics) -> Table:
+    published = "Published rows are of Prein et al. (2025)."
     rows = metrics["precursors"]
     tops = sorted({r["k"] for r in rows})
-    cells = []
-    for arm in figures.ordered(r["arm"] for r in rows):
-        by = {r["k"]: r for r in rows if r["arm"] == arm}
-        cells.append([figures.arm(arm).label, *(interval(by[k]) if k in by else MISSING for k in tops)])
-    ceiling = {r["ceiling"]: r["value"] for r in metrics["ceilings"]}
-    text = f"Precursor sets: {counted((r['n'] for r in rows), 'target')} of "
-    text += (
-        f"{counted((r['n_chemsys'] for r in rows), 'chemical system')}, none of them trained on; the exact set, in any "
-    )
-    text += (
-        f"order, among the first k. Ceilings: {number(ceiling['vocabulary'])} have no precursor that training lacks, "
-    )
-    text += f"{number(ceiling['copy'])} a set that training holds. Published rows are of Prein et al. (2025)."
-    header = ["arm", *(f"top-{k}" for k in tops)]
-    return Table("precursors", caption(text, metrics), frame(rows), header, cells)
+    ceiling = {r["ceiling"]: number(r["value"]) for r in metrics["ceilings"]}
+    text = f"Precursor sets: {counted(rows, 'n', 'target')} of {counted(rows, 'n_chemsys', 'chemical system')}, none "
+    text += f"of them trained on; the exact set, in any order, among the first k. Ceilings: {ceiling['vocabulary']} "
+    text += f"have no precursor that training lacks, {ceiling['copy']} a set that training holds. {published}"
+    header, cells = ["arm", *(f"top-{k}" for k in tops)], pivot(rows, ("k",), [(k,) for k in tops])
+    sets = Table("precursors", caption(text, metrics), frame(rows), header, cells)
 
-
-def _temperatures(metrics: Metrics) -> Table:
     rows = metrics["temperatures"]
     places = sorted({(r["split"], r["kind"]) for r in rows}, key=lambda p: (p[0], p[1] != "sintering"))
-    cells = []
-    for arm in figures.ordered(r["arm"] for r in rows):
-        by = {(r["split"], r["kind"]): r for r in rows if r["arm"] == arm}
-        cells.append([figures.arm(arm).label, *(interval(by[p], digits=1) if p in by else MISSING for p in places)])
-    text = (
-        f"Mean absolute error of temperatures, °C; {counted((r['n_test'] for r in rows), 'test reaction')}. official: "
-    )
-    text += (
-        "the public split, and text-mined reactions of no DOI of a test row; strict: nothing that shares a chemical "
-    )
-    text += "system or DOI with the test. Published rows are of Prein et al. (2025)."
+    text = f"Mean absolute error of temperatures, °C; {counted(rows, 'n_test', 'test reaction')}. official: the public "
+    text += "split, and text-mined reactions of no DOI of a test row; strict: nothing that shares a chemical system or "
+    text += f"DOI with the test. {published}"
     header = ["arm", *(f"{kind}\n{split}" for split, kind in places)]
-    return Table("temperatures", caption(text, metrics), frame(rows), header, cells)
+    cells = pivot(rows, ("split", "kind"), places, show=lambda r: interval(r, unit="°C"))
+    temperatures = Table("temperatures", caption(text, metrics), frame(rows), header, cells)
 
-
-def _recommendation_differences(metrics: Metrics) -> Table:
     rows = sorted(metrics["comparisons"], key=lambda r: r["task"])
+    text = "Recommendation: paired differences on the same targets, in the share of exact sets and in °C of mean "
+    text += "absolute error. p: Holm-corrected over the family."
     cells = [
-        [
-            r["task"],
-            f"{figures.arm(r['arm']).label} − {figures.arm(r['baseline']).label}",
-            with_unit(interval(r, digits=1 if r["unit"] else 3), r["unit"]),
-            number(r["p_holm"]),
-        ]
-        for r in rows
+        [r["task"], difference(r), with_unit(interval(r, unit=r["unit"]), r["unit"]), number(r["p_holm"])] for r in rows
     ]
-    text = (
-        "Recommendation: paired differences on the same targets, in the share of exact sets and in °C of mean absolute "
-    )
-    text += "error. p: Holm-corrected over the family."
     header = ["task", "arms", "Δ", "p"]
-    return Table("recommendation_differences", caption(text, metrics), frame(rows), header, cells)
+    differences = Table("recommendation_differences", caption(text, metrics), frame(rows), header, cells)
+    return [sets, temperatures, differences]
 
 
 def defects(metrics: Metrics) -> Table:
     """Defect classes: macro-F1, accuracy, calibration."""
     rows = metrics["results"]
     shown = {m: label for m, label in DEFECT_METRICS.items() if any(r["metric"] == m for r in rows)}
-    cells = []
-    for arm in figures.ordered(r["arm"] for r in rows):
-        by = {r["metric"]: r for r in rows if r["arm"] == arm}
-        cells.append([figures.arm(arm).label, *(interval(by[m]) if m in by else MISSING for m in shown)])
-    text = f"Five defect classes: {counted((r['n_images'] for r in rows), 'test image')} of "
-    text += f"{counted((r['n_hosts'] for r in rows), 'host')}, {counted((r['seeds'] for r in rows), 'seed')}; "
-    text += "hosts split by chemical system, "
-    text += "all classes equally from every host. ECE: expected calibration error"
+    text = f"Five defect classes: {counted(rows, 'n_images', 'test image')} of {counted(rows, 'n_hosts', 'host')}, "
+    text += f"{counted(rows, 'seeds', 'seed')}; hosts split by chemical system, all classes equally from every host. "
+    text += "ECE: expected calibration error"
     text += ", scaled: with one temperature fitted on validation." if "ECE_scaled" in shown else "."
-    header = ["arm", *shown.values()]
-    return Table("defects", caption(text, metrics, unit="hosts"), frame(rows), header, cells)
-
-
-DEFECT_METRICS = {"macro_F1": "macro-F1", "accuracy": "accuracy", "ECE": "ECE", "ECE_scaled": "ECE, scaled"}
+    cells = pivot(rows, ("metric",), [(m,) for m in shown])
+    return Table("defects", caption(text, metrics, unit="hosts"), frame(rows), ["arm", *shown.values()], cells)
 
 
 def defect_differences(metrics: Metrics) -> Table:
     """Paired differences in macro-F1, on all test hosts and on those with a protocol."""
-    order = list(figures.ARMS)
+    order = list(style.ARMS)
     rows, part = metrics["comparisons"], metrics.get("with_protocol", {"comparisons": []})
     if part["comparisons"]:
         rows = [{"hosts": "all", **r} for r in rows]
         rows += [{"hosts": "with protocol", **r} for r in part["comparisons"]]
     rows = sorted(rows, key=lambda r: (r.get("hosts", ""), order.index(r["baseline"]), order.index(r["arm"])))
+    note = {"with protocol": ", hosts with a protocol"}
     cells = [
-        [
-            f"{figures.arm(r['arm']).label} − {figures.arm(r['baseline']).label}"
-            + (", hosts with a protocol" if r.get("hosts") == "with protocol" else ""),
-            interval(r, value="difference"),
-            number(r["p_holm"]),
-        ]
+        [difference(r) + note.get(r.get("hosts"), ""), interval(r, value="difference"), number(r["p_holm"])]
         for r in rows
         if r["arm"] not in ("majority", "context")
     ]
     text = "Paired differences in macro-F1 on the same images. p: Holm-corrected over the family."
     if part["comparisons"]:
-        text += f" {counted([part['n_hosts']], 'test host')} have a protocol; they are a family of their own."
+        text += f" {counted([part], 'n_hosts', 'test host')} have a protocol; they are a family of their own."
     header = ["arms", "Δ macro-F1", "p"]
     return Table("defect_differences", caption(text, metrics, unit="hosts"), frame(rows), header, cells)
 
 
 def released(metrics: Metrics) -> Table:
-    """The released model: what each predictor errs by, and how many test materials its intervals hold."""
-    held = {(r["target"], r["materials"]): r for r in metrics["coverage"] if r["nominal"] == HELD}
+    """The released model: error of each predictor, and coverage of its intervals."""
+    held = {(r["target"], r["materials"]): r for r in metrics["coverage"] if r["nominal"] == NOMINAL}
     rows = [r for r in metrics["results"] if r["metric"] in ("MAE", "accuracy")]
     of = {(r["target"], r["materials"]): r for r in rows}
     groups = list(dict.fromkeys(r["materials"] for r in rows))
     cells = []
     for target in dict.fromkeys(r["target"] for r in rows):
-        line = [
-            f"{NAMES.get(target, target)}, {with_unit(of[target, groups[0]]['metric'], of[target, groups[0]]['unit'])}"
-        ]
+        scored = of[target, groups[0]]
+        line = [f"{quantities.of(target).name}, {with_unit(scored['metric'], scored['unit'])}"]
         for group in groups:
             line += [interval(r[target, group]) if (target, group) in r else MISSING for r in (of, held)]
         cells.append(line)
     text = f"The released predictors on the random split's test set, ensembles of {metrics['members']}, trained on its "
     text += "training part. Held: the share of materials whose value lies within the interval that is meant to hold "
-    text += f"{HELD:.0%} (file calibration.pdf). Brackets: 95 % interval, bootstrap over chemical systems."
-    text += f" {SYNTHETIC}" if metrics["synthetic"] else ""
+    text += f"{NOMINAL:.0%} (file calibration.pdf). Brackets: 95 % interval, bootstrap over chemical systems."
     header = ["target", *(f"{group},\n{what}" for group in groups for what in ("error", "held"))]
-    return Table("released", text, pd.DataFrame([*rows, *held.values()]), header, cells)
+    rows = pd.DataFrame([*rows, *held.values()])
+    return Table("released", caption(text, metrics, unit=""), rows, header, cells)
 
 
 def own_ablations(metrics: Mapping[str, Metrics]) -> Metrics | None:
@@ -446,7 +413,47 @@ def ablations(metrics: Metrics | None) -> list[Table]:
     Args:
         metrics: of the stage, None if the results hold none.
     """
-    return [ablation(metrics, group) for group in (figures.ablation_groups(metrics) if metrics else [])]
+    return [ablation(metrics, group) for group in (style.ablation_groups(metrics) if metrics else [])]
+
+
+def _marked(row: Row) -> str:
+    return interval(row) + "†" * row["emergent"]
+
+
+def _trained(metrics: Metrics) -> str:
+    labels = f"{metrics['label_percent']:g} % of the training labels (n = {span(metrics['n_labels'])})"
+    return f"Formation energy in eV/atom, from {labels}."
+
+
+def ablation(metrics: Metrics, group: str) -> Table:
+    """The variants of a group down, tasks across; of the losses, how well each pair is aligned besides."""
+    rows = [r for r in metrics["results"] if r["group"] == group]
+    columns = [c for c in ABLATION_TASKS if any((r["task"], r["metric"]) == c for r in rows)]
+    cells = pivot(rows, ("task", "metric"), columns, down="variant", show=_marked)
+    bases = {r["variant"] for r in rows if r["base"]}
+    pairs = [r for r in metrics["pairs"] if r["group"] == group]
+    names = list(dict.fromkeys(r["pair"] for r in pairs))
+    aligned = {(r["variant"], r["pair"]): (r["loss"], r["recall"]) for r in pairs}
+    for line in cells:
+        for name in names:
+            loss, recall = aligned.get((line[0], name), (None, None))
+            line.append(number(loss, digits=2) + (f", {number(recall, digits=2)}" if recall is not None else ""))
+        line[0] += " (base)" if line[0] in bases else ""
+    text = f"Ablation, {group}: {counted(rows, 'seeds', 'seed')} each, on the test set of the split by "
+    text += f"chemical system ({span(r['n_chemsys'] for r in rows)} systems). Retrieval in the full gallery. "
+    text += _trained(metrics)
+    if any(r["emergent"] for r in rows):
+        text += " †: emergent, the two sides were never trained against one another."
+    if names:
+        text += " Last columns, on validation materials: the loss that was trained (nat; seed cannot fall below "
+        text += "log(M/(M−1)) with M modalities), then of each pair of modalities InfoNCE and Recall@1 in the batch."
+    header = ["variant", *(_task(c).replace(", ", "\n") for c in columns)]
+    header += ["own loss" if name == "all" else f"{name}\nInfoNCE, R@1" for name in names]
+    return Table(f"ablations_{group}", caption(text, metrics), pd.DataFrame([*rows, *pairs]), header, cells)
+
+
+def _task(column: tuple[str, str]) -> str:
+    return ABLATION_TASKS[column].replace("$", "")
 
 
 def ablation_summary(metrics: Metrics | None) -> list[Table]:
@@ -458,95 +465,47 @@ def ablation_summary(metrics: Metrics | None) -> list[Table]:
     if not metrics or not metrics["results"]:
         return []
     told = [(s["task"], s["metric"]) for s in metrics["statements"]] + [("image_text_L1", "MRR")]
-    columns = [c for c in figures.ABLATION_TASKS if c in told]
+    columns = [c for c in ABLATION_TASKS if c in told]
     rows = [r for r in metrics["results"] if (r["task"], r["metric"]) in columns]
     p = {(r["group"], r["variant"], r["task"], r["metric"]): r["p_holm"] for r in metrics["comparisons"]}
     cells = []
     for group, variant in dict.fromkeys((r["group"], r["variant"]) for r in rows):
-        by = {(r["task"], r["metric"]): r for r in rows if (r["group"], r["variant"]) == (group, variant)}
-        base = any(r["base"] for r in by.values())
+        here = [r for r in rows if (r["group"], r["variant"]) == (group, variant)]
+        base = any(r["base"] for r in here)
         if base and cells:
             continue  # it stands once, at the top
+        [[_, *values]] = pivot(here, ("task", "metric"), columns, down="variant", show=_marked)
         line = ["", "base"] if base else [group, variant]
-        for c in columns:
-            line.append(interval(by[c]) + "†" * by[c]["emergent"] if c in by else MISSING)
-            line.append("" if base else number(p.get((group, variant, *c))))
+        for c, value in zip(columns, values, strict=True):
+            line += [value, "" if base else number(p.get((group, variant, *c)))]
         cells.append(line)
-    text = (
-        "Ablations, one factor at a time from a base (pairwise loss, ILD of order 3, three modalities, batches of 128, "
-    )
-    text += f"texts at L1; files results/{metrics['profile']}/tables/ablations_*, with more tasks), "
-    text += f"{counted((r['seeds'] for r in rows), 'seed')} each. Formation energy in eV/atom, from "
-    text += f"{metrics['label_percent']:g} % of the training labels (n = {span(metrics['n_labels'])}). "
+    text = "Ablations, one factor at a time from a base (pairwise loss, ILD of order 3, three modalities, batches of "
+    text += f"128, texts at L1; files results/{metrics['profile']}/tables/ablations_*, with more tasks), "
+    text += f"{counted(rows, 'seeds', 'seed')} each. {_trained(metrics)} "
     text += "p: difference to the base, Holm-corrected within the group. "
     text += "†: emergent, the two sides were never trained against one another. The objective none: not trained at all."
     header = ["group", "variant"]
-    for task, metric in columns:
-        header += [_task({"task": task, "metric": metric}).replace(", ", ",\n"), "p"]
-    return [Table("ablations", caption(text, metrics), pd.DataFrame(rows), header, cells), ablation_statements(metrics)]
+    for column in columns:
+        header += [_task(column).replace(", ", ",\n"), "p"]
+    table = Table("ablations", caption(text, metrics), pd.DataFrame(rows), header, cells)
 
-
-def ablation(metrics: Metrics, group: str) -> Table:
-    """The variants of a group down, tasks across; of the losses, how well each pair is aligned besides."""
-    rows = [r for r in metrics["results"] if r["group"] == group]
-    cells = []
-    columns = [c for c in figures.ABLATION_TASKS if any((r["task"], r["metric"]) == c for r in rows)]
-    pairs = [r for r in metrics["pairs"] if r["group"] == group]
-    names = list(dict.fromkeys(r["pair"] for r in pairs))
-    for variant in dict.fromkeys(r["variant"] for r in rows):
-        by = {(r["task"], r["metric"]): r for r in rows if r["variant"] == variant}
-        line = [variant + (" (base)" if any(r["base"] for r in by.values()) else "")]
-        line += [interval(by[c]) + "†" * by[c]["emergent"] if c in by else MISSING for c in columns]
-        aligned = {r["pair"]: r for r in pairs if r["variant"] == variant}
-        for name in names:
-            loss, recall = (aligned.get(name, {}).get(k) for k in ("loss", "recall"))
-            line.append(number(loss, digits=2) + (f", {number(recall, digits=2)}" if recall is not None else ""))
-        cells.append(line)
-    text = f"Ablation, {group}: {counted((r['seeds'] for r in rows), 'seed')} each, on the test set of the split by "
-    text += f"chemical system ({span(r['n_chemsys'] for r in rows)} systems). Retrieval in the full gallery. "
-    text += f"Formation energy in eV/atom, from {metrics['label_percent']:g} % of the training labels "
-    text += f"(n = {span(metrics['n_labels'])})."
-    if any(r["emergent"] for r in rows):
-        text += " †: emergent, the two sides were never trained against one another."
-    if names:
-        text += " Last columns, on validation materials: the loss that was trained (nat; seed cannot fall below "
-        text += "log(M/(M−1)) with M modalities), then of each pair of modalities InfoNCE and Recall@1 in the batch."
-    header = ["variant", *(_task({"task": c[0], "metric": c[1]}).replace(", ", "\n") for c in columns)]
-    header += ["own loss" if name == "all" else f"{name}\nInfoNCE, R@1" for name in names]
-    return Table(f"ablations_{group}", caption(text, metrics), pd.DataFrame([*rows, *pairs]), header, cells)
-
-
-def _task(row: Row) -> str:
-    return figures.ABLATION_TASKS[row["task"], row["metric"]].replace("$", "")
-
-
-def ablation_statements(metrics: Metrics) -> Table:
-    """What each group shows, beside the paired difference to the base that says so."""
-    cells = [[s["group"], _task(s), s["verdict"], s["statement"]] for s in metrics["statements"]]
     text = "What each group of ablations shows, from paired differences to its base (ablations_statements.csv): "
     text += "p < 0.05 after Holm's correction within the group."
-    rows = pd.DataFrame(list(metrics["comparisons"]))
-    return Table("ablations_statements", caption(text, metrics), rows, ["group", "task", "verdict", "statement"], cells)
+    cells = [[s["group"], _task((s["task"], s["metric"])), s["verdict"], s["statement"]] for s in metrics["statements"]]
+    rows, header = pd.DataFrame(list(metrics["comparisons"])), ["group", "task", "verdict", "statement"]
+    return [table, Table("ablations_statements", caption(text, metrics), rows, header, cells)]
 
 
 def audit(metrics: Metrics) -> Table:
     """What training and test share, by ladder and key."""
     rows = metrics["audit"]
     keys = list(dict.fromkeys(r["key"] for r in rows))
-    cells = []
-    for ladder in dict.fromkeys(r["ladder"] for r in rows):
-        by = {r["key"]: r for r in rows if r["ladder"] == ladder}
-        cells.append(
-            [
-                ladder,
-                *(
-                    f"{by[k]['overlap']:,}" + ("*" if by[k]["asserted_zero"] else "") if k in by else MISSING
-                    for k in keys
-                ),
-            ]
-        )
-    text = "What training and test share, counted. *: asserted to be zero."
-    text += f" {SYNTHETIC}" if metrics["synthetic"] else ""
+
+    def show(row: Row) -> str:
+        return f"{row['overlap']:,}" + "*" * row["asserted_zero"]
+
+    cells = pivot(rows, ("key",), [(key,) for key in keys], down="ladder", show=show)
+    text = caption("What training and test share, counted. *: asserted to be zero.", metrics, unit="")
     return Table("audit", text, pd.DataFrame(list(rows)), ["split", *(k.replace("_", " ") for k in keys)], cells)
 
 
@@ -555,15 +514,15 @@ def cohorts(metrics: Metrics) -> Table:
     rows = [{"cohort": name, **counts} for name, counts in metrics["cohorts"].items()]
     columns = [c for c in rows[0] if c != "cohort"] if rows else []
     cells = [[r["cohort"], *(f"{r[c]:,}" if c in r else MISSING for c in columns)] for r in rows]
-    text = "Cohorts." + (f" {SYNTHETIC}" if metrics["synthetic"] else "")
-    return Table("cohorts", text, pd.DataFrame(rows), ["cohort", *(c.replace("_", " ") for c in columns)], cells)
+    header = ["cohort", *(c.replace("_", " ") for c in columns)]
+    return Table("cohorts", caption("Cohorts.", metrics, unit=""), pd.DataFrame(rows), header, cells)
 
 
 def skipped(metrics: Metrics) -> Table:
     """Rows left out at curation, with the reason."""
     rows = sorted(metrics["skipped"], key=lambda r: (r["source"], -r["rows"], r["reason"]))
     cells = [[r["source"], r["reason"].replace("_", " "), f"{r['rows']:,}"] for r in rows]
-    text = "Rows left out at curation." + (f" {SYNTHETIC}" if metrics["synthetic"] else "")
+    text = caption("Rows left out at curation.", metrics, unit="")
     return Table("skipped", text, pd.DataFrame(rows), ["source", "reason", "rows"], cells)
 
 
@@ -594,7 +553,7 @@ def build(metrics: Mapping[str, Metrics]) -> list[Table]:
 
 
 def write(tables: Iterable[Table], folder: Path) -> None:
-    """Write each table as `<name>.csv` (long rows) and `<name>.tex`, and all printed forms as `tables.json`.
+    """Write the long rows of each table as `<name>.csv`, and all printed forms as `tables.json`.
 
     Args:
         tables: what to write.
@@ -604,36 +563,17 @@ def write(tables: Iterable[Table], folder: Path) -> None:
     printed = {}
     for table in tables:
         table.rows.to_csv(folder / f"{table.name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-        (folder / f"{table.name}.tex").write_text(tex(table))
         printed[table.name] = {"caption": table.caption, "header": table.header, "cells": table.cells}
     write_json(folder / "tables.json", printed)
 
 
 def tex(table: Table) -> str:
-    """A LaTeX `table` environment (booktabs)."""
-    header = [r"\shortstack{" + r" \\ ".join(map(escape, h.split("\n"))) + "}" for h in table.header]
-    lines = [
-        r"\begin{table}",
-        rf"\caption{{{escape(table.caption)}}}",
-        rf"\label{{tab:{table.name}}}",
-        rf"\begin{{tabular}}{{{'l' * len(header)}}}",
-        r"\toprule",
-        *(" & ".join(row) + r" \\" for row in [header]),
-        r"\midrule",
-        *(" & ".join(map(escape, row)) + r" \\" for row in table.cells),
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def escape(text: str) -> str:
-    """Text as LaTeX source."""
-    return "".join(TEX.get(c, c) for c in text)
+    """A LaTeX `table` environment (booktabs; Unicode signs, as LuaLaTeX and XeLaTeX read them)."""
+    printed = pd.DataFrame(table.cells, columns=table.header)
+    return printed.to_latex(index=False, escape=True, caption=table.caption, label=f"tab:{table.name}")
 
 
 def markdown(table: Table) -> str:
-    """The printed form as a GitHub table, for the README."""
+    """The printed form as a GitHub table, for a README."""
     flat = [[c.replace("\n", "<br>").replace("|", r"\|") for c in row] for row in [table.header, *table.cells]]
     return "\n".join("| " + " | ".join(row) + " |" for row in [flat[0], ["---"] * len(flat[0]), *flat[1:]]) + "\n"

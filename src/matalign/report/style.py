@@ -1,0 +1,236 @@
+"""One style, one palette, one name an arm, and the pieces that figures share.
+
+No module that trains or evaluates imports this one, so a change of colour re-runs the paper alone.
+"""
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+Metrics = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+COLUMN_IN = 3.33  # width of one column of the paper
+PAGE_IN = 6.9  # both columns and the gap
+PNG_COLOURS = 128
+
+
+class Arm(NamedTuple):
+    """How an arm is named and drawn, everywhere."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+# Blue is always the arm with the aligned structure, orange the plain baseline, light grey what reads no data.
+# Within a figure colours stay apart under protanopia and deuteranopia too (tested), and markers differ.
+ARMS: dict[str, Arm] = {
+    "dummy": Arm("median of training set", "#AAAAAA", "x"),
+    "majority": Arm("majority class", "#AAAAAA", "x"),
+    "random": Arm("random", "#AAAAAA", "x"),
+    "formula": Arm("formula match", "#000000", "P"),
+    "jaccard": Arm("element Jaccard", "#7A4419", "v"),
+    "stoichiometry": Arm("stoichiometric distance", "#555555", "<"),
+    "tfidf": Arm("TF-IDF", "#B2DF8A", ">"),
+    "composition": Arm("composition only", "#E69F00", "s"),
+    "cgconv": Arm("CGConv, scratch", "#882255", "D"),
+    "scratch": Arm("ILD, scratch", "#D55E00", "v"),
+    "scratch_long": Arm("ILD, scratch, 3× epochs", "#CC6677", "h"),
+    "pretrained": Arm("ILD, pretrained", "#0072B2", "o"),
+    "slow_tower": Arm("ILD, pretrained, slower tower", "#6118F2", "*"),
+    "auxiliary": Arm("ILD, auxiliary objective alone", "#009E73", "p"),
+    "aligned": Arm("aligned, as pretrained", "#56B4E9", "^"),
+    "structure": Arm("structure tower", "#0072B2", "o"),
+    "ridge": Arm("frozen + ridge", "#56B4E9", "^"),
+    "early_fusion": Arm("fused: early, scratch", "#D55E00", "<"),
+    "cross_attention": Arm("fused: cross-attention", "#CC6677", "P"),
+    "pretrained_fusion": Arm("fused: pretrained", "#0072B2", "*"),
+    "text": Arm("protocol only", "#009E73", "d"),
+    "context": Arm("context only", "#000000", "+"),
+    "image": Arm("image only", "#E69F00", "s"),
+    "image_composition": Arm("image + composition", "#882255", "D"),
+    "image_structure": Arm("image + structure", "#0072B2", "o"),
+    "image_other": Arm("image + other host", "#D55E00", "X"),
+    "image_text": Arm("image + structure + text", "#009E73", "p"),
+    "image_text_other": Arm("image + structure + other text", "#6118F2", "*"),
+    "nearest": Arm("nearest known target", "#7A4419", "v"),
+    "popularity": Arm("popularity", "#E69F00", "s"),
+    "assembled": Arm("assembled", "#0072B2", "o"),
+    "boosting": Arm("boosting on fractions", "#E69F00", "s"),
+    "recipes": Arm("with text-mined recipes", "#0072B2", "o"),
+    "DeepSeek": Arm("DeepSeek (published)", "#000000", "P"),
+    "Llama-4": Arm("Llama-4 (published)", "#B2DF8A", ">"),
+    "GPT-4.1": Arm("GPT-4.1 (published)", "#882255", "D"),
+    "SyntMTE": Arm("SyntMTE (published)", "#882255", "D"),
+}
+NOT_STRUCTURE_ONLY = ("early_fusion", "cross_attention", "pretrained_fusion", "text", "image")  # of the properties
+COLOURS: dict[str, str] = {name: arm.colour for name, arm in ARMS.items()}
+
+ABLATION_TASKS = {  # (task, metric) -> how it is headed
+    ("structure_text_L1", "MRR"): "structure → protocol, L1 MRR",
+    ("structure_text_L1", "R@10"): "structure → protocol, L1 R@10",
+    ("structure_text_L2", "MRR"): "structure → protocol, L2 MRR",
+    ("structure_text_L2", "R@10"): "structure → protocol, L2 R@10",
+    ("structure_image", "MRR"): "structure → image, MRR",
+    ("image_text_L1", "MRR"): "image → protocol, L1 MRR",
+    ("finetuned", "MAE"): "$E_f$ MAE, fine-tuned",
+    ("ridge", "MAE"): "$E_f$ MAE, frozen",
+}
+
+
+class Drawing(Figure):
+    """A Figure that a notebook shows as it is; outside pyplot's registry, so there is nothing to close."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=150, metadata={"Software": None})
+        return file.getvalue()
+
+
+def use() -> None:
+    """Set seaborn and matplotlib for this paper: 7-8 pt at printed size, TrueType fonts, no timestamp in any file."""
+    sns.set_theme(
+        context="paper",
+        style="ticks",
+        rc={
+            "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
+            "font.size": 7.5,
+            "axes.labelsize": 7.5,
+            "axes.titlesize": 7.5,
+            "xtick.labelsize": 7,
+            "ytick.labelsize": 7,
+            "legend.fontsize": 7,
+            "legend.frameon": False,
+            "legend.handlelength": 1.4,
+            "axes.linewidth": 0.6,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
+            "xtick.major.size": 2.5,
+            "ytick.major.size": 2.5,
+            "xtick.minor.size": 1.5,
+            "ytick.minor.size": 1.5,
+            "lines.linewidth": 1.2,
+            "lines.markersize": 4,
+            "figure.dpi": 150,
+            "savefig.dpi": 300,
+            "pdf.fonttype": 42,
+            "ps.fonttype": 42,
+            "svg.hashsalt": "matalign",
+            "mathtext.default": "it",
+        },
+    )
+
+
+def save(fig: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as `<name>.png` and `<name>.pdf`; the same figure gives the same bytes.
+
+    Args:
+        fig: what to write.
+        folder: made if absent.
+        name: of the files, without suffix.
+
+    Returns:
+        The two files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    raster, pdf, drawn = folder / f"{name}.png", folder / f"{name}.pdf", io.BytesIO()
+    with mpl.rc_context({"pdf.fonttype": 42}):
+        fig.savefig(drawn, format="png")
+        raster.write_bytes(_palette(drawn))
+        fig.savefig(pdf, metadata={"Creator": None, "Producer": None, "CreationDate": None})
+    return [raster, pdf]
+
+
+def _palette(picture: io.BytesIO) -> bytes:
+    """A PNG on white in few colours, the rare ones among them: a third of the size, and a chart looks the same."""
+    small, image = io.BytesIO(), Image.open(picture).convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    flat = flat.quantize(PNG_COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    flat.save(small, format="PNG", optimize=True, dpi=image.info.get("dpi", (96, 96)))
+    return small.getvalue()
+
+
+def arm(name: str) -> Arm:
+    """How an arm is drawn.
+
+    Raises:
+        KeyError: an arm without a colour.
+    """
+    if name not in ARMS:
+        raise KeyError(f"no colour for arm {name!r}; give it one in style.ARMS ({', '.join(ARMS)})")
+    return ARMS[name]
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Arms in the order of `ARMS`, each once."""
+    names = {name for name in names if arm(name)}
+    return [name for name in ARMS if name in names]
+
+
+def panels(rows: int, columns: int, *, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
+    """An empty drawing of the given size (inches) and its axes, shape (rows, columns)."""
+    fig = Drawing(figsize=(width, height), layout="constrained")
+    return fig, fig.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def bars(value: Iterable[float], low: Iterable[float], high: Iterable[float]) -> np.ndarray:
+    """Lengths of error bars below and above, shape (2, n)."""
+    value, low, high = (np.asarray(list(v), float) for v in (value, low, high))
+    return np.clip(np.stack([value - low, high - value]), 0, None)
+
+
+def retrieval_rows(rows: Iterable[Row]) -> list[Row]:
+    """Rows of the retrieval metrics with `pretrained`, there the aligned model without a head of its own, as `aligned`.
+
+    In the property metrics the same word is a fine-tuned tower, and an arm has one name and colour in the paper.
+    """
+    return [{**row, "arm": "aligned"} if row["arm"] == "pretrained" else row for row in rows]
+
+
+def beyond_structure(names: Iterable[str]) -> list[str]:
+    """Arms of the properties that see more, or other, than the structure; in the order of `ARMS`."""
+    return [name for name in ordered(names) if name in NOT_STRUCTURE_ONLY]
+
+
+def ablation_groups(metrics: Metrics) -> list[str]:
+    """Groups of variants that were run."""
+    return list(dict.fromkeys(r["group"] for r in metrics["results"]))
+
+
+def curves(ax: Axes, rows: list[Row], *, x: str) -> None:
+    """One line with error bars an arm."""
+    for name in ordered(r["arm"] for r in rows):
+        points = sorted((r for r in rows if r["arm"] == name), key=lambda r: r[x])
+        value = [r["value"] for r in points]
+        look = arm(name)
+        ax.errorbar(
+            [r[x] for r in points],
+            value,
+            yerr=bars(value, (r["low"] for r in points), (r["high"] for r in points)),
+            color=look.colour,
+            marker=look.marker,
+            label=look.label,
+            elinewidth=0.7,
+            capsize=1.5,
+            capthick=0.7,
+        )
+
+
+def legend(fig: Figure, axes: Iterable[Axes], *, columns: int) -> None:
+    """One legend above all panels."""
+    handles: dict[str, Any] = {}
+    for ax in axes:
+        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    if handles:
+        fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, columnspacing=1.0)
