@@ -32,7 +32,12 @@ def test_every_path_exists():
     rooms = ("", "src/matalign")
     missing = [f for f in files if not f.startswith(made) and not any((REPOSITORY / r / f).exists() for r in rooms)]
     missing = [f for f in missing if not any((folder / f).exists() for folder in (LAPTOP, REPOSITORY / "results"))]
-    assert set(missing) <= {"matalign.load", "matalign.read_structure", "matalign.read_micrograph", "matalign.read_protocol"}
+    assert set(missing) <= {
+        "matalign.load",
+        "matalign.read_structure",
+        "matalign.read_micrograph",
+        "matalign.read_protocol",
+    }
     for name, text in PAGES.items():
         folder = REPOSITORY / ("docs" if name != "README.md" else "")
         links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]

@@ -1,5 +1,7 @@
 """Crystal towers: descriptors against an explicit loop over angles, invariances, continuity."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -29,8 +31,7 @@ def batch_of(*crystals, cutoff_A=6.0, neighbours=16):
 
 
 def double(batch):
-    batch.edge_vec, batch.edge_cutoff = batch.edge_vec.double(), batch.edge_cutoff.double()
-    return batch
+    return dataclasses.replace(batch, edge_vec=batch.edge_vec.double(), edge_cutoff=batch.edge_cutoff.double())
 
 
 @pytest.fixture(scope="module")
@@ -241,8 +242,8 @@ def test_denoiser_does_not_see_a_rotation_and_learns_what_was_done(tower, crysta
     denoiser = Denoiser(32, cutoff_A=6.0, noise_A=0.1)
     made = corrupted(["srtio3", "large"], crystals, [1, 2])
     turn = torch.from_numpy(Rotation.random(random_state=0).as_matrix()).float()
-    turned = made._replace(batch=made.batch.clone(), displacement=made.displacement @ turn.T)
-    turned.batch.edge_vec = made.batch.edge_vec @ turn.T
+    batch = dataclasses.replace(made.batch, edge_vec=made.batch.edge_vec @ turn.T)
+    turned = made._replace(batch=batch, displacement=made.displacement @ turn.T)
     loss, again = (denoiser(tower(m.batch)[1]["atoms"], m) for m in (made, turned))
     assert loss.shape == (2,)
     torch.testing.assert_close(loss, again, rtol=1e-4, atol=1e-5)
