@@ -310,7 +310,7 @@ def edited(folder, **changes):
 
 def test_profile_names_the_folder_in_results(made):
     assert matalign.load("tiny").folder == made[0]
-    with pytest.raises(FileNotFoundError, match=r"no model in .*results/laptop/model; the stage `release` makes it"):
+    with pytest.raises(FileNotFoundError, match=r"no model in .*results/laptop/model; set MATALIGN_HOME"):
         matalign.load("laptop")
 
 

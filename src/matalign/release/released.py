@@ -6,6 +6,7 @@ read when a question first needs it, and what answers it is imported then: a pre
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -230,18 +231,23 @@ def load(profile_or_path: str | Path) -> Released:
     """Load a released model, and check that it is whole; without the image tower's files it answers all but images.
 
     Args:
-        profile_or_path: a profile whose model is in `results/<profile>/model`, or a folder of that kind.
+        profile_or_path: folder of a model, or a profile whose model is in the folder that `MATALIGN_HOME` names (itself
+            a model's, or with `<profile>/model`), else in `results/<profile>/model` of the project.
 
     Raises:
         FileNotFoundError: there is no model, or one of its files is missing.
         ValueError: another format, a file that has changed.
     """
-    folder = Path(profile_or_path)
-    if not (folder / "config.json").exists():
-        folder = paths.results(str(profile_or_path)) / "model"
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"no model in {folder}; the stage `release` makes it, or give its folder")
-    return Released(folder, checked(folder))
+    home = os.environ.get("MATALIGN_HOME")
+    named = [Path(home), Path(home) / str(profile_or_path) / "model"] if home else []
+    places = [Path(profile_or_path), *named, paths.results(str(profile_or_path)) / "model"]
+    for folder in places:
+        if (folder / "config.json").exists():
+            return Released(folder, checked(folder))
+    raise FileNotFoundError(
+        f"no model in {places[-1]}; set MATALIGN_HOME to the folder that holds {profile_or_path}/model (`results` of a "
+        "checkout), give the model's own folder, or make it by the stage `release`"
+    )
 
 
 def checked(folder: Path) -> dict[str, Any]:
