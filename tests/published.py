@@ -15,7 +15,7 @@ from matalign import cache, config, paths
 from matalign.data import dataset
 from matalign.data.dataset import Curated
 from matalign.pretrain import checkpoint, encode, train
-from matalign.release import release
+from matalign.release import build
 from matalign.tasks.properties import fits
 
 LABELS = {"formation_energy_eV_atom": -1.0, "band_gap_eV": 4.0, "bulk_modulus_GPa": 50.0, "shear_modulus_GPa": 20.0}
@@ -75,6 +75,6 @@ def model(root: Path):
         for stage, values in made.items():
             cache.write_json(results / "metrics" / f"{stage}.json", values)
         stage = config.load("release", "tiny", file=Path(__file__).parents[1] / "params.yaml")
-        yield results / "model", json.loads(json.dumps(release.build(stage))), stage
+        yield results / "model", json.loads(json.dumps(build.build(stage))), stage
         for kept in caches:
             kept.cache_clear()

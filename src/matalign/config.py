@@ -93,9 +93,8 @@ class Release(Stage):
     """03b_release: the model that others use."""
 
     members: int  # of each ensemble of predictors
-    image_bits: int  # of a weight of the image tower's convolutions
     index_size: int  # components that vectors are kept in, of the space's `embed_dim`
-    micrographs: int  # that the error of those bits is measured on, of materials that pretraining has not seen
+    micrographs: int  # that the error of int8 is measured on, of materials that pretraining has not seen
     queries: int  # of each modality, that the index is compared with the full vectors on
     bootstrap: int
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from matalign.release import ensemble
-from matalign.release.ensemble import Calibration
+from matalign.release import ensemble, predictors
+from matalign.release.predictors import Calibration
 
 GROUP = "formation_energy_eV_atom:1 is_metal:0.1"
 MODULI = "bulk_modulus_GPa:1 shear_modulus_GPa:1"
@@ -49,15 +49,15 @@ def test_calibration_by_hand():
     """Nine errors 0.1 … 0.9: the floor is 0.5; at 90 % the ⌈10 · 0.9⌉ = 9th of the ratios counts, at 50 % the 5th."""
     true = np.arange(1, 10) / 10
     agreed = np.zeros((2, 9))
-    found = ensemble.calibrate(agreed, true)
+    found = predictors.calibrate(agreed, true)
     assert (found.floor, found.factor) == pytest.approx((0.5, 1.8))
-    assert ensemble.calibrate(agreed, true, level=0.5).factor == pytest.approx(1.0)
-    assert ensemble.calibrate(agreed, true, level=0.95).factor == pytest.approx(1.8)  # 9 are too few: the greatest
+    assert predictors.calibrate(agreed, true, level=0.5).factor == pytest.approx(1.0)
+    assert predictors.calibrate(agreed, true, level=0.95).factor == pytest.approx(1.8)  # 9 are too few: the greatest
     members = np.array([[1.0, 2.0], [1.0, 4.0]])  # deviations 0 and √2
     np.testing.assert_allclose(found.half_width(members), [0.9, 1.8 * (2**0.5 + 0.5)])
     np.testing.assert_allclose(found.half_width(members[:1]), [0.9, 0.9])
     with pytest.raises(ValueError, match="no labels"):
-        ensemble.calibrate(np.zeros((2, 0)), np.zeros(0))
+        predictors.calibrate(np.zeros((2, 0)), np.zeros(0))
 
 
 @pytest.mark.parametrize("level", [0.5, 0.8, 0.9])
@@ -66,7 +66,7 @@ def test_intervals_hold_the_nominal_share_of_exchangeable_labels(level):
     rng = np.random.default_rng(0)
     spread = rng.uniform(0.1, 2, 8000)
     members, true = spread * rng.normal(size=(3, 8000)), spread * rng.normal(size=8000)
-    found = ensemble.calibrate(members[:, :4000], true[:4000], level=level)
+    found = predictors.calibrate(members[:, :4000], true[:4000], level=level)
     half = found.half_width(members[:, 4000:])
     held = np.abs(members[:, 4000:].mean(0) - true[4000:]) <= half
     assert held.mean() == pytest.approx(level, abs=0.025)
@@ -81,18 +81,9 @@ def test_values_are_in_the_units_of_the_data():
         "is_metal": np.array([[0.2], [0.8]]),
     }
     calibrations = {"band_gap_eV": Calibration(0.5, 1.0), "bulk_modulus_GPa": Calibration(1.0, 1.0)}
-    found = ensemble.values(members, calibrations)
+    found = predictors.values(members, calibrations)
     assert {name: [float(x[0]) for x in each] for name, each in found.items()} == {
         "band_gap_eV": pytest.approx([0.1, 0.0, 0.6]),
         "bulk_modulus_GPa": pytest.approx([100.0, 10.0, 1000.0]),
         "is_metal": pytest.approx([0.5, 0.2, 0.8]),
     }
-
-
-def test_reliability_and_its_error_by_hand():
-    probability, true = np.array([0.02, 0.04, 0.55, 1.0]), np.array([0.0, 1.0, 1.0, 1.0])
-    rows = ensemble.reliability(probability, true)
-    assert [(r["bin_low"], r["n"], r["observed"]) for r in rows] == [(0.0, 2, 0.5), (0.5, 1, 1.0), (0.9, 1, 1.0)]
-    assert [r["probability"] for r in rows] == pytest.approx([0.03, 0.55, 1.0])
-    error = ensemble.calibration_error(np.stack([probability, true], 1))
-    assert error == pytest.approx((2 * 0.47 + 0.45 + 0) / 4)

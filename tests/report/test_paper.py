@@ -9,7 +9,7 @@ import plausible
 import pytest
 
 from matalign import config, paths
-from matalign.release import ensemble
+from matalign.release import predictors
 from matalign.report import figures, paper, tables
 
 TITLE = "One space"
@@ -230,7 +230,7 @@ def test_ablations_of_another_profile_are_printed_and_not_drawn_again(tmp_path, 
 
 def test_the_released_intervals_stand_beside_their_errors():
     table = tables.released(plausible.metrics()["release"])
-    assert tables.HELD == ensemble.LEVEL
+    assert tables.HELD == predictors.LEVEL
     energy, metal = table.cells
     assert energy[:3] == ["formation energy, MAE eV/atom", "0.500 [0.490, 0.510]", "0.890 [0.872, 0.908]"]
     assert energy[4] == "0.840 [0.823, 0.857]"

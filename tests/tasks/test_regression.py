@@ -8,7 +8,6 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch_geometric.data import Batch
 
 from matalign import elements
 from matalign.data.dataset import Structures
@@ -202,7 +201,7 @@ class Constant(torch.nn.Module):
         super().__init__()
         self.out = torch.nn.Parameter(torch.zeros(2))
 
-    def forward(self, batch: Batch):
+    def forward(self, batch):
         return self.out.expand(len(batch.ptr) - 1, 2)
 
 

@@ -21,6 +21,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from matalign import cache, paths
+from matalign.data.structures import Structures
 
 # Column -> Arrow type. Units are in the names; a label that a material lacks is NaN.
 MATERIALS = {
@@ -57,71 +58,6 @@ SPLITS = {
     "pretrain": pa.string(),  # train, val or excluded
 }
 TENSORS = {"numbers": np.int16, "frac_coords": np.float64, "lattice": np.float64, "ptr": np.int64}
-
-
-@dataclass(frozen=True)
-class Structures:
-    """M periodic crystals with N atoms in all, flat.
-
-    Args:
-        numbers: (N,) atomic numbers.
-        frac_coords: (N, 3) fractional coordinates.
-        lattice: (M, 3, 3) rows are the lattice vectors, Å.
-        ptr: (M + 1,) crystal m holds atoms ``ptr[m]:ptr[m + 1]``.
-
-    Raises:
-        ValueError: shapes that do not belong together.
-    """
-
-    numbers: np.ndarray
-    frac_coords: np.ndarray
-    lattice: np.ndarray
-    ptr: np.ndarray
-
-    def __post_init__(self) -> None:
-        atoms, crystals = len(self.numbers), len(self.lattice)
-        if self.frac_coords.shape != (atoms, 3) or self.lattice.shape != (crystals, 3, 3):
-            raise ValueError(
-                f"{atoms} atoms and {crystals} crystals do not fit frac_coords {self.frac_coords.shape} "
-                f"and lattice {self.lattice.shape}"
-            )
-        if len(self.ptr) != crystals + 1 or self.ptr[[0, -1]].tolist() != [0, atoms] or (np.diff(self.ptr) < 1).any():
-            raise ValueError(f"ptr {self.ptr.shape} must rise from 0 to {atoms} in {crystals} steps of at least 1")
-
-    @classmethod
-    def pack(cls, crystals: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> "Structures":
-        """Flatten a list of (numbers (n,), frac_coords (n, 3), lattice (3, 3))."""
-        numbers, frac_coords, lattices = zip(*crystals) if crystals else ((), (), ())
-        return cls(
-            numbers=np.concatenate([np.zeros(0), *numbers]).astype(np.int16),
-            frac_coords=np.concatenate([np.zeros((0, 3)), *frac_coords]).astype(np.float64),
-            lattice=np.array(lattices, dtype=np.float64).reshape(-1, 3, 3),
-            ptr=np.cumsum([0, *map(len, numbers)], dtype=np.int64),
-        )
-
-    def __len__(self) -> int:
-        return len(self.lattice)
-
-    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Numbers (n,), frac_coords (n, 3) and lattice (3, 3) of one crystal."""
-        row = range(len(self))[row]  # negative rows count from the end; beyond: IndexError
-        atoms = slice(self.ptr[row], self.ptr[row + 1])
-        return self.numbers[atoms], self.frac_coords[atoms], self.lattice[row]
-
-    def fractions(self) -> np.ndarray:
-        """(M, 119) atomic fractions of the crystals, by atomic number."""
-        atoms = np.diff(self.ptr)
-        counts = np.zeros((len(self), 119))
-        np.add.at(counts, (np.repeat(np.arange(len(self)), atoms), self.numbers), 1)
-        return counts / atoms[:, None]
-
-    def take(self, rows: np.ndarray) -> "Structures":
-        """The crystals of these rows, in this order; a row may come twice."""
-        rows = np.asarray(rows, dtype=np.int64)
-        sizes = np.diff(self.ptr)[rows]
-        ptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        atoms = np.repeat(self.ptr[rows] - ptr[:-1], sizes) + np.arange(ptr[-1])
-        return Structures(self.numbers[atoms], self.frac_coords[atoms], self.lattice[rows], ptr)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,25 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 
 from matalign.data.groups import plain, spelled_out
-from matalign.elements import NAMES, NUMBER, VALUES
+from matalign.elements import NAMES, NUMBER, PROPERTIES, SYMBOLS, VALUES
 
+ELECTRONEGATIVITY = {
+    symbol: float(np.nan_to_num(VALUES[z, PROPERTIES.index("electronegativity")], nan=np.inf))
+    for symbol, z in NUMBER.items()
+}
+MAX_WITHIN_ANION = 1.65  # difference of electronegativity, as pymatgen has it
+MOLECULES = {
+    "LiO": "Li2O2", "NaO": "Na2O2", "KO": "K2O2", "HO": "H2O2", "CsO": "Cs2O2", "RbO": "Rb2O2",
+    "O": "O2", "N": "N2", "F": "F2", "Cl": "Cl2", "H": "H2",
+}  # fmt: skip
 SAME_COMPOSITION = 0.01  # largest difference of an atomic fraction between two spellings of one composition
 COMMON = frozenset("CHON")  # what anions, ligands, water and air are made of: says little about which material it is
 WATER = r"·((\d+(\.\d+)?|\d+/\d+)?[xnmyz]?\(?H2O\)?[xnmyz]?)$"
@@ -137,6 +147,38 @@ def reduced(formula: str) -> str:
     whole = {symbol: int(amount * scale) for symbol, amount in atoms.items()}
     divisor = math.gcd(*whole.values())
     return "".join(f"{symbol}{whole[symbol] // divisor}" for symbol in sorted(whole))
+
+
+def spelled(numbers: Iterable[int]) -> str:
+    """The reduced formula of a cell as chemists and pymatgen spell it.
+
+    By electronegativity, the last two elements in brackets where they are an anion: LiFePO4, Ca3(PO4)2.
+
+    Args:
+        numbers: atomic numbers of its atoms.
+    """
+    return _spelled(Counter(SYMBOLS[int(z)] for z in numbers))
+
+
+def respelled(formula: str) -> str:
+    """A formula of whole numbers as `spelled` has it: SrCO3 for C1O3Sr1.
+
+    Raises:
+        ValueError: see `composition`.
+    """
+    return _spelled({symbol: int(amount) for symbol, amount in composition(formula).items()})
+
+
+def _spelled(atoms: Mapping[str, int]) -> str:
+    symbols = sorted(atoms, key=lambda symbol: (ELECTRONEGATIVITY[symbol], symbol))
+    divisor, anion = math.gcd(*atoms.values()), ""
+    if len(symbols) > 2 and ELECTRONEGATIVITY[symbols[-1]] - ELECTRONEGATIVITY[symbols[-2]] < MAX_WITHIN_ANION:
+        last = {symbol: atoms[symbol] // divisor for symbol in symbols[-2:]}
+        if (units := math.gcd(*last.values())) > 1:
+            anion, symbols = f"({_spelled(last)}){units}", symbols[:-2]
+    amounts = ((symbol, atoms[symbol] // divisor) for symbol in symbols)
+    text = "".join(symbol + (str(n) if n > 1 else "") for symbol, n in amounts) + anion
+    return MOLECULES.get(text, text)
 
 
 @lru_cache(maxsize=200_000)

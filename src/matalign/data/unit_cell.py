@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from matalign.data import symmetry
 from matalign.data.symmetry import Setting
@@ -211,6 +210,8 @@ def pairs(frac_coords: np.ndarray, lattice: np.ndarray, cutoff: float) -> tuple[
     near = ((images >= -reach) & (images <= 1 + reach)).all(1)
     atoms = np.repeat(np.arange(len(inside)), len(shifts))[near]
     still = np.tile((shifts == 0).all(1), len(inside))[near]
+    from scipy.spatial import cKDTree  # here: its import takes as long as a prediction
+
     found = cKDTree(inside @ lattice).sparse_distance_matrix(
         cKDTree(images[near] @ lattice), cutoff, output_type="ndarray"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matalign.data import sources
-from matalign.release.ensemble import LEVEL
+from matalign.release.predictors import LEVEL
 from matalign.tasks.properties.properties import unit
 
 TEXT = """# matalign, profile {profile}
@@ -46,7 +46,7 @@ Of the test labels, the intervals of {level:.0%} (split-conformal, scaled by the
 
 {coverage}
 
-{image}The index keeps {size} components of each vector, in 8 bits. Share of the nearest by full vectors that it finds:
+{image}The index keeps {size} components of each vector, as int8. Share of the nearest by full vectors that it finds:
 {agreement}.
 
 Recall@1 within a batch of unseen materials: {recall}.
@@ -70,7 +70,7 @@ The weights are under the MIT licence, as the code is. Cite `CITATION.cff` and t
 WARNING = "\n**Trained on the embedded sample, which is synthetic: it shows that the software runs, no more.**\n"
 PREDICTORS = """- {targets}: {members} members of the arm `{arm}`, which was best on validation of those that see the
   structure alone ({percent:g} % of labels, {split} split). They are trained on the random split's training part."""
-IMAGE = """The image tower's convolutions are stored in {bits} bits: the cosine between its embeddings and those at full
+IMAGE = """The image tower's convolutions are stored as int8: the cosine between its embeddings and those at full
 precision, over {n} unseen micrographs, is {cosine_mean:.4f} in the mean and {cosine_min:.4f} at least.
 
 """

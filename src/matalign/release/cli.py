@@ -4,9 +4,11 @@ Tables are for people, `--json` and `--csv` for programs. A file that cannot be 
 what is wrong in it, and the others go on. Exit code: 0 all went well, 1 some or all failed, 2 the command is wrong.
 """
 
+import csv
 import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +16,8 @@ import typer
 
 if TYPE_CHECKING:  # they take seconds to import, and `--help` needs none
     import numpy as np
-    import pandas as pd
 
-    from matalign.data.dataset import Structures
+    from matalign.data.structures import Structures
     from matalign.release.released import Released
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dm3", ".dm4", ".emd", ".mrc", ".ser")
@@ -54,9 +55,8 @@ def predict(
     """Formation energy, gap, P(metal), K and G of crystals, each with an interval."""
     one_of(as_json, as_csv)
     loaded = load(model)
-    names, found = crystals(files, block, frame)
-    rows = loaded.predict(found)
-    rows.insert(0, "file", names)
+    names, structures = crystals(files, block, frame)
+    rows = with_files(names, records(loaded.properties(structures)))
     show(rows if as_json or as_csv else ranges(rows), as_json=as_json, as_csv=as_csv)
     end(files, names)
 
@@ -78,16 +78,13 @@ def embed(
         raise typer.BadParameter("expected --out, --json or --csv")
     if out is not None and out.suffix not in SUFFIXES:
         raise typer.BadParameter(f"--out {out}: expected a name that ends in {' or '.join(SUFFIXES)}")
-    import pandas as pd
-
-    names, found = vectors(files, load(model), pixel_A, block, frame)
+    names, embeddings = vectors(files, load(model), pixel_A, block, frame)
     if out is not None:
-        save(out, found, names)
-        print(f"{len(found)} vectors of {found.shape[1]} numbers in {out}", file=sys.stderr)
+        save(out, embeddings, names)
+        print(f"{len(embeddings)} vectors of {embeddings.shape[1]} numbers in {out}", file=sys.stderr)
     if as_json or as_csv:
-        rows = pd.DataFrame(found, columns=[f"z{i}" for i in range(found.shape[1])])
-        rows.insert(0, "file", names)
-        show(rows, as_json=as_json, as_csv=as_csv)
+        rows = records({f"z{i}": column for i, column in enumerate(embeddings.T)})
+        show(with_files(names, rows), as_json=as_json, as_csv=as_csv)
     end(files, names)
 
 
@@ -106,13 +103,12 @@ def neighbours(
     """What lies nearest to a crystal, an image or a protocol."""
     one_of(as_json, as_csv)
     loaded = load(model)
-    names, found = vectors(files, loaded, pixel_A, block, frame)
+    names, embeddings = vectors(files, loaded, pixel_A, block, frame)
     try:
-        rows = loaded.neighbours(found, k, among=among)
+        rows = loaded.neighbours(embeddings, k, among=among).to_dict("records")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    rows.insert(0, "file", [names[query] for query in rows.pop("query")])
-    show(rows, as_json=as_json, as_csv=as_csv)
+    show(with_files([names[row.pop("query")] for row in rows], rows), as_json=as_json, as_csv=as_csv)
     end(files, names)
 
 
@@ -128,30 +124,28 @@ def recommend(
 ) -> None:
     """How a crystal might be made: protocols of its neighbours in the space, and precursor sets with temperatures."""
     one_of(as_json, as_csv)
-    import pandas as pd
-
     loaded = load(model)
-    print(f"recipes are from {loaded.source}", file=sys.stderr)
-    names, found = crystals(files, block, frame)
-    answers = {name: loaded.recommend(found.take([i]), k) for i, name in enumerate(names)}
+    print(f"recipes are from {loaded.cookbook.source}", file=sys.stderr)
+    names, structures = crystals(files, block, frame)
+    answers = {name: loaded.recommend(structures.take([i]), k) for i, name in enumerate(names)}
     if as_json:
-        told = [{"file": name, **{key: plain(value) for key, value in vars(r).items()}} for name, r in answers.items()]
-        print(json.dumps(told, indent=1))
+        print(json.dumps([{"file": name, **plain(vars(answer))} for name, answer in answers.items()], indent=1))
     elif as_csv:
         parts = {"protocol": "protocols", "precursor set": "precursor_sets"}
         rows = [
-            getattr(r, field).assign(file=name, part=part)
-            for name, r in answers.items()
+            {**row, "file": name, "part": part}
+            for name, answer in answers.items()
             for part, field in parts.items()
+            for row in getattr(answer, field).to_dict("records")
         ]
-        show(pd.concat(rows) if rows else pd.DataFrame(), as_json=False, as_csv=True)
+        show(rows, as_json=False, as_csv=True)
     else:
-        for name, r in answers.items():
-            low, high = r.temperature_C
-            print(f"{name}: {r.formula}\n\nprotocols nearby, their highest temperatures {low:.0f} to {high:.0f} °C")
-            show(r.protocols, as_json=False, as_csv=False)
+        for name, answer in answers.items():
+            low, high = answer.temperature_C
+            print(f"{name}: {answer.formula}\n\nprotocols nearby, highest temperatures {low:.0f} to {high:.0f} °C")
+            show(answer.protocols.to_dict("records"), as_json=False, as_csv=False)
             print("\nprecursor sets, temperatures in °C")
-            show(r.precursor_sets, as_json=False, as_csv=False)
+            show(answer.precursor_sets.to_dict("records"), as_json=False, as_csv=False)
             print()
     end(files, names)
 
@@ -240,15 +234,15 @@ def crystal(file: Path, block: str | None, frame: int | None) -> "tuple[np.ndarr
     """The structure in a file; what its reading assumed is told on standard error."""
     from matalign import read_structure
 
-    found = read_structure(file, block=block, frame=frame)
-    for note in found.notes:
+    cell = read_structure(file, block=block, frame=frame)
+    for note in cell.notes:
         print(f"note: {file}: {note}", file=sys.stderr)
-    return found.arrays
+    return cell.arrays
 
 
 def crystals(files: list[Path], block: str | None, frame: int | None) -> "tuple[list[str], Structures]":
     """Names and structures of the files that hold one."""
-    from matalign.data.dataset import Structures
+    from matalign.data.structures import Structures
 
     names, items = taken(files, lambda file: crystal(file, block, frame))
     return names, Structures.pack(items)
@@ -260,11 +254,11 @@ def vectors(
     """Names and embeddings of the files that can be read, whatever they hold."""
     import numpy as np
 
-    from matalign.data.dataset import Structures
     from matalign.data.micrographs import model_image
     from matalign.data.recipe_texts import read_protocol
+    from matalign.data.structures import Structures
 
-    cfg = loaded.model.config
+    cfg = loaded.config
 
     def read(file: Path) -> tuple[str, Any]:
         if file.suffix.lower() in IMAGES:
@@ -307,36 +301,67 @@ def one_of(as_json: bool, as_csv: bool) -> None:
         raise typer.BadParameter("expected --json or --csv, not both")
 
 
-def ranges(rows: "pd.DataFrame") -> "pd.DataFrame":
+def records(columns: "Mapping[str, Sequence]") -> list[dict[str, Any]]:
+    """Columns of equal length as rows of plain values."""
+    lists = (column.tolist() if hasattr(column, "tolist") else column for column in columns.values())
+    return [dict(zip(columns, values)) for values in zip(*lists)]
+
+
+def with_files(names: list[str], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that begin with the file that each is about."""
+    return [{"file": name, **row} for name, row in zip(names, rows, strict=True)]
+
+
+def ranges(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Predictions for people: each value with its interval in one cell."""
-    told = [c.removesuffix("_low") for c in rows if c.endswith("_low")]
-    out = rows[[c for c in rows if not c.startswith(tuple(told))]].copy()
-    for name in told:
-        each = zip(rows[name], rows[f"{name}_low"], rows[f"{name}_high"])
-        out[name] = [f"{value:.3g} [{low:.3g}, {high:.3g}]" for value, low, high in each]
+    out = []
+    for row in rows:
+        bounded = [name.removesuffix("_low") for name in row if name.endswith("_low")]
+        text = {name: f"{row[name]:.3g} [{row[f'{name}_low']:.3g}, {row[f'{name}_high']:.3g}]" for name in bounded}
+        out.append({name: value for name, value in row.items() if not name.startswith(tuple(bounded))} | text)
     return out
 
 
-def show(rows: "pd.DataFrame", *, as_json: bool, as_csv: bool) -> None:
+def show(rows: list[dict[str, Any]], *, as_json: bool, as_csv: bool) -> None:
     """Print a table."""
     if as_json:
         print(json.dumps(plain(rows), indent=1))
-    elif as_csv:
-        print(rows.to_csv(index=False), end="")
-    elif len(rows):
-        short = rows.map(lambda x: x[: WIDTH - 1] + "…" if isinstance(x, str) and len(x) > WIDTH else x)
-        for name in (c for c in short if c.endswith("_C")):  # whole degrees
-            short[name] = short[name].map("{:.0f}".format, na_action="ignore").fillna("")
-        print(short.to_string(index=False, float_format="{:.3g}".format))
+        return
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if as_csv:
+        writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    elif rows:
+        cells = [columns, *([cell(name, row.get(name)) for name in columns] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        for line in cells:
+            print(" ".join(text.rjust(width) for text, width in zip(line, widths)))
+
+
+def cell(column: str, value: Any) -> str:
+    """A value of a table for people; degrees are whole."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.0f}" if column.endswith("_C") else f"{value:.3g}"
+    text = " ".join(str(value).split())
+    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: tables as lists of rows, null where there is no number."""
-    if hasattr(value, "to_json"):
-        return json.loads(value.to_json(orient="records", double_precision=6))
-    if isinstance(value, tuple):
+    """A value as JSON has it: tables as lists of rows, null where there is no number, six decimals."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict("records")
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
         return [plain(each) for each in value]
-    return None if isinstance(value, float) and value != value else value
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a released model's queries are compared with: small vectors of crystals and protocols, not what they are of.
 
 Unit vectors z (dim,) are kept as C z in the space of the first principal axes C (d, dim), uncentred, so that inner
-products stay as near as they can; each in 8 bits with a scale of its own.
+products stay as near as they can; each as int8 with a scale of its own.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,8 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 
 from matalign.pretrain import encode
-from matalign.release import packed
+from matalign.release import weights
 
-BITS = 8
 TOP = 10  # nearest that the agreement is taken on
 FILE = "index.safetensors"
 
@@ -46,7 +45,7 @@ class Index:
         if among not in self.vectors:
             raise ValueError(f"among must be one of {', '.join(self.vectors)}, got {among!r}")
         rows, similarity = encode.nearest((queries @ self.axes.T).astype(np.float32), self.vectors[among], k)
-        return rows, np.minimum(similarity, 1)  # 8 bits may round to a little more
+        return rows, np.minimum(similarity, 1)  # int8 may round to a little more
 
 
 def build(vectors: Mapping[str, Float[np.ndarray, "n dim"]], tables: Mapping[str, pd.DataFrame], *, size: int) -> Index:
@@ -65,8 +64,7 @@ def build(vectors: Mapping[str, Float[np.ndarray, "n dim"]], tables: Mapping[str
 
 
 def _rounded(vectors: np.ndarray) -> np.ndarray:
-    values = torch.from_numpy(vectors.astype(np.float32))
-    return packed.unpack(*packed.pack(values, bits=BITS), tuple(values.shape), bits=BITS).numpy()
+    return weights.dequantise(*weights.quantise(torch.from_numpy(vectors.astype(np.float32)))).numpy()
 
 
 def agreement(
@@ -82,7 +80,7 @@ def write(folder: Path, index: Index) -> list[str]:
     """Write the vectors and `<modality>s.parquet` for each table; the files' names."""
     tensors = {"axes": torch.from_numpy(index.axes).half()}
     for name, vectors in index.vectors.items():
-        tensors[name + packed.PACKED], tensors[name + packed.SCALE] = packed.pack(torch.from_numpy(vectors), bits=BITS)
+        tensors[name], tensors[name + weights.SCALE] = weights.quantise(torch.from_numpy(vectors))
     save_file(tensors, folder / FILE)
     for name, table in index.tables.items():
         table.to_parquet(folder / f"{name}s.parquet", compression="zstd", index=False)
@@ -91,11 +89,8 @@ def write(folder: Path, index: Index) -> list[str]:
 
 def read(folder: Path) -> Index:
     """Read what `write` wrote."""
-    tensors = load_file(folder / FILE)
-    names = [name.removesuffix(packed.PACKED) for name in tensors if name.endswith(packed.PACKED)]
-    tables = {name: pd.read_parquet(folder / f"{name}s.parquet") for name in sorted(names)}
-    axes, vectors = tensors["axes"].float().numpy(), {}
-    for name, table in tables.items():
-        parts, shape = (tensors[name + packed.PACKED], tensors[name + packed.SCALE]), (len(table), len(axes))
-        vectors[name] = packed.unpack(*parts, shape, bits=BITS).numpy()
-    return Index(axes, vectors, tables)
+    kept = load_file(folder / FILE)
+    names = [name.removesuffix(weights.SCALE) for name in sorted(kept) if name.endswith(weights.SCALE)]
+    vectors = {name: weights.dequantise(kept[name], kept[name + weights.SCALE]).numpy() for name in names}
+    tables = {name: pd.read_parquet(folder / f"{name}s.parquet") for name in names}
+    return Index(kept["axes"].float().numpy(), vectors, tables)

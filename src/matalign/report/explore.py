@@ -101,7 +101,7 @@ class Explorer:
 
     def properties(self) -> pd.DataFrame:
         """What is known, and what the released model predicts with its intervals."""
-        told = cli.ranges(self.released.predict(self.structure)).T
+        told = pd.DataFrame(cli.ranges(self.released.predict(self.structure).to_dict("records"))).T
         told.columns = ["predicted"]
         if self.row is not None:
             told.insert(0, "in the set", self.curated.materials.iloc[self.row])

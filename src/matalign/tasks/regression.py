@@ -18,14 +18,14 @@ from jaxtyping import Bool, Float, Float16, Float32, Int
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.data import Batch
 from torch_geometric.utils import to_dense_batch
 
 from matalign import elements
 from matalign.data.dataset import Structures
 from matalign.tasks import fit
+from matalign.towers.crystal import Regressor as Regressor  # the plain network, beside those of fusion
 from matalign.towers.crystal import pool
-from matalign.views.graphs import GraphStore
+from matalign.views.graphs import Batch, GraphStore
 
 METAL = "is_metal"
 THRESHOLD = 0.5  # above: a metal
@@ -141,18 +141,6 @@ def ridge(x: Mapping[str, np.ndarray], y: np.ndarray, score: Callable, classes: 
 
 
 # Networks; each takes a batch of graphs and then the features of other modalities, (B, tokens, dim) each
-
-
-class Regressor(nn.Module):
-    """A tower and one linear layer on its pooled features; targets standardised on training."""
-
-    def __init__(self, tower: nn.Module, targets: int):
-        super().__init__()
-        self.tower, self.head = tower, nn.Linear(tower.dim, targets)
-
-    def forward(self, batch: Batch) -> Float[Tensor, "crystals targets"]:
-        """Standardised predictions for a batch of graphs."""
-        return self.head(self.tower(batch)[0])
 
 
 class Projection(nn.Module):

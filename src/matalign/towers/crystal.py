@@ -22,6 +22,7 @@ et al., ICLR 2020).
 """
 
 import math
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -30,14 +31,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch_geometric.data import Batch
-from torch_geometric.nn import CGConv
 
 from matalign import elements
 from matalign.config import Pretrain
-from matalign.data.dataset import Curated, Structures
+from matalign.data.structures import Structures
 from matalign.views import draws
-from matalign.views.graphs import GraphStore
+from matalign.views.graphs import Batch, GraphStore
 
 CORRUPTION = np.uint64(0x9E3779B97F4A7C15)  # sets the draws of `corrupt` apart from others of the same key
 
@@ -266,6 +265,18 @@ class CrystalTower(nn.Module):
         return pool(atoms, batch), {"atoms": atoms}
 
 
+class Regressor(nn.Module):
+    """A tower and one linear layer on its pooled features; targets standardised on training."""
+
+    def __init__(self, tower: nn.Module, targets: int):
+        super().__init__()
+        self.tower, self.head = tower, nn.Linear(tower.dim, targets)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "crystals targets"]:
+        """Standardised predictions for a batch of graphs."""
+        return self.head(self.tower(batch)[0])
+
+
 class CGConvTower(nn.Module):
     """CGCNN's convolution as PyG has it (`torch_geometric.nn.CGConv`, batch norm), on the same graph; no angles.
 
@@ -280,6 +291,8 @@ class CGConvTower(nn.Module):
     """
 
     def __init__(self, *, width: int, layers: int, cutoff_A: float, radial: int = 32) -> None:
+        from torch_geometric.nn import CGConv  # here: its import takes seconds, and only this baseline needs it
+
         super().__init__()
         self.dim, self.cutoff_A, self.radial = width, cutoff_A, radial
         self.element = ElementEmbedding(width)
@@ -324,14 +337,8 @@ def corrupt(batch: Batch, keys: np.ndarray, *, mask_atoms: float, noise_A: float
     hidden = torch.from_numpy(u[:, 6] < mask_atoms).to(batch.z.device)
     displacement = torch.from_numpy(normal * noise_A).to(batch.edge_vec)
     neighbour, centre = batch.edge_index
-    changed = Batch(
-        z=torch.where(hidden, 0, batch.z),
-        edge_index=batch.edge_index,
-        edge_vec=batch.edge_vec + displacement.index_select(0, neighbour) - displacement.index_select(0, centre),
-        edge_cutoff=batch.edge_cutoff,
-        batch=batch.batch,
-        ptr=batch.ptr,
-    )
+    moved = batch.edge_vec + displacement.index_select(0, neighbour) - displacement.index_select(0, centre)
+    changed = replace(batch, z=torch.where(hidden, 0, batch.z), edge_vec=moved)
     return Corrupted(changed, hidden, batch.z, displacement - pool(displacement, batch).index_select(0, batch.batch))
 
 
@@ -399,7 +406,9 @@ def graphs(cfg: Pretrain, structures: Structures, device: torch.device | str = "
 class Inputs:
     """Every material has its crystal."""
 
-    def __init__(self, cfg: Pretrain, curated: Curated, tower: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, cfg: Pretrain, curated: "matalign.data.dataset.Curated", tower: nn.Module, device: torch.device
+    ) -> None:
         self.cfg, self.structures, self.device = cfg, curated.structures, device
         self.has = np.ones(len(curated.structures), bool)
 

@@ -14,14 +14,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-from torchvision.ops import FrozenBatchNorm2d
 
 from matalign.config import Pretrain
 from matalign.data.dataset import Curated
 from matalign.views import micrographs
 
-DEPTHS = {10: (BasicBlock, [1, 1, 1, 1]), 18: (BasicBlock, [2, 2, 2, 2]), 50: (Bottleneck, [3, 4, 6, 3])}
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # of each stage: basic ones, bottlenecks at 50
 
 
 class ImageTower(nn.Module):
@@ -45,12 +43,15 @@ class ImageTower(nn.Module):
     """
 
     def __init__(self, *, weights: str = "", frozen_statistics: bool | None = None, depth: int = 50, channels: int = 1):
+        from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet  # here: their import takes seconds
+        from torchvision.ops import FrozenBatchNorm2d
+
         super().__init__()
         frozen = bool(weights) if frozen_statistics is None else frozen_statistics
         norm = FrozenBatchNorm2d if frozen else partial(nn.GroupNorm, 32)
         # A residual branch that starts at zero lets a deep net without batch statistics begin as a shallow one.
-        block, layers = DEPTHS[depth]
-        resnet = ResNet(block, layers, norm_layer=norm, zero_init_residual=not frozen)
+        block = Bottleneck if depth == 50 else BasicBlock
+        resnet = ResNet(block, list(BLOCKS[depth]), norm_layer=norm, zero_init_residual=not frozen)
         self.depth, self.dim = depth, resnet.fc.in_features
         resnet.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")

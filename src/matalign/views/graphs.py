@@ -5,16 +5,7 @@ images u with `d_uv < r_c(v)`. A fixed number of neighbours would cut through sh
 would depend on the order of the atoms; this one does not, and with an envelope that is zero at r_c(v) no neighbour
 enters or leaves with a jump.
 
-Fields of a batch (`torch_geometric.data.Batch`; N atoms, E edges, B crystals):
-
-| field         | shape, type   | meaning|
-|---|---|---|
-| `z`           | (N,) int64    | atomic number|
-| `edge_index`  | (2, E) int64  | row 0: neighbour u, row 1: centre v; sorted by v|
-| `edge_vec`    | (E, 3) float32| from v to the image of u, angstrom|
-| `edge_cutoff` | (N,) float32  | r_c(v), angstrom|
-| `batch`       | (N,) int64    | crystal of the atom|
-| `ptr`         | (B+1,) int64  | first atom of each crystal|
+A `Batch` has PyG's field names, but needs no `torch_geometric`, whose import takes longer than a prediction.
 """
 
 from collections.abc import Iterable
@@ -26,10 +17,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch_geometric.data import Batch
 from vesin import NeighborList
 
-from matalign.data.dataset import Structures
+from matalign.data.structures import Structures
 
 TIE = 1e-4  # relative; neighbours as far as the first one outside, but for rounding, are outside too
 CHUNK = 512  # crystals between two passes over their edges
@@ -103,6 +93,18 @@ def _check(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) ->
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Graphs of B crystals with N atoms and E edges in all."""
+
+    z: Int[Tensor, " N"]  # int64, atomic number
+    edge_index: Int[Tensor, "2 E"]  # int64; row 0: neighbour u, row 1: centre v; sorted by v
+    edge_vec: Float[Tensor, "E 3"]  # float32, from v to the image of u, angstrom
+    edge_cutoff: Float[Tensor, " N"]  # float32, r_c(v), angstrom
+    batch: Int[Tensor, " N"]  # int64, crystal of the atom
+    ptr: Int[Tensor, " B_plus_1"]  # int64, first atom of each crystal
+
+
+@dataclass(frozen=True)
 class GraphStore:
     """Graphs of many crystals in flat tensors (A atoms, E edges, M crystals), batched by index."""
 
@@ -157,7 +159,7 @@ class GraphStore:
         return len(self.ptr) - 1
 
     def batch(self, rows: Int[Tensor, " B"]) -> Batch:
-        """The crystals of these rows, in this order, as one PyG batch; fields as in the module's table."""
+        """The crystals of these rows, in this order, as one batch."""
         device = self.ptr.device
         atoms, atom_ptr = _ragged(self.ptr, rows.to(device))
         edges, edge_ptr = _ragged(self.edge_ptr, atoms)

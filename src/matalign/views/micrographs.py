@@ -24,10 +24,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 
-from matalign.data.dataset import Structures
+from matalign.data.structures import Structures
 from matalign.views.draws import uniforms
 
 CROSS_SECTION_A2 = 0.02  # of an atom of Z = 79
@@ -280,6 +279,8 @@ def expose(columns: Columns, view: View, *, optics: Optics) -> Tensor:
     """
     size, px = len(view.axis), optics.image_px
     pad = math.ceil(optics.reach_A / optics.pixel_A) + 1
+    from scipy.fft import next_fast_len  # here: `scipy.fft` takes as long as a prediction
+
     full = next_fast_len(px + 2 * pad, real=True)
 
     section = CROSS_SECTION_A2 * (np.arange(119) / 79) ** optics.gamma  # Å², row Z

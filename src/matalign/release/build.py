@@ -21,8 +21,8 @@ from matalign import cache, config, paths, stats
 from matalign.config import Release
 from matalign.data import sources
 from matalign.pretrain import encode
-from matalign.release import card, ensemble, index, packed, released
-from matalign.release.ensemble import LEVELS, Calibration
+from matalign.release import card, ensemble, index, predictors, released, weights
+from matalign.release.predictors import LEVELS, Calibration
 from matalign.tasks.properties import fits
 from matalign.tasks.properties.fits import Fit
 from matalign.tasks.properties.properties import unit
@@ -69,17 +69,17 @@ def build(cfg: Release) -> dict[str, Any]:
     folder.mkdir()
     torch.set_num_threads(cfg.threads)
     about = write_weights(cfg, folder, t, fitted)
-    model, ensembles = released.towers(folder, about), released.ensembles(folder, about)
+    model = released.towers(folder, about, about["pretrain"]["modalities"].split())
     store, tables = model.graphs(t.curated.structures), []
-    members = ensemble.said(ensembles, store)
+    members = predictors.member_predictions(released.ensembles(folder, about), store)
     parts_of = {target: fits.rows(t, fit) for fit in planned for target in fit.weights}
     calibrations: dict[str, Calibration] = {}
     for target, parts in ((target, parts_of[target]) for target in members):
         if target != METAL:
             val, true = known(t, target, parts["val"])
-            calibrations[target] = ensemble.calibrate(members[target][:, val], true)
+            calibrations[target] = predictors.calibrate(members[target][:, val], true)
         tables.append(scores(cfg, t, target, members[target], parts))
-    vectors, names = contents(t, model, ensemble.values(members, calibrations))
+    vectors, names = contents(t, model, predictors.values(members, calibrations))
     built = index.build(vectors, names, size=cfg.index_size)
     about["files"] |= hashes(folder, index.write(folder, built))
     about["calibrations"] = {target: asdict(c) for target, c in calibrations.items()}
@@ -111,10 +111,10 @@ def write_weights(cfg: Release, folder: Path, t: fits.Task, fitted: Mapping[Fit,
     pretrained = json.loads((paths.results(cfg.profile) / "pretrained" / "config.json").read_text())
     parts: dict[str, dict[str, torch.Tensor]] = {}
     own = {name: weight.cpu() for name, weight in t.model.aligned.weights().items()}
-    for name, weight in packed.stored(own, bits=cfg.image_bits).items():
+    for name, weight in weights.stored(own).items():
         tower = name.split(".")[1] if name.startswith("towers.") else "heads"
         parts.setdefault(tower, {})[name] = weight
-    weights = [file for tower, tensors in sorted(parts.items()) for file in packed.write(folder, tower, tensors)]
+    files = [file for tower, tensors in sorted(parts.items()) for file in weights.write(folder, tower, tensors)]
     rows, tensors = [], {}
     for number, targets in enumerate(fits.groups(t.cfg)):
         same = [fit for fit in fitted if fit.targets == targets]
@@ -123,9 +123,9 @@ def write_weights(cfg: Release, folder: Path, t: fits.Task, fitted: Mapping[Fit,
         rows.append(row | {"tower": fits.NETWORKS[fit.arm].tower} | scale)
         for i, fit in enumerate(same):
             own = {k: torch.from_numpy(w) for k, w in fitted[fit].items() if k.startswith("weight.")}
-            for name, weight in packed.stored(own, bits=cfg.image_bits).items():
+            for name, weight in weights.stored(own).items():
                 tensors[f"{number}.{i}.{name.removeprefix('weight.')}"] = weight
-    members = packed.write(folder, "predictors", tensors)
+    members = weights.write(folder, "predictors", tensors)
     return {
         "format": released.FORMAT,
         "matalign": matalign.__version__,
@@ -134,13 +134,12 @@ def write_weights(cfg: Release, folder: Path, t: fits.Task, fitted: Mapping[Fit,
         "pretrain": pretrained["pretrain"],
         "text_model_hash": pretrained["text_model_hash"],
         "image_init": pretrained["image_init"],
-        "image_bits": cfg.image_bits,
         "data": t.curated.digest,
         "recommendation": asdict(config.load("recommendation", cfg.profile)),
-        "weights": weights,
+        "weights": files,
         "predictors": rows,
         "predictor_weights": members,
-        "files": hashes(folder, [*weights, *members]),
+        "files": hashes(folder, [*files, *members]),
     }
 
 
@@ -183,15 +182,15 @@ def scores(
         for name, which in subsets:
             right = ((mean > THRESHOLD) == (true > THRESHOLD)).astype(float)
             row("results", right, which, {"materials": name, "metric": "accuracy", "unit": ""})
-            pairs, how = np.stack([mean, true], 1), {"statistic": ensemble.calibration_error}
+            pairs, how = np.stack([mean, true], 1), {"statistic": lambda rows: stats.calibration_error(*rows.T)}
             row("results", pairs, which, {"materials": name, "metric": "ECE", "unit": ""}, **how)
-        out["reliability"] = ensemble.reliability(mean, true)
+        out["reliability"] = stats.reliability(mean, true, names=("probability", "observed"))
         return out
     val, val_true = known(t, target, parts["val"])
     for name, which in subsets:
         row("results", np.abs(mean - true), which, {"materials": name, "metric": "MAE", "unit": unit(target)})
     for level in LEVELS:
-        calibration = ensemble.calibrate(members[:, val], val_true, level=level)
+        calibration = predictors.calibrate(members[:, val], val_true, level=level)
         half = calibration.half_width(members[:, test])
         for name, which in subsets:
             about = {"materials": name, "nominal": level, "half_width": float(np.median(half[which]))}
@@ -211,7 +210,7 @@ def image_error(cfg: Release, t: fits.Task, model: encode.Model) -> dict[str, An
     images = full.micrographs(t.curated, rows, seed=cfg.seed, epoch=encode.EVALUATION)
     cosine = (full.embed_images(images) * model.embed_images(images)).sum(1)
     error = {"cosine_min": float(cosine.min()), "cosine_mean": float(cosine.mean())}
-    return {"bits": cfg.image_bits, "n": len(rows), **error}
+    return {"bits": 8, "n": len(rows), **error}
 
 
 def contents(
