@@ -177,18 +177,7 @@ class Paper(Stage):
     ablations: str  # profile whose ablations are printed; "": its own
 
 
-STAGES: dict[str, type[Stage]] = {
-    "curate": Curate,
-    "pretrain": Pretrain,
-    "properties": Properties,
-    "release": Release,
-    "retrieval": Retrieval,
-    "recommendation": Recommendation,
-    "defects": Defects,
-    "ablations": Ablations,
-    "atlas": Atlas,
-    "paper": Paper,
-}
+STAGES: dict[str, type[Stage]] = {cls.__name__.lower(): cls for cls in Stage.__subclasses__()}
 T = TypeVar("T", bound=Stage)
 KINDS = ("curate", "embed", "pretrain", "properties", "release", "retrieval", "synthesis", "defects", "ablations")
 

@@ -146,7 +146,7 @@ def assemble(cfg: Pretrain, towers: Mapping[str, nn.Module]) -> AlignModel:
 
 
 def save(model: AlignModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write `<modality>.safetensors` (or `<modality>-00000.safetensors`, … of ≤ 15 MB) and `heads.safetensors`.
+    """Write `<modality>.safetensors` for each tower, and `heads.safetensors`.
 
     Args:
         model: whose weights.
@@ -160,15 +160,7 @@ def save(model: AlignModel, folder: Path, *, dtype: torch.dtype | None = None) -
         kept = dtype if dtype and tensor.is_floating_point() else tensor.dtype
         groups.setdefault(modality, {})[name] = tensor.detach().to("cpu", kept).contiguous()
     for modality, tensors in groups.items():
-        shards: list[dict[str, Tensor]] = [{}]
-        for name, tensor in tensors.items():
-            size = sum(t.nbytes for t in shards[-1].values())
-            if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
-                shards.append({})
-            shards[-1][name] = tensor
-        names = [modality] if len(shards) == 1 else [f"{modality}-{i:05d}" for i in range(len(shards))]
-        for name, shard in zip(names, shards, strict=True):
-            save_file(shard, folder / f"{name}.safetensors")
+        save_file(tensors, folder / f"{modality}.safetensors")
 
 
 def load(model: AlignModel, folder: Path) -> None:

@@ -6,6 +6,7 @@ Files appear under a temporary name and are renamed when whole.
 import dataclasses
 import json
 import math
+import os
 import resource
 import shutil
 import sys
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from matalign import cache
@@ -96,25 +98,39 @@ def metrics(folder: Path) -> dict[str, Any]:
     return {**head, **made_of, **about, "steps": [line for line in lines if "step" in line]}
 
 
-class Clock:
-    """What training takes, on the first rank: `times.jsonl` beside the log, which must not differ between two runs.
+class Journal:
+    """What training says, on the first rank: `log.jsonl`, the same in two runs, and beside it `times.jsonl`.
 
-    A line is {what, epoch, rows, seconds since the line before, waited_s: of these, for the batch, peak_memory_GiB: of
-    the GPU if there is one, else of the process}. Lines of steps that a resume repeats stay: their time was spent.
+    A line of times is {what, epoch, rows, seconds since the line before, waited_s: of these, for the batch,
+    peak_memory_GiB: of the GPU if there is one, else of the process}. Lines of steps that a resume repeats stay: their
+    time was spent; the log is cut back to where the state stands.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.file, self.last = folder / "times.jsonl", time.monotonic()
+    def __init__(self, folder: Path, at: Progress) -> None:
+        self.log, self.times, self.at, self.last = folder / "log.jsonl", folder / "times.jsonl", at, time.monotonic()
+        if rank() == 0:
+            self.log.touch()
+            os.truncate(self.log, at.log_bytes)
+
+    def note(self, **line: Any) -> None:
+        """Add a line to the log."""
+        if rank() == 0:
+            self.at.log_bytes = _append(self.log, line)
 
     def tick(self, what: str, *, epoch: int, rows: int = 0, waited_s: float = 0.0) -> None:
-        """Write the line of what ends now."""
+        """Add the line of what ends now to the times."""
         now = time.monotonic()
         line = {"what": what, "epoch": epoch, "rows": rows, "seconds": round(now - self.last, 4)}
         line |= {"waited_s": round(waited_s, 4), "peak_memory_GiB": round(peak_memory_GiB(), 3)}
         self.last = now
         if rank() == 0:
-            with open(self.file, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            _append(self.times, line)
+
+
+def _append(file: Path, line: Mapping[str, Any]) -> int:
+    with open(file, "a") as stream:
+        stream.write(json.dumps(line) + "\n")
+        return stream.tell()
 
 
 def peak_memory_GiB() -> float:
@@ -131,24 +147,22 @@ def epochs(folder: Path) -> list[dict[str, float]]:
         epoch; minutes, all told; materials_per_s, of its steps; waiting, the share of the steps' time that went into
         graphs and texts of the batch (images are made in the step); peak_memory_GiB so far.
     """
-    lines = [json.loads(line) for line in (folder / "times.jsonl").read_text().splitlines()]
     out = []
-    for epoch in sorted({line["epoch"] for line in lines if line["rows"]}):
-        own = [line for line in lines if line["epoch"] == epoch]
-        steps = [line for line in own if line["rows"]]
-        seconds = sum(line["seconds"] for line in steps)
-        out.append(
-            {
-                "epoch": epoch,
-                "minutes": round(sum(line["seconds"] for line in own) / 60, 2),
-                "materials_per_s": round(sum(line["rows"] for line in steps) / seconds, 1),
-                "waiting": round(sum(line["waited_s"] for line in steps) / seconds, 4),
-                "peak_memory_GiB": max(line["peak_memory_GiB"] for line in own),
-            }
-        )
+    for epoch, lines in pd.read_json(folder / "times.jsonl", lines=True).groupby("epoch"):
+        steps = lines[lines.rows > 0]
+        if len(steps):
+            out.append(
+                {
+                    "epoch": epoch,
+                    "minutes": round(lines.seconds.sum() / 60, 2),
+                    "materials_per_s": round(steps.rows.sum() / steps.seconds.sum(), 1),
+                    "waiting": round(steps.waited_s.sum() / steps.seconds.sum(), 4),
+                    "peak_memory_GiB": lines.peak_memory_GiB.max(),
+                }
+            )
     return out
 
 
 def seconds(folder: Path) -> float:
     """What the whole run took."""
-    return sum(json.loads(line)["seconds"] for line in (folder / "times.jsonl").read_text().splitlines())
+    return pd.read_json(folder / "times.jsonl", lines=True).seconds.sum()

@@ -186,67 +186,73 @@ def optimise(examples: Examples, folder: Path, *, max_steps: int = 0, quiet: boo
     Raises:
         RuntimeError: the ranks do not stand at the same step, as they do not see the same folder.
     """
-    clock = checkpoint.Clock(folder)
-    cfg, model, device = examples.cfg, examples.model, examples.device
-    decay, plain = (
-        [p for p in model.parameters() if p.requires_grad and (p.ndim > 1) is many] for many in (True, False)
-    )
-    groups = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+    cfg, model = examples.cfg, examples.model
+    optimizer = _optimizer(cfg, model)
     examples.inputs  # noqa: B018, here and not in the first step, as the ranks wait for one another
-    state, best, log = (folder / name for name in (*STATE, "log.jsonl"))
+    state, best = (folder / name for name in STATE)
     at = _resumed(state, model, optimizer) if state.exists() else Progress()
-    steps = losses.all_gather(torch.tensor([at.steps], device=device))
+    steps = losses.all_gather(torch.tensor([at.steps], device=examples.device))
     if (steps != at.steps).any():
         raise RuntimeError(f"ranks stand at steps {steps.tolist()}: {folder} is not one folder that all nodes see")
-    if rank() == 0:
-        log.touch()
-        os.truncate(log, at.log_bytes)
-
-    def log_line(**line: Any) -> None:
-        if rank() == 0:
-            with open(log, "a") as file:
-                file.write(json.dumps(line) + "\n")
-                at.log_bytes = file.tell()
-
-    clock.tick("start", epoch=at.epoch + 1)
+    journal = checkpoint.Journal(folder, at)
+    journal.tick("start", epoch=at.epoch + 1)
     while at.epoch < cfg.epochs and at.epoch - at.best_epoch < cfg.patience and not 0 < max_steps <= at.steps:
-        views = examples.views("train", at.epoch)
-        n_steps = -(-len(views) // cfg.batch_size)
-        title = f"epoch {at.epoch + 1}/{cfg.epochs}"
-        with tqdm(
-            total=n_steps, initial=at.step, desc=title, unit="step", mininterval=1, disable=quiet or rank() > 0
-        ) as bar:
-            while at.step < n_steps and not 0 < max_steps <= at.steps:
-                shown = views[at.step * cfg.batch_size : (at.step + 1) * cfg.batch_size]
-                waited = time.monotonic()
-                parts = examples.parts(shown)
-                waited = time.monotonic() - waited
-                loss = train_step(examples, parts, optimizer)
-                at.step, at.steps, at.loss_sum = at.step + 1, at.steps + 1, at.loss_sum + loss
-                log_line(epoch=at.epoch + 1, step=at.steps, loss=loss, temperature=model.temperature, rows=len(shown))
-                clock.tick("step", epoch=at.epoch + 1, rows=len(shown), waited_s=waited)
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                bar.update()
-                if cfg.checkpoint_steps and at.steps % cfg.checkpoint_steps == 0:
-                    _keep(state, model, at, optimizer)
-            if rank() == 0 and not quiet:
-                bar.set_postfix(loss=f"{at.loss_sum / at.step:.3f}", **checkpoint.epochs(folder)[-1])
+        _epoch(examples, optimizer, at, journal, folder, max_steps=max_steps, quiet=quiet or rank() > 0)
         result = validate(examples, batches=1 if max_steps else None)
         at.epoch += 1
-        at.history.append(
-            {"epoch": at.epoch, "loss_train": at.loss_sum / at.step, **result, "temperature": model.temperature}
-        )
+        loss_train = at.loss_sum / at.step
+        at.history.append({"epoch": at.epoch, "loss_train": loss_train, **result, "temperature": model.temperature})
         at.step, at.loss_sum = 0, 0.0
-        log_line(**at.history[-1])
+        journal.note(**at.history[-1])
         if result["loss_val"] < at.best:
             at.best, at.best_epoch = result["loss_val"], at.epoch
             _keep(best, model, at)
         _keep(state, model, at, optimizer)
-        clock.tick("validation and checkpoint", epoch=at.epoch)
+        journal.tick("validation and checkpoint", epoch=at.epoch)
     if rank() == 0:
         _resumed(best, model)
     return at
+
+
+def _optimizer(cfg: Pretrain, model: align.AlignModel) -> torch.optim.Optimizer:
+    """AdamW; biases, norms and the temperature do not decay."""
+    decay, plain = (
+        [p for p in model.parameters() if p.requires_grad and (p.ndim > 1) is many] for many in (True, False)
+    )
+    groups = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+
+
+def _epoch(
+    examples: Examples,
+    optimizer: torch.optim.Optimizer,
+    at: Progress,
+    journal: checkpoint.Journal,
+    folder: Path,
+    *,
+    max_steps: int,
+    quiet: bool,
+) -> None:
+    """What is left of an epoch's steps, or of `max_steps`."""
+    cfg, model = examples.cfg, examples.model
+    views, title = examples.views("train", at.epoch), f"epoch {at.epoch + 1}/{cfg.epochs}"
+    n_steps = -(-len(views) // cfg.batch_size)
+    with tqdm(total=n_steps, initial=at.step, desc=title, unit="step", mininterval=1, disable=quiet) as bar:
+        while at.step < n_steps and not 0 < max_steps <= at.steps:
+            shown = views[at.step * cfg.batch_size : (at.step + 1) * cfg.batch_size]
+            waited = time.monotonic()
+            parts = examples.parts(shown)
+            waited = time.monotonic() - waited
+            loss = train_step(examples, parts, optimizer)
+            at.step, at.steps, at.loss_sum = at.step + 1, at.steps + 1, at.loss_sum + loss
+            journal.note(epoch=at.epoch + 1, step=at.steps, loss=loss, temperature=model.temperature, rows=len(shown))
+            journal.tick("step", epoch=at.epoch + 1, rows=len(shown), waited_s=waited)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+            if cfg.checkpoint_steps and at.steps % cfg.checkpoint_steps == 0:
+                _keep(folder / STATE[0], model, at, optimizer)
+        if not quiet:
+            bar.set_postfix(loss=f"{at.loss_sum / at.step:.3f}", **checkpoint.epochs(folder)[-1])
 
 
 def _keep(file: Path, model: align.AlignModel, at: Progress, optimizer: torch.optim.Optimizer | None = None) -> None:
