@@ -8,7 +8,8 @@ import tiny
 import torch
 from five import FIVE, curated
 
-from matalign import config, paths
+from matalign import cache, config, paths
+from matalign.data import dataset
 from matalign.pretrain import align, encode
 from matalign.tasks.retrieval import retrieval
 from matalign.tasks.retrieval.galleries import Gallery
@@ -75,13 +76,21 @@ class TestClaims:
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """The 24 halides of `tiny`, three of them tested, with an untrained model of all three modalities."""
-    monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
+    for name, folder in {"ROOT": "", "DATA": "data", "SCRATCH": "scratch"}.items():
+        monkeypatch.setattr(paths, name, tmp_path / folder)
     data = tiny.curated()
     splits = data.splits.assign(chemsys=np.where(data.splits.pretrain == "excluded", "test", "train"))
     data = dataclasses.replace(data, splits=splits)
     about = tiny.pretrain(tiny.bert(tmp_path / "bert"), modalities="crystal text image", image_px=16, pixel_A=0.8)
     cfg = dataclasses.replace(config.load("retrieval", "tiny"), threads=1, learned_levels="1", levels="0 1")
-    return retrieval.Study(cfg, data, encode.Model(about, align.build(about).eval()))
+    dataset.write(paths.curated("tiny"), data)
+    folder = paths.results("tiny") / "pretrained"
+    folder.mkdir(parents=True)
+    aligned = align.build(about).eval()
+    align.save(aligned, folder)
+    known = {"pretrain": dataclasses.asdict(about), "text_model_hash": aligned.towers["text"].fingerprint}
+    cache.write_json(folder / "config.json", known)
+    return retrieval.Study(cfg, data, encode.Model(about, aligned))
 
 
 class TestStudy:
@@ -146,8 +155,8 @@ class TestStudy:
 
     def test_second_run_trains_nothing_and_says_the_same(self, study, monkeypatch):
         first = retrieval.metrics(study, self.found(study))
-        monkeypatch.setattr(retrieval.matchers, "fit", None)
-        monkeypatch.setattr(retrieval.embed.Model, "micrographs", None)
+        monkeypatch.setattr(retrieval.matchers, "train", None)
+        monkeypatch.setattr(retrieval.encode.Model, "micrographs", None)
         assert retrieval.metrics(study, self.found(study)) == first
 
     def test_other_model_other_fit(self, study):
@@ -167,6 +176,6 @@ class TestStudy:
         nobody = study.curated.splits.assign(chemsys="train")
         data = dataclasses.replace(study.curated, splits=nobody)
         monkeypatch.setattr(retrieval.dataset, "read", lambda folder: data)
-        monkeypatch.setattr(retrieval.embed, "load", lambda profile: study.model)
+        monkeypatch.setattr(retrieval.encode, "load", lambda profile: study.model)
         with pytest.raises(ValueError, match="none of the 12 materials with a protocol"):
             retrieval.prepare(study.cfg)
