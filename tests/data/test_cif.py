@@ -345,7 +345,7 @@ def test_capital_letters_that_may_be_a_group_need_the_formula(kind, formula, num
     ("label", "formula", "number"),
     [("Mg1", "", 12), ("O", "", 8), ("Na1+", "", 11), ("O1A", "", 8), ("OW1", "", None), ("OH1", "", None),
      ("Wat1", "", None), ("SiT", "", None), ("SiT1", "Si", 14), ("OA", "O", 8), ("OH1", "'H O'", None),
-     ("Ob1", "O2", 8), ("MG1", "Mg", 12), ("1", "", None), ("Vac1", "", None), ("Vac1", "V", 23)],
+     ("Ob1", "O2", 8), ("MG1", "Mg", 12), ("1", "", None), ("Rf1", "", None), ("Vac1", "", None), ("Vac1", "V", 23)],
 )  # fmt: skip
 def test_a_label_alone_is_an_element_for_certain_or_by_the_formula(label, formula, number):
     written = text(f"{label} 0 0 0", symmetry=P1, formula=formula, labels=("label",))

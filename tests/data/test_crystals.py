@@ -425,6 +425,12 @@ def test_a_bad_dictionary_of_ase_is_refused(change, said, atoms):
         read_structure(record)
 
 
+@pytest.mark.parametrize("attributes", [[], 3, "text", None, {"lattice_vectors": "x"}, {"species": 3}])
+def test_misshapen_attributes_are_refused(attributes):
+    with pytest.raises(ValueError, match=r"^OPTIMADE record 'x': (unreadable|no lattice|incomplete)"):
+        read_structure({"id": "x", "attributes": attributes})
+
+
 def test_a_mixed_site_of_pymatgens_json_is_refused(salt):
     record = salt.as_dict()
     record["sites"][0]["species"] = [{"element": "Na", "occu": 0.5}, {"element": "K", "occu": 0.5}]

@@ -196,7 +196,7 @@ def test_fetch_takes_sources_by_name(monkeypatch, tmp_path):
         return tmp_path / name
 
     monkeypatch.setattr(sources, "catalogue", lambda: dict.fromkeys(known))
-    monkeypatch.setattr(sources, "fetch", fetch)
+    monkeypatch.setattr("matalign.data.fetch.fetch", fetch)
     assert CliRunner().invoke(cli.app, ["fetch", known[0]]).exit_code == 0
     ended = CliRunner().invoke(cli.app, ["fetch"])
     assert asked == [known[0], *known]

@@ -14,7 +14,7 @@ import numpy as np
 
 from matalign.data import symmetry, unit_cell
 from matalign.data.symmetry import Setting
-from matalign.data.unit_cell import Cell, Formula, Sites
+from matalign.data.unit_cell import HEAVIEST, Cell, Formula, Sites
 from matalign.elements import NUMBER
 
 FULL = 0.002  # an occupancy is 1 within this
@@ -318,7 +318,7 @@ def element_of_type(text: str, within: Iterable[int] = ()) -> tuple[int, bool] |
     if symbol in ("D", "d"):
         return 1, True
     number = NUMBER.get(symbol.capitalize(), 0)
-    if not 1 <= number <= unit_cell.HEAVIEST:
+    if not 1 <= number <= HEAVIEST:
         return None
     group = len(symbol) == 2 and not symbol[1].islower() and {*symbol.upper()} <= NUMBER.keys()
     return (number, not group) if not group or number in within or not within else None
@@ -327,7 +327,7 @@ def element_of_type(text: str, within: Iterable[int] = ()) -> tuple[int, bool] |
 def element_of_label(text: str, within: Iterable[int] = ()) -> tuple[int, bool] | None:
     """As `element_of_type`, of a site's label (`Mg1`, `O1A`, `SiT`); certain if the letters are an element's symbol."""
     letters = re.match(r"[A-Za-z]*", text)[0]
-    if letters in NUMBER:
+    if NUMBER.get(letters, HEAVIEST + 1) <= HEAVIEST:
         return NUMBER[letters], True
     options = [NUMBER[form] for form in (letters[:2].capitalize(), letters[:1].upper()) if form in NUMBER]
     options += [1] if letters == "D" else []

@@ -130,7 +130,8 @@ def import_optimade(
     for number, record in enumerate(tqdm(records, desc="crystals", unit="record", mininterval=1)):
         where = f"{provider}:{number}"
         record = record if isinstance(record, dict) else {}
-        about = record.get("attributes", record) or {}
+        about = record.get("attributes", record)
+        about = about if isinstance(about, dict) else {}
         values = {ours: str(about[theirs]) for theirs, ours in labels.items() if about.get(theirs) is not None}
         id = record.get("id")
         listed.append(Material("" if id is None else str(id), source, where, where, values))
