@@ -93,7 +93,7 @@ def test_another_text_model_is_refused(folder, tmp_path):
         encode.load(tmp_path / "model")
 
 
-def test_missing_shard_is_named(folder, tmp_path):
+def test_a_missing_file_of_weights_is_named(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "model")
     (tmp_path / "model" / "crystal.safetensors").unlink()
     with pytest.raises(ValueError, match=r"weights are missing or unknown, first 'towers.crystal"):
