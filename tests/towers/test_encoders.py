@@ -276,7 +276,7 @@ def test_a_new_modality_is_one_file_and_one_entry(tmp_path):
     entry = "modalities: &modalities crystal text image\n"
     assert parameters.count(entry) == 1
     # the two steps of the promise
-    (tmp_path / "src" / "matalign" / "encoders" / "density.py").write_text(DENSITY)
+    (tmp_path / "src" / "matalign" / "towers" / "density.py").write_text(DENSITY)
     (tmp_path / "params.yaml").write_text(parameters.replace(entry, "modalities: &modalities crystal density\n"))
 
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "MATALIGN_ROOT": str(tmp_path)}

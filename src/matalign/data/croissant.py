@@ -17,41 +17,6 @@ import yaml
 from matalign import __version__, cache, paths
 from matalign.data import dataset
 
-COLUMNS = {  # table -> column -> what it holds; types and units are those of `dataset`
-    "materials": {
-        "mp_id": "Materials Project identifier, the key of every table; elsewhere one of the set's own",
-        "formula": "reduced formula",
-        "chemsys": "chemical system: element symbols, sorted, joined by hyphens",
-        "n_atoms": "atoms in the cell",
-        "space_group": "international number, from the coordinates",
-        "source": "where the structure comes from",
-        "formation_energy_eV_atom": "formation energy, eV/atom; missing: no label",
-        "band_gap_eV": "band gap, eV; missing: no label",
-        "is_metal": "1 where the gap is zero, else 0; missing: no label",
-        "bulk_modulus_GPa": "bulk modulus K, GPa; missing: no label",
-        "shear_modulus_GPa": "shear modulus G, GPa; missing: no label",
-    },
-    "protocols": {
-        "protocol_id": "source and row of the record",
-        "mp_id": "the material that the record makes, tied by composition",
-        "doi": "the article that the record was mined from",
-        "method": "solid-state or sol-gel",
-        "target_formula": "the target as written",
-        "precursors": "formulas of the precursors",
-        "max_temperature_C": "highest temperature named, °C",
-        "text_L0": "rendered text, nothing masked",
-        "text_L1": "rendered text, the target masked",
-        "text_L2": "rendered text, each precursor by its class",
-        "text_L3": "rendered text, conditions alone",
-        "train_ok": "false: shares its DOI with a test protocol and is never trained on",
-    },
-    "splits": {
-        "mp_id": "the rows of materials, in their order",
-        "random": "train, val or test by material",
-        "chemsys": "train, val or test by chemical system",
-        "pretrain": "train, val or excluded: the union of both test sets is excluded",
-    },
-}
 TYPES = {pa.string(): "TEXT", pa.int64(): "INT64", pa.float64(): "FLOAT64", pa.bool_(): "BOOL"}  # of mlcroissant
 FORMATS = {".parquet": "application/x-parquet", ".safetensors": "application/octet-stream"}
 LIMITS = (
@@ -114,12 +79,12 @@ def metadata(curated: dataset.Curated, folder: Path, *, relative_to: Path, profi
         data_limitations=[LIMITS],
         data_collection_raw_data="; ".join(s["title"] for s in sources) or "data/sample/make.py",
         distribution=files,
-        record_sets=[_records(mlc, context, name, columns) for name, columns in dataset.TABLES.items()],
+        record_sets=[_records(mlc, context, name, columns) for name, columns in dataset.CONTRACT.items()],
     )
     return json.loads(json.dumps(table.to_json(), default=str))
 
 
-def _records(mlc: Any, context: Any, name: str, columns: dict[str, pa.DataType]) -> Any:
+def _records(mlc: Any, context: Any, name: str, columns: dict[str, tuple[pa.DataType, str]]) -> Any:
     """A table as a record set, one field a column."""
     return mlc.RecordSet(
         ctx=context,
@@ -131,13 +96,13 @@ def _records(mlc: Any, context: Any, name: str, columns: dict[str, pa.DataType])
                 ctx=context,
                 id=f"{name}/{column}",
                 name=column,
-                description=COLUMNS[name][column],
+                description=about,
                 data_types=[getattr(mlc.DataType, TYPES[kind.value_type if isinstance(kind, pa.ListType) else kind])],
                 repeated=isinstance(kind, pa.ListType),
                 source=mlc.Source(
                     ctx=context, file_object=f"{name}.parquet", extract=mlc.Extract(ctx=context, column=column)
                 ),
             )
-            for column, kind in columns.items()
+            for column, (kind, about) in columns.items()
         ],
     )

@@ -23,40 +23,46 @@ from safetensors.numpy import save as save_tensors
 from matalign import cache, paths
 from matalign.data.structures import Structures
 
-# Column -> Arrow type. Units are in the names; a label that a material lacks is NaN.
-MATERIALS = {
-    "mp_id": pa.string(),  # sorted, unique
-    "formula": pa.string(),  # reduced, as pymatgen spells it
-    "chemsys": pa.string(),  # symbols, sorted, joined by "-"
-    "n_atoms": pa.int64(),  # in the cell of `structures`
-    "space_group": pa.int64(),  # international number
-    "source": pa.string(),  # where the structure comes from
-    "formation_energy_eV_atom": pa.float64(),
-    "band_gap_eV": pa.float64(),
-    "is_metal": pa.float64(),  # 1 where the gap is zero, else 0
-    "bulk_modulus_GPa": pa.float64(),
-    "shear_modulus_GPa": pa.float64(),
+TEXT, COUNT, NUMBER = pa.string(), pa.int64(), pa.float64()
+# Table -> column -> Arrow type, and what it holds, as `croissant` says it too. Units are in the names; a label that a
+# material lacks is NaN. Materials and protocols are sorted by their ids.
+CONTRACT = {
+    "materials": {
+        "mp_id": (TEXT, "Materials Project identifier, the key of every table; elsewhere one of the set's own"),
+        "formula": (TEXT, "reduced formula"),
+        "chemsys": (TEXT, "chemical system: element symbols, sorted, joined by hyphens"),
+        "n_atoms": (COUNT, "atoms in the cell"),
+        "space_group": (COUNT, "international number, from the coordinates"),
+        "source": (TEXT, "where the structure comes from"),
+        "formation_energy_eV_atom": (NUMBER, "formation energy, eV/atom; missing: no label"),
+        "band_gap_eV": (NUMBER, "band gap, eV; missing: no label"),
+        "is_metal": (NUMBER, "1 where the gap is zero, else 0; missing: no label"),
+        "bulk_modulus_GPa": (NUMBER, "bulk modulus K, GPa; missing: no label"),
+        "shear_modulus_GPa": (NUMBER, "shear modulus G, GPa; missing: no label"),
+    },
+    "protocols": {
+        "protocol_id": (TEXT, "source and row of the record"),
+        "mp_id": (TEXT, "the material that the record makes, tied by composition"),
+        "doi": (TEXT, "the article that the record was mined from"),
+        "method": (TEXT, "solid-state or sol-gel"),
+        "target_formula": (TEXT, "the target as written"),
+        "precursors": (pa.list_(TEXT), "formulas of the precursors"),
+        "max_temperature_C": (NUMBER, "highest temperature named, °C"),
+        "text_L0": (TEXT, "rendered text, nothing masked"),
+        "text_L1": (TEXT, "rendered text, the target masked"),
+        "text_L2": (TEXT, "rendered text, each precursor by its class"),
+        "text_L3": (TEXT, "rendered text, conditions alone"),
+        "train_ok": (pa.bool_(), "false: shares its DOI with a test protocol and is never trained on"),
+    },
+    "splits": {
+        "mp_id": (TEXT, "the rows of materials, in their order"),
+        "random": (TEXT, "train, val or test by material"),
+        "chemsys": (TEXT, "train, val or test by chemical system"),
+        "pretrain": (TEXT, "train, val or excluded: the union of both test sets is excluded"),
+    },
 }
-PROTOCOLS = {
-    "protocol_id": pa.string(),  # unique, sorted
-    "mp_id": pa.string(),
-    "doi": pa.string(),
-    "method": pa.string(),  # solid-state or sol-gel
-    "target_formula": pa.string(),  # as written
-    "precursors": pa.list_(pa.string()),
-    "max_temperature_C": pa.float64(),
-    "text_L0": pa.string(),  # rendered; L1 to L3: masked further at each level
-    "text_L1": pa.string(),
-    "text_L2": pa.string(),
-    "text_L3": pa.string(),
-    "train_ok": pa.bool_(),  # False: its DOI also stands in a test protocol, so it is never trained on
-}
-SPLITS = {
-    "mp_id": pa.string(),  # the rows of `materials`, in their order
-    "random": pa.string(),  # train, val or test
-    "chemsys": pa.string(),  # train, val or test
-    "pretrain": pa.string(),  # train, val or excluded
-}
+TABLES = {table: {name: kind for name, (kind, _) in columns.items()} for table, columns in CONTRACT.items()}
+MATERIALS, PROTOCOLS, SPLITS = TABLES.values()
 TENSORS = {"numbers": np.int16, "frac_coords": np.float64, "lattice": np.float64, "ptr": np.int64}
 
 
@@ -84,7 +90,7 @@ class Curated:
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, columns in {"materials": MATERIALS, "protocols": PROTOCOLS, "splits": SPLITS}.items():
+        for name, columns in TABLES.items():
             missing = [c for c in columns if c not in getattr(self, name)]
             if missing:
                 raise ValueError(f"{name}: no column {missing[0]!r}; the contract asks for {', '.join(columns)}")
@@ -164,7 +170,6 @@ def read(folder: Path) -> Curated:
     return Curated(structures=structures, audit=audit, extras=extras, **tables)
 
 
-TABLES = {"materials": MATERIALS, "protocols": PROTOCOLS, "splits": SPLITS}
 FILES = ("materials.parquet", "structures.safetensors", "protocols.parquet", "splits.parquet", "extras.safetensors")
 
 
