@@ -132,7 +132,7 @@ def test_text_of_a_host_is_the_mean_of_its_protocols(curated, hosts, tmp_path, m
     monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
     about = tiny.pretrain(tiny.bert(tmp_path / "bert"), modalities="crystal text")
     model = encode.Model(about, align.build(about).eval())
-    got = contexts.host_texts(hosts, curated, model)
+    got = contexts.host_texts(hosts, curated, encode.encoded(model, curated, modality="text")["embeddings"])
     assert got.shape == (10, about.embed_dim)
     table = curated.protocols[f"text_L{about.mask_level}"]
     for row, mp_id in enumerate(hosts.mp_id):

@@ -3,7 +3,6 @@
 import numpy as np
 
 from matalign.data.dataset import Curated
-from matalign.pretrain import encode
 from matalign.tasks.defects.hosts import Hosts
 from matalign.views.micrographs import ZONE_AXES
 
@@ -11,12 +10,12 @@ ARMS = ("majority", "context", "image", "image_composition", "image_structure", 
 TEXT_ARMS = ("image_text", "image_text_other")  # of a model with a text tower
 
 
-def host_texts(hosts: Hosts, curated: Curated, model: encode.Model) -> np.ndarray:
-    """(n, d) mean of the aligned embeddings of a host's protocols; zeros for a host without one."""
-    own = curated.protocols[curated.protocols.mp_id.isin(set(hosts.mp_id))]
-    out = np.zeros((len(hosts.mp_id), model.config.embed_dim), np.float32)
-    row = np.searchsorted(hosts.mp_id, own.mp_id.to_numpy(str))
-    np.add.at(out, row, model.embed_texts(own[f"text_L{model.config.mask_level}"].tolist()))
+def host_texts(hosts: Hosts, curated: Curated, vectors: np.ndarray) -> np.ndarray:
+    """(n, d) mean of a host's protocols' aligned vectors, (protocols, d); zeros for a host without one."""
+    shown = curated.protocols.mp_id.isin(set(hosts.mp_id)).to_numpy()
+    out = np.zeros((len(hosts.mp_id), vectors.shape[1]), np.float32)
+    row = np.searchsorted(hosts.mp_id, curated.protocols.mp_id[shown].to_numpy(str))
+    np.add.at(out, row, vectors[shown])
     return out / np.maximum(np.bincount(row, minlength=len(out)), 1)[:, None]
 
 

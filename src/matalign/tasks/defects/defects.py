@@ -93,13 +93,16 @@ def predict(cfg: Defects) -> Predictions:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     curated = dataset.read(paths.curated(cfg.profile))
     hosts = choose_hosts(curated, hosts=cfg.hosts, seed=cfg.seed)
-    model = encode.load(cfg.profile, device=device)
-    texts = host_texts(hosts, curated, model) if "text" in model.towers else None
-    arms = contexts(hosts, model.embed_structures(hosts.structures), texts)
+    pretrain, text_model = encode.settings(paths.results(cfg.profile) / "pretrained")
+    texts = None
+    if "text" in pretrain.modalities.split():
+        texts = host_texts(hosts, curated, encode.features(cfg.profile, modality="text")["embeddings"])
+    crystals = encode.features(cfg.profile, modality="crystal")["embeddings"]
+    arms = contexts(hosts, crystals[curated.materials.mp_id.searchsorted(hosts.mp_id)], texts)
     key = {name: value for name, value in vars(cfg).items() if name not in ("profile", "bootstrap", "head_epochs")}
     key |= {"data": curated.digest, "version": config.version("defects")}
     made_of = {"weights": encode.fingerprint(cfg.profile, "pretrained")}
-    made_of |= {"text": model.towers["text"].fingerprint} if texts is not None else {}
+    made_of |= {"text": text_model} if texts is not None else {}
 
     test = render(hosts, "test", cfg, epoch=0, seed=cfg.seed, device=device)
     kind = {s: listed(hosts, s, cfg)[2] for s in SPLITS}
