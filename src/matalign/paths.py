@@ -30,12 +30,18 @@ def _scratch() -> Path:
     return ROOT / ".scratch" if ours and os.access(ROOT, os.W_OK) else user_cache_path("matalign")
 
 
+def _shipped(name: str) -> Path:
+    """A file of the project, or the copy that an installed package carries."""
+    return ROOT / name if (ROOT / name).exists() else Path(__file__).parent / "project" / name
+
+
 ROOT = _root()
-PARAMS = ROOT / "params.yaml"
+PARAMS = _shipped("params.yaml")
 NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
 RAW = DATA / "raw"
-SAMPLE = DATA / "sample"
+SAMPLE = _shipped("data/sample")
+SOURCES = _shipped("data/sources.yaml")
 SCRATCH = _scratch()
 
 

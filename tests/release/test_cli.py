@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -222,6 +223,18 @@ def test_the_installed_command_starts_fast_and_works(folder, files):
     assert ended.returncode == 1, ended.stderr
     assert json.loads(ended.stdout)[0]["formula"] == "NaCl"
     assert "half.cif: disordered" in ended.stderr
+
+
+def test_a_prediction_imports_no_more_than_it_needs(files):
+    """The released model of the profile laptop, asked of a CIF: packages of slow import stay out."""
+    heavy = {"torch_geometric", "torchvision", "sklearn", "torch._dynamo", "transformers", "pymatgen", "ase", "pandas"}
+    model = Path(__file__).parents[2] / "results" / "laptop" / "model"
+    script = "import sys; from matalign.release import cli\n"
+    script += f"try: cli.app(['predict', {str(files[0])!r}, '--model', {str(model)!r}, '--json'])\n"
+    script += f"except SystemExit as end: print(end.code, sorted({heavy!r} & set(sys.modules)), file=sys.stderr)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stderr.splitlines()[-1] == "0 []"
+    assert json.loads(ended.stdout)[0]["formula"] == "NaCl"
 
 
 def test_ones_own_folder_becomes_a_set(folder, files, tmp_path):

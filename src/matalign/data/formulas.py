@@ -157,7 +157,8 @@ def spelled(numbers: Iterable[int]) -> str:
     Args:
         numbers: atomic numbers of its atoms.
     """
-    return _spelled(Counter(SYMBOLS[int(z)] for z in numbers))
+    text = _spelled(Counter(SYMBOLS[int(z)] for z in numbers))
+    return MOLECULES.get(text, text)
 
 
 def respelled(formula: str) -> str:
@@ -166,7 +167,8 @@ def respelled(formula: str) -> str:
     Raises:
         ValueError: see `composition`.
     """
-    return _spelled({symbol: int(amount) for symbol, amount in composition(formula).items()})
+    text = _spelled({symbol: int(amount) for symbol, amount in composition(formula).items()})
+    return MOLECULES.get(text, text)
 
 
 def _spelled(atoms: Mapping[str, int]) -> str:
@@ -177,8 +179,7 @@ def _spelled(atoms: Mapping[str, int]) -> str:
         if (units := math.gcd(*last.values())) > 1:
             anion, symbols = f"({_spelled(last)}){units}", symbols[:-2]
     amounts = ((symbol, atoms[symbol] // divisor) for symbol in symbols)
-    text = "".join(symbol + (str(n) if n > 1 else "") for symbol, n in amounts) + anion
-    return MOLECULES.get(text, text)
+    return "".join(symbol + (str(n) if n > 1 else "") for symbol, n in amounts) + anion
 
 
 @lru_cache(maxsize=200_000)

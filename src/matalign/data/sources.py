@@ -28,7 +28,7 @@ HEAVIEST = 103  # Lr, the last element that pymatgen has data for
 
 def catalogue(file: Path | None = None) -> dict[str, dict[str, Any]]:
     """Source name -> its entry in `sources.yaml`."""
-    return yaml.safe_load((file or paths.DATA / "sources.yaml").read_text())
+    return yaml.safe_load((file or paths.SOURCES).read_text())
 
 
 def file_hash(path: Path) -> str:

@@ -5,6 +5,7 @@ what is wrong in it, and the others go on. Exit code: 0 all went well, 1 some or
 """
 
 import csv
+import errno
 import json
 import math
 import sys
@@ -194,7 +195,7 @@ def import_(
             found = own_data.import_optimade(source, filter, max_structures=limit, partial=partial)
         folder = own_data.write(name, found)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explained(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
     if gap := found.audit.get("query", {}).get("gap"):
         print(f"not all of it: {gap}", file=sys.stderr)
@@ -364,5 +365,19 @@ def plain(value: Any) -> Any:
     return value
 
 
+def main() -> None:
+    """The command; what this machine refuses is one line, not a traceback."""
+    try:
+        app()
+    except OSError as error:
+        sys.exit(f"error: {explained(error)}")
+
+
+def explained(error: Exception) -> str:
+    """What went wrong, and what to set where a folder cannot be written."""
+    refused = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return f"{error}{'; set MATALIGN_ROOT or MATALIGN_SCRATCH to a folder that can be written' if refused else ''}"
+
+
 if __name__ == "__main__":
-    app()
+    main()
