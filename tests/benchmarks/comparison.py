@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from matalign.report import figures
+from matalign.report import style
 
 Comparison = dict[str, Any]
 
@@ -102,17 +102,17 @@ def rows(bench: Mapping[str, Any]) -> list[Comparison]:
     return [row for part in bench.values() for row in part["comparisons"]]
 
 
-def figure(bench: Mapping[str, Any]) -> figures.Drawing:
+def figure(bench: Mapping[str, Any]) -> style.Drawing:
     """How many times ours is ahead of each peer, median and range, on a logarithmic axis."""
-    figures.style()
+    style.use()
     table = rows(bench)
-    fig = figures.Drawing(figsize=(figures.PAGE_IN, 0.5 + 0.28 * len(table)), layout="constrained")
+    fig = style.Drawing(figsize=(style.PAGE_IN, 0.5 + 0.28 * len(table)), layout="constrained")
     ax = fig.subplots()
-    colours = {"ahead": figures.COLOURS["structure"], "behind": figures.COLOURS["scratch"], "level": "#888888"}
+    colours = {"ahead": style.COLOURS["structure"], "behind": style.COLOURS["scratch"], "level": "#888888"}
     for y, row in enumerate(table):
         colour = colours[verdict(row).partition(",")[0]]
         ax.plot([min(row["ratios"]), max(row["ratios"])], [y, y], color=colour, solid_capstyle="butt")
-        ax.plot(row["ratio"], y, color=colour, marker=figures.ARMS["structure"].marker)
+        ax.plot(row["ratio"], y, color=colour, marker=style.ARMS["structure"].marker)
     ax.axvline(1, color="#888888", lw=0.8, ls=":", zorder=0)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter("{x:g}")

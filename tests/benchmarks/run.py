@@ -22,7 +22,7 @@ from benchmarks.comparison import Settings
 
 from matalign import cache, paths
 from matalign.pipeline import provenance
-from matalign.report import figures
+from matalign.report import style
 
 NAMES = ("neighbours", "towers", "stem", "losses", "search", "energy")
 LONG = ("energy",)  # only if named
@@ -90,7 +90,7 @@ def write(new: dict) -> None:
     bench = {name: found[name] for name in NAMES if name in found}
     cache.write_json(FOLDER / "bench.json", bench)
     comparison.table(bench).to_csv(FOLDER / "bench.csv", index=False)
-    figures.save(comparison.figure(bench), FOLDER, "bench")
+    style.save(comparison.figure(bench), FOLDER, "bench")
 
 
 if __name__ == "__main__":

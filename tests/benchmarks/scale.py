@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from matalign import cache, config, paths, towers
 from matalign.data import dataset
 from matalign.pipeline import provenance, run
-from matalign.report import figures
+from matalign.report import style
 from matalign.tasks import regression
 from matalign.towers import crystal
 from matalign.views import draws
@@ -57,7 +57,7 @@ def main() -> None:
     found = json.loads(file.read_text()) if file.exists() else {}
     found |= {(machine["gpus"] or [f"{machine['cpu']}, {torch.get_num_threads()} threads"])[0]: made}
     cache.write_json(file, found)
-    figures.save(figure(found), FOLDER, "scale")
+    style.save(figure(found), FOLDER, "scale")
     outlook(found).to_csv(FOLDER / "scale.csv", index=False)
 
 
@@ -179,10 +179,10 @@ def repeated(store: GraphStore, times: int) -> GraphStore:
     return GraphStore(**flat, ptr=pointers(store.ptr), edge_ptr=pointers(store.edge_ptr))
 
 
-def figure(found: Mapping[str, Any]) -> figures.Drawing:
+def figure(found: Mapping[str, Any]) -> style.Drawing:
     """Structures a second and memory against the number of structures; a colour a batch, a column a device."""
-    figures.style()
-    fig = figures.Drawing(figsize=(figures.PAGE_IN, 3.6), layout="constrained")
+    style.use()
+    fig = style.Drawing(figsize=(style.PAGE_IN, 3.6), layout="constrained")
     axes = fig.subplots(2, len(found), sharex=True, sharey="row", squeeze=False)
     for (device, made), (above, below) in zip(found.items(), axes.T, strict=True):
         places = {(row["what"], row["batch"]): [] for row in made["rows"]}
@@ -190,11 +190,11 @@ def figure(found: Mapping[str, Any]) -> figures.Drawing:
             places[row["what"], row["batch"]].append(row)
         batches = sorted({batch for _, batch in places})
         for (what, batch), rows in places.items():
-            style = {"color": COLOURS[batches.index(batch)], "marker": "o", "ls": "-" if what == "training" else ":"}
+            drawn = {"color": COLOURS[batches.index(batch)], "marker": "o", "ls": "-" if what == "training" else ":"}
             sizes = [row["structures"] for row in rows]
-            above.plot(sizes, [row["structures_per_s"] for row in rows], label=f"{what}, batch {batch}", **style)
+            above.plot(sizes, [row["structures_per_s"] for row in rows], label=f"{what}, batch {batch}", **drawn)
             if what == "training":
-                below.plot(sizes, [row["step_GiB"] for row in rows], label=f"a step, batch {batch}", **style)
+                below.plot(sizes, [row["step_GiB"] for row in rows], label=f"a step, batch {batch}", **drawn)
         graphs = {row["structures"]: row["graphs_GiB"] for row in made["rows"]}
         below.plot(list(graphs), list(graphs.values()), color="#009E73", marker="s", label="all graphs")
         above.set(xscale="log", yscale="log", title=device)

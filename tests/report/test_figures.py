@@ -15,7 +15,7 @@ from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from matalign.pretrain import losses
-from matalign.report import figures, paper, tables
+from matalign.report import ablations, figures, paper, printing, style, tables
 
 MADE = (
     "curation",
@@ -41,9 +41,9 @@ STAGE |= {"calibration": "release", "gallery_curve": "retrieval", "reliability":
 
 
 @pytest.fixture(autouse=True)
-def style():
+def _style():
     with mpl.rc_context():
-        figures.style()
+        style.use()
         yield
 
 
@@ -54,7 +54,7 @@ def metrics():
 
 def draw(name, metrics):
     if name.startswith("ablations"):
-        return figures.ablations(metrics["ablations"])[name]
+        return ablations.figures(metrics["ablations"])[name]
     return getattr(figures, name)(metrics[STAGE[name]])
 
 
@@ -77,7 +77,7 @@ def clashes(fig):
 
 
 def test_clashes_are_seen():
-    fig = figures.Drawing(figsize=(2, 1))
+    fig = style.Drawing(figsize=(2, 1))
     fig.text(0.1, 0.5, "one")
     fig.text(0.12, 0.5, "two")
     fig.text(0.9, 0.1, "too long")
@@ -88,11 +88,7 @@ def test_clashes_are_seen():
 def test_nothing_overlaps_or_is_cut_off(name, metrics):
     fig = draw(name, metrics)
     assert clashes(fig) == []
-    assert fig.get_figwidth() in (figures.COLUMN_IN, figures.PAGE_IN)
-
-
-def test_method_drawing_stays_on_its_page():
-    assert clashes(figures.method()) == []
+    assert fig.get_figwidth() in (style.COLUMN_IN, style.PAGE_IN)
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -107,7 +103,7 @@ def test_axes_are_labelled_and_letters_large_enough(name, metrics):
 def test_same_figure_same_bytes(tmp_path, metrics):
     for folder in ("a", "b"):
         for name in ("retrieval", "training"):
-            figures.save(draw(name, metrics), tmp_path / folder, name)
+            style.save(draw(name, metrics), tmp_path / folder, name)
     for file in sorted((tmp_path / "a").iterdir()):
         data = file.read_bytes()
         assert data == (tmp_path / "b" / file.name).read_bytes()
@@ -116,7 +112,7 @@ def test_same_figure_same_bytes(tmp_path, metrics):
 
 
 def test_pdf_fonts_are_embedded_as_truetype(tmp_path, metrics):
-    _, pdf = figures.save(draw("training", metrics), tmp_path, "training")
+    _, pdf = style.save(draw("training", metrics), tmp_path, "training")
     data = pdf.read_bytes()
     streams = [
         zlib.decompress(s) for s in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", data, flags=re.S) if s[:1] == b"x"
@@ -158,18 +154,16 @@ DEUTERANOPIA = np.array(
         ["random", "formula", "jaccard", "stoichiometry", "tfidf", "composition", "aligned", "structure"],
         ["random", "nearest", "popularity", "assembled", "DeepSeek", "Llama-4", "GPT-4.1"],
         ["dummy", "boosting", "recipes", "SyntMTE"],
-        [name for name in figures.ARMS if name.startswith(("majority", "context", "image"))],
+        [name for name in style.ARMS if name.startswith(("majority", "context", "image"))],
     ],
     ids=["properties", "retrieval", "precursors", "temperatures", "defects"],
 )
 def test_arms_of_a_figure_differ_in_colour_and_marker(arms, matrix):
     for i, a in enumerate(arms):
         for b in arms[:i]:
-            distance = np.linalg.norm(
-                luminance_lab(figures.COLOURS[a], matrix) - luminance_lab(figures.COLOURS[b], matrix)
-            )
+            distance = np.linalg.norm(luminance_lab(style.COLOURS[a], matrix) - luminance_lab(style.COLOURS[b], matrix))
             assert distance > 15, (a, b, distance)
-            assert figures.ARMS[a].marker != figures.ARMS[b].marker, (a, b)
+            assert style.ARMS[a].marker != style.ARMS[b].marker, (a, b)
 
 
 def test_an_arm_without_colour_is_named(metrics):
@@ -180,7 +174,7 @@ def test_an_arm_without_colour_is_named(metrics):
 
 def test_learning_curve_draws_the_split_with_most_label_shares(metrics):
     fig = figures.learning_curve(metrics["properties"])
-    line = next(c for c in fig.axes[0].containers if c.get_label() == figures.ARMS["scratch"].label)
+    line = next(c for c in fig.axes[0].containers if c.get_label() == style.ARMS["scratch"].label)
     rows = metrics["properties"]["results"]
     want = {
         r["label_percent"]: r["value"]
@@ -205,13 +199,13 @@ def test_sparse_metrics_are_drawn(name):
 
 
 def test_numbers_are_printed_in_a_fixed_format():
-    assert tables.number(-1234.5678, digits=2) == "−1,234.57"
-    assert tables.number(float("nan")) == "–"
-    assert tables.interval({"value": 0.0491, "low": 0.0453, "high": 0.0528}) == "0.049 [0.045, 0.053]"
-    assert tables.interval({"value": 0.5, "low": None, "high": None}) == "0.500"
-    assert tables.span([5, 1, 3]) == "1–5"
-    assert tables.counted([1, 1], "seed") == "1 seed"
-    assert tables.escape("a_b ≥ 15 %") == r"a\_b $\geq$ 15 \%"
+    assert printing.number(-1234.5678, digits=2) == "−1,234.57"
+    assert printing.number(float("nan")) == "–"
+    assert printing.interval({"value": 0.0491, "low": 0.0453, "high": 0.0528}) == "0.049 [0.045, 0.053]"
+    assert printing.interval({"value": 0.5, "low": None, "high": None}) == "0.500"
+    assert printing.span([5, 1, 3]) == "1–5"
+    assert printing.counted([{"seeds": 1}, {"seeds": 1}], "seeds", "seed") == "1 seed"
+    assert printing.interval({"value": 12.34, "low": 10.0, "high": 15.06}, unit="%") == "12.3 [10.0, 15.1]"
 
 
 def test_property_table_puts_each_run_under_its_column(metrics):
@@ -220,7 +214,7 @@ def test_property_table_puts_each_run_under_its_column(metrics):
     cells = {row[0]: row[1:] for row in table.cells}
     rows = metrics["properties"]["results"]
     row = next(r for r in rows if (r["arm"], r["split"], r["metric"]) == ("ridge", "random", "MAE"))
-    assert cells["frozen + ridge"][-1] == tables.interval(row)
+    assert cells["frozen + ridge"][-1] == printing.interval(row)
     assert "4,205 test materials of 2,811 chemical systems" in table.caption
     assert "cohort A" in table.caption
     assert "95 % interval" in table.caption
@@ -236,7 +230,7 @@ def test_cohorts_and_what_is_seen_are_told_apart(metrics):
     assert [label for label in labels if label.startswith("fused")] == labels[2:5]
     rows = metrics["properties"]["results"]
     row = next(r for r in rows if (r["cohort"], r["arm"], r["metric"]) == ("B", "text", "F1"))
-    assert next(cells for cells in b.cells if cells[0] == "protocol only")[2] == tables.interval(row)
+    assert next(cells for cells in b.cells if cells[0] == "protocol only")[2] == printing.interval(row)
     gains = tables.gains(metrics["properties"])
     errors = {row[0]: {cells[1] for cells in gains.cells if cells[0] == row[0]} for row in gains.cells}
     assert errors["B"] == {"formation energy, MAE", "metal, error rate"}
@@ -248,7 +242,7 @@ def test_fused_arms_are_no_part_of_the_learning_curve(metrics):
     assert len(fig.axes) == 2
     for ax in fig.axes:
         labels = {c.get_label() for c in ax.containers}
-        assert labels == {figures.ARMS[arm].label for arm in plausible.PROPERTY_ARMS}
+        assert labels == {style.ARMS[arm].label for arm in plausible.PROPERTY_ARMS}
     (ax,) = figures.fusion(metrics["properties"]).axes  # one cell has fused arms
     assert [t.get_text() for t in ax.get_yticklabels()][:2] == ["ILD, scratch", "ILD, pretrained"]
     assert len(ax.get_yticks()) == len(plausible.FUSED_ARMS)
@@ -262,27 +256,27 @@ def test_missing_run_is_a_dash():
 
 
 def test_tables_are_written_sorted_and_the_same_whatever_the_order(tmp_path, metrics):
-    tables.write(tables.build(metrics), tmp_path / "a")
+    printing.write(tables.build(metrics), tmp_path / "a")
     shuffled = json.loads(json.dumps(metrics))
     rng = np.random.default_rng(0)
     for stage in ("properties", "retrieval", "defects"):
         for key in ("results", "comparisons"):
             rng.shuffle(shuffled[stage][key])
-    tables.write(tables.build(shuffled), tmp_path / "b")
+    printing.write(tables.build(shuffled), tmp_path / "b")
     names = sorted(f.name for f in (tmp_path / "a").iterdir())
-    assert {"claims.csv", "claims.tex", "gains.csv", "retrieval.csv", "defects.csv", "tables.json"} <= set(names)
+    assert {"claims.csv", "gains.csv", "retrieval.csv", "defects.csv", "tables.json"} <= set(names)
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
 def test_csv_keeps_every_row_and_value(tmp_path, metrics):
-    tables.write(tables.build(metrics), tmp_path)
+    printing.write(tables.build(metrics), tmp_path)
     with open(tmp_path / "retrieval.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(metrics["retrieval"]["results"])
     want = {
         (r["query"], r["target"], r["gallery"], r["arm"], r["metric"], r["level"]): r
-        for r in figures.retrieval_rows(metrics["retrieval"]["results"])
+        for r in style.retrieval_rows(metrics["retrieval"]["results"])
     }
     assert {"aligned", "structure"} <= {r["arm"] for r in rows}
     for r in rows:
@@ -293,7 +287,7 @@ def test_csv_keeps_every_row_and_value(tmp_path, metrics):
 
 def test_every_tex_row_has_as_many_cells_as_columns(tmp_path, metrics):
     for table in tables.build(metrics):
-        lines = tables.tex(table).splitlines()
+        lines = printing.tex(table).splitlines()
         columns = len(re.search(r"\\begin\{tabular\}\{(l+)\}", "\n".join(lines))[1])
         body = [line for line in lines if line.endswith(r" \\")]
         assert len(body) == len(table.cells) + 1
@@ -303,9 +297,9 @@ def test_every_tex_row_has_as_many_cells_as_columns(tmp_path, metrics):
 
 def test_synthetic_numbers_say_so_in_every_caption():
     for table in tables.build(plausible.metrics(synthetic=True)):
-        assert tables.SYNTHETIC in table.caption, table.name
+        assert printing.SYNTHETIC in table.caption, table.name
     for table in tables.build(plausible.metrics()):
-        assert tables.SYNTHETIC not in table.caption, table.name
+        assert printing.SYNTHETIC not in table.caption, table.name
 
 
 def test_a_pair_that_training_never_compared_is_marked(metrics):
@@ -334,7 +328,7 @@ def test_gallery_curve_has_a_column_a_size(metrics):
     assert table.header == ["level", "arm", "50", "100", "200", "500", "1,000", "2,654"]
     row = next(r for r in table.cells if r[:2] == ["L2", "element Jaccard"])
     assert row[-1] == "0.200"
-    assert tables.number(0.8 * 0.25 * (2654 / 50) ** 0.1) == row[2]
+    assert printing.number(0.8 * 0.25 * (2654 / 50) ** 0.1) == row[2]
 
 
 def test_metrics_without_the_newer_rows_are_drawn(metrics):

@@ -10,7 +10,7 @@ import pytest
 
 from matalign import config, paths
 from matalign.release import predictors
-from matalign.report import figures, paper, tables
+from matalign.report import paper, printing, style, tables
 
 TITLE = "One space"
 
@@ -20,7 +20,7 @@ def prepare(folder, metrics):
     (folder / "metrics").mkdir(parents=True)
     for stage, values in metrics.items():
         (folder / "metrics" / f"{stage}.json").write_text(json.dumps(values))
-    tables.write(tables.build(paper.read(folder / "metrics")), folder / "tables")
+    printing.write(tables.build(paper.read(folder / "metrics")), folder / "tables")
     return folder
 
 
@@ -28,9 +28,9 @@ def prepare(folder, metrics):
 def drawings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
     with mpl.rc_context():
-        figures.style()
+        style.use()
         for name, fig in paper.drawings(plausible.metrics()).items():
-            figures.save(fig, folder, name)
+            style.save(fig, folder, name)
     return folder
 
 
@@ -122,7 +122,7 @@ def test_synthetic_data_is_named_under_the_title_and_in_captions(results):
     said = words(results(plausible.metrics(synthetic=True), "sample"))
     assert said.index(warning) < said.index("Abstract")
     assert said.count("Synthetic sample.") >= 4  # figures
-    assert said.count(tables.SYNTHETIC) >= 8  # tables
+    assert said.count(printing.SYNTHETIC) >= 8  # tables
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_ablations_of_another_profile_are_printed_and_not_drawn_again(tmp_path, 
     made = tables.build(read)
     assert [t.name for t in made if t.name.startswith("ablations")] == ["ablations", "ablations_statements"]
     assert not [name for name in paper.drawings(read) if name.startswith("ablations")]
-    tables.write(made, folder / "tables")
+    printing.write(made, folder / "tables")
     assert "results/small/tables/ablations_*" in words(folder)
     assert "no variant beats the base; worse: seed, sigmoid" in words(folder)
     assert "no loss has compared (anchored) find one another with an MRR of 0.021" in words(folder)
@@ -230,11 +230,11 @@ def test_ablations_of_another_profile_are_printed_and_not_drawn_again(tmp_path, 
 
 def test_the_released_intervals_stand_beside_their_errors():
     table = tables.released(plausible.metrics()["release"])
-    assert tables.HELD == predictors.LEVEL
+    assert tables.NOMINAL == predictors.LEVEL
     energy, metal = table.cells
     assert energy[:3] == ["formation energy, MAE eV/atom", "0.500 [0.490, 0.510]", "0.890 [0.872, 0.908]"]
     assert energy[4] == "0.840 [0.823, 0.857]"
-    assert metal[2] == metal[4] == tables.MISSING
+    assert metal[2] == metal[4] == printing.MISSING
 
 
 def test_results_without_a_later_stage_still_make_a_paper(results):

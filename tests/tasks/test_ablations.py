@@ -11,7 +11,7 @@ import torch
 from matalign import cache, config, paths
 from matalign.data import dataset
 from matalign.pretrain import align, encode, train
-from matalign.report import figures, tables
+from matalign.report import ablations as report
 from matalign.tasks.ablations import ablation_scores, ablations
 from matalign.tasks.ablations.ablations import BASE, Fit, Source, Variant
 from matalign.towers.text import TextTower
@@ -255,9 +255,9 @@ def test_modalities_that_a_variant_lacks_have_no_row(source):
 def test_no_variants_make_empty_tables_at_once(project):
     made = ablation_scores.evaluate(make(variants=""))  # there is no model
     assert made["results"] == made["comparisons"] == made["pairs"] == made["statements"] == []
-    assert tables.ablations(made) == tables.ablations(None) == []
-    assert tables.ablation_summary(made) == tables.ablation_summary(None) == []
-    assert figures.ablations(made) == figures.ablations(None) == {}
+    assert report.tables(made) == report.tables(None) == []
+    assert report.summary(made) == report.summary(None) == []
+    assert report.figures(made) == report.figures(None) == {}
     json.dumps(made, allow_nan=False)
 
 
@@ -294,7 +294,7 @@ def test_table_marks_base_and_emergent_alignment():
     import plausible
 
     metrics = plausible.metrics()["ablations"]
-    losses, pairs = tables.ablations(metrics)
+    losses, pairs = report.tables(metrics)
     cells = {line[0]: line[1:] for line in losses.cells}
     assert list(cells) == ["pairwise (base)", "proposal", "proposal-noself", "anchored", "sigmoid"]
     column = losses.header.index("image → protocol\nL1 MRR") - 1
@@ -308,7 +308,7 @@ def test_table_marks_base_and_emergent_alignment():
 def test_the_summary_has_the_base_once_and_what_differs_from_it():
     import plausible
 
-    summary, _ = tables.ablation_summary(plausible.metrics()["ablations"])
+    summary, _ = report.summary(plausible.metrics()["ablations"])
     assert [line[:2] for line in summary.cells] == [
         ["", "base"],
         *(["loss", name] for name in ("proposal", "proposal-noself", "anchored", "sigmoid")),

@@ -11,17 +11,15 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from matalign import quantities
 from matalign.report.style import (
-    ABLATION_TASKS,
     COLOURS,
     COLUMN_IN,
     PAGE_IN,
     Metrics,
     Row,
-    ablation_groups,
     arm,
     bars,
     beyond_structure,
@@ -339,35 +337,6 @@ def dose(
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel="dose (e/Å$^2$)", ylabel="macro-F1", ylim=(0, 1))
     legend(fig, [ax], columns=2)
-    return fig
-
-
-def ablations(metrics: Metrics | None) -> dict[str, Figure]:
-    """`ablations_<group>` for each group of variants that was run."""
-    return {f"ablations_{group}": ablation(metrics, group) for group in (ablation_groups(metrics) if metrics else [])}
-
-
-def ablation(metrics: Metrics, group: str) -> Figure:
-    """The variants of a group on each task; dotted: the base. Hollow: query and target were never trained together."""
-    rows = [r for r in metrics["results"] if r["group"] == group]
-    tasks = [c for c in ABLATION_TASKS if c[1] != "R@10" and any((r["task"], r["metric"]) == c for r in rows)]
-    names = list(dict.fromkeys(r["variant"] for r in rows))
-    fig, axes = panels(1, len(tasks), width=PAGE_IN, height=0.75 + 0.16 * len(names), sharey=True)
-    for ax, task in zip(axes[0], tasks, strict=True):
-        for r in (r for r in rows if (r["task"], r["metric"]) == task):
-            colour = COLOURS["structure"] if r["base"] else COLOURS["scratch"]
-            error = bars([r["value"]], [r["low"]], [r["high"]])
-            look = {"color": colour, "marker": "o", "mfc": "white" if r["emergent"] else colour, "lw": 0}
-            ax.errorbar(r["value"], names.index(r["variant"]), xerr=error, elinewidth=0.9, capsize=2, **look)
-            if r["base"]:
-                ax.axvline(r["value"], color="#888888", lw=0.8, ls=":", zorder=0)
-        label = ABLATION_TASKS[task]
-        title = label.replace("→ ", "→\n") if "→" in label else label.replace(", ", "\n")
-        ax.set(title=title, xlabel="eV/atom" if task[1] == "MAE" else "MRR")
-        ax.margins(x=0.15)
-        ax.xaxis.set_major_locator(MaxNLocator(3))
-    axes[0, 0].set_yticks(range(len(names)), names)
-    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     return fig
 
 

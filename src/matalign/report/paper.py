@@ -12,7 +12,7 @@ import typst
 
 from matalign import config, paths
 from matalign.pretrain import losses
-from matalign.report import figures, tables
+from matalign.report import ablations, figures, tables
 
 STAGES = ("curate", "pretrain", "properties", "release", "retrieval", "recommendation", "defects", "ablations")
 LATER = ("release", "recommendation", "ablations", "atlas")  # results of older code lack them
@@ -65,7 +65,7 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
         "retrieval": figures.retrieval(metrics["retrieval"]),
         "defects": figures.defects(metrics["defects"]),
         "dose": figures.dose(metrics["defects"]),
-        **figures.ablations(tables.own_ablations(metrics)),
+        **ablations.figures(ablations.own(metrics)),
     }
     if "release" in metrics:
         drawn["calibration"] = figures.calibration(metrics["release"])

@@ -75,17 +75,6 @@ ARMS: dict[str, Arm] = {
 NOT_STRUCTURE_ONLY = ("early_fusion", "cross_attention", "pretrained_fusion", "text", "image")  # of the properties
 COLOURS: dict[str, str] = {name: arm.colour for name, arm in ARMS.items()}
 
-ABLATION_TASKS = {  # (task, metric) -> how it is headed
-    ("structure_text_L1", "MRR"): "structure → protocol, L1 MRR",
-    ("structure_text_L1", "R@10"): "structure → protocol, L1 R@10",
-    ("structure_text_L2", "MRR"): "structure → protocol, L2 MRR",
-    ("structure_text_L2", "R@10"): "structure → protocol, L2 R@10",
-    ("structure_image", "MRR"): "structure → image, MRR",
-    ("image_text_L1", "MRR"): "image → protocol, L1 MRR",
-    ("finetuned", "MAE"): "$E_f$ MAE, fine-tuned",
-    ("ridge", "MAE"): "$E_f$ MAE, frozen",
-}
-
 
 class Drawing(Figure):
     """A Figure that a notebook shows as it is; outside pyplot's registry, so there is nothing to close."""
@@ -201,11 +190,6 @@ def retrieval_rows(rows: Iterable[Row]) -> list[Row]:
 def beyond_structure(names: Iterable[str]) -> list[str]:
     """Arms of the properties that see more, or other, than the structure; in the order of `ARMS`."""
     return [name for name in ordered(names) if name in NOT_STRUCTURE_ONLY]
-
-
-def ablation_groups(metrics: Metrics) -> list[str]:
-    """Groups of variants that were run."""
-    return list(dict.fromkeys(r["group"] for r in metrics["results"]))
 
 
 def curves(ax: Axes, rows: list[Row], *, x: str) -> None:

@@ -1,134 +1,36 @@
-"""Tables of the paper, from metrics alone: long rows for machines (`.csv`), and their printed form (`tables.json`).
+"""Tables of the paper, from metrics alone.
 
 A printed table is a selection of its rows: one metric a target, intervals in brackets. Its caption carries what a
 number needs to be read: cohort, test materials, chemical systems, seeds, the interval, and whether the data are
 synthetic.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
 from matalign import quantities
-from matalign.cache import write_json
-from matalign.report import style
-from matalign.report.style import ABLATION_TASKS, ordered
-
-Metrics = Mapping[str, Any]
-Row = Mapping[str, Any]
+from matalign.report import ablations, style
+from matalign.report.printing import (
+    MISSING,
+    Table,
+    caption,
+    counted,
+    difference,
+    digits_of,
+    frame,
+    interval,
+    number,
+    pivot,
+    span,
+    with_unit,
+)
+from matalign.report.style import Metrics, Row, ordered
 
 TARGETS = [q.column for q in quantities.TARGETS]
 PRINTED_METRICS = ("MAE", "F1", "accuracy")  # of a target, the first that it has
 NOMINAL = 0.9  # coverage of the released intervals that is printed
-MISSING = "–"
-INTERVAL = "Brackets: 95 % interval, bootstrap over {unit} and seeds."
-SYNTHETIC = "Numbers come from the synthetic sample."
 DEFECT_METRICS = {"macro_F1": "macro-F1", "accuracy": "accuracy", "ECE": "ECE", "ECE_scaled": "ECE, scaled"}
-STEPS = ("label_percent", "level", "dose_low", "n_gallery")  # numbers that rows are sorted by
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table: long rows, and its printed form."""
-
-    name: str  # of its files
-    caption: str
-    rows: pd.DataFrame  # tidy, numbers as numbers
-    header: list[str]  # a line break inside a cell is \n
-    cells: list[list[str]]
-
-
-def number(value: float | None, *, digits: int = 3) -> str:
-    """A number in fixed format, with a true minus sign; "–" for none."""
-    if value is None or value != value:
-        return MISSING
-    return f"{value:,.{digits}f}".replace("-", "−")
-
-
-def digits_of(unit: str) -> int:
-    """Decimals that a number of this unit is printed with."""
-    return 1 if unit in ("%", "°C") else 3
-
-
-def interval(row: Row, *, value: str = "value", unit: str = "") -> str:
-    """``value [low, high]`` in the decimals of a unit."""
-    digits = digits_of(unit)
-    low, high = number(row.get("low"), digits=digits), number(row.get("high"), digits=digits)
-    return number(row[value], digits=digits) + ("" if MISSING in (low, high) else f" [{low}, {high}]")
-
-
-def with_unit(text: str, unit: str) -> str:
-    """A number followed by its unit, if it has both."""
-    return f"{text} {unit}" if unit and text != MISSING else text
-
-
-def span(values: Iterable[float]) -> str:
-    """``5`` or ``1–5``: from the least to the greatest of some counts; "–" of none."""
-    values = set(values)
-    if not values:
-        return MISSING
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
-
-
-def counted(rows: Iterable[Row], column: str, noun: str) -> str:
-    """``1–5 seeds``, ``1 seed``: the span of a column of counts."""
-    text = span(r[column] for r in rows)
-    return f"{text} {noun}" + ("" if text == "1" else "s")
-
-
-def caption(text: str, metrics: Metrics, *, unit: str = "chemical systems") -> str:
-    """A caption with the interval explained (unit "": the table has none) and synthetic data named."""
-    notes = [INTERVAL.format(unit=unit)] if unit else []
-    return " ".join([text, *notes, *([SYNTHETIC] if metrics["synthetic"] else [])])
-
-
-def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Rows sorted by what is not a number and by `STEPS`; columns as they come."""
-    table = pd.DataFrame(list(rows))
-    keys = [c for c in table if not pd.api.types.is_numeric_dtype(table[c]) or c in STEPS]
-    return table.sort_values(keys, kind="stable", ignore_index=True) if keys else table
-
-
-def pivot(
-    rows: Iterable[Row],
-    across: Sequence[str],
-    columns: Iterable[tuple],
-    *,
-    down: str = "arm",
-    lines: Iterable[Any] | None = None,
-    show: Callable[[Row], str] = interval,
-) -> list[list[str]]:
-    """Cells of a printed table.
-
-    Args:
-        rows: one a cell.
-        across: keys whose values name a column.
-        columns: their values, in order.
-        down: the key whose values name a line; an arm goes by its label.
-        lines: its values, in order; default: arms as ordered, others as they come.
-        show: a row as it is printed.
-    """
-    rows = list(rows)
-    by = {(r[down], *(r[key] for key in across)): r for r in rows}
-    found = dict.fromkeys(r[down] for r in rows)
-    lines = lines if lines is not None else ordered(found) if down == "arm" else found
-    columns = list(columns)
-    return [
-        [
-            style.arm(line).label if down == "arm" else str(line),
-            *(show(by[line, *c]) if (line, *c) in by else MISSING for c in columns),
-        ]
-        for line in lines
-    ]
-
-
-def difference(row: Row) -> str:
-    """The two arms of a paired difference."""
-    return f"{style.arm(row['arm']).label} − {style.arm(row['baseline']).label}"
 
 
 def claims(metrics: Mapping[str, Metrics]) -> Table:
@@ -401,101 +303,6 @@ def released(metrics: Metrics) -> Table:
     return Table("released", caption(text, metrics, unit=""), rows, header, cells)
 
 
-def own_ablations(metrics: Mapping[str, Metrics]) -> Metrics | None:
-    """Of the metrics of a paper's stages, those of the ablations if this profile ran them."""
-    found = metrics.get("ablations")
-    return found if found and found["profile"] == metrics["curate"]["profile"] else None
-
-
-def ablations(metrics: Metrics | None) -> list[Table]:
-    """One table a group of variants; none where no variant was run.
-
-    Args:
-        metrics: of the stage, None if the results hold none.
-    """
-    return [ablation(metrics, group) for group in (style.ablation_groups(metrics) if metrics else [])]
-
-
-def _marked(row: Row) -> str:
-    return interval(row) + "†" * row["emergent"]
-
-
-def _trained(metrics: Metrics) -> str:
-    labels = f"{metrics['label_percent']:g} % of the training labels (n = {span(metrics['n_labels'])})"
-    return f"Formation energy in eV/atom, from {labels}."
-
-
-def ablation(metrics: Metrics, group: str) -> Table:
-    """The variants of a group down, tasks across; of the losses, how well each pair is aligned besides."""
-    rows = [r for r in metrics["results"] if r["group"] == group]
-    columns = [c for c in ABLATION_TASKS if any((r["task"], r["metric"]) == c for r in rows)]
-    cells = pivot(rows, ("task", "metric"), columns, down="variant", show=_marked)
-    bases = {r["variant"] for r in rows if r["base"]}
-    pairs = [r for r in metrics["pairs"] if r["group"] == group]
-    names = list(dict.fromkeys(r["pair"] for r in pairs))
-    aligned = {(r["variant"], r["pair"]): (r["loss"], r["recall"]) for r in pairs}
-    for line in cells:
-        for name in names:
-            loss, recall = aligned.get((line[0], name), (None, None))
-            line.append(number(loss, digits=2) + (f", {number(recall, digits=2)}" if recall is not None else ""))
-        line[0] += " (base)" if line[0] in bases else ""
-    text = f"Ablation, {group}: {counted(rows, 'seeds', 'seed')} each, on the test set of the split by "
-    text += f"chemical system ({span(r['n_chemsys'] for r in rows)} systems). Retrieval in the full gallery. "
-    text += _trained(metrics)
-    if any(r["emergent"] for r in rows):
-        text += " †: emergent, the two sides were never trained against one another."
-    if names:
-        text += " Last columns, on validation materials: the loss that was trained (nat; seed cannot fall below "
-        text += "log(M/(M−1)) with M modalities), then of each pair of modalities InfoNCE and Recall@1 in the batch."
-    header = ["variant", *(_task(c).replace(", ", "\n") for c in columns)]
-    header += ["own loss" if name == "all" else f"{name}\nInfoNCE, R@1" for name in names]
-    return Table(f"ablations_{group}", caption(text, metrics), pd.DataFrame([*rows, *pairs]), header, cells)
-
-
-def _task(column: tuple[str, str]) -> str:
-    return ABLATION_TASKS[column].replace("$", "")
-
-
-def ablation_summary(metrics: Metrics | None) -> list[Table]:
-    """All variants by the measures of the statements and by emergent alignment, and the statements.
-
-    Args:
-        metrics: of the stage, None if the results hold none; no table where no variant was run.
-    """
-    if not metrics or not metrics["results"]:
-        return []
-    told = [(s["task"], s["metric"]) for s in metrics["statements"]] + [("image_text_L1", "MRR")]
-    columns = [c for c in ABLATION_TASKS if c in told]
-    rows = [r for r in metrics["results"] if (r["task"], r["metric"]) in columns]
-    p = {(r["group"], r["variant"], r["task"], r["metric"]): r["p_holm"] for r in metrics["comparisons"]}
-    cells = []
-    for group, variant in dict.fromkeys((r["group"], r["variant"]) for r in rows):
-        here = [r for r in rows if (r["group"], r["variant"]) == (group, variant)]
-        base = any(r["base"] for r in here)
-        if base and cells:
-            continue  # it stands once, at the top
-        [[_, *values]] = pivot(here, ("task", "metric"), columns, down="variant", show=_marked)
-        line = ["", "base"] if base else [group, variant]
-        for c, value in zip(columns, values, strict=True):
-            line += [value, "" if base else number(p.get((group, variant, *c)))]
-        cells.append(line)
-    text = "Ablations, one factor at a time from a base (pairwise loss, ILD of order 3, three modalities, batches of "
-    text += f"128, texts at L1; files results/{metrics['profile']}/tables/ablations_*, with more tasks), "
-    text += f"{counted(rows, 'seeds', 'seed')} each. {_trained(metrics)} "
-    text += "p: difference to the base, Holm-corrected within the group. "
-    text += "†: emergent, the two sides were never trained against one another. The objective none: not trained at all."
-    header = ["group", "variant"]
-    for column in columns:
-        header += [_task(column).replace(", ", ",\n"), "p"]
-    table = Table("ablations", caption(text, metrics), pd.DataFrame(rows), header, cells)
-
-    text = "What each group of ablations shows, from paired differences to its base (ablations_statements.csv): "
-    text += "p < 0.05 after Holm's correction within the group."
-    cells = [[s["group"], _task((s["task"], s["metric"])), s["verdict"], s["statement"]] for s in metrics["statements"]]
-    rows, header = pd.DataFrame(list(metrics["comparisons"])), ["group", "task", "verdict", "statement"]
-    return [table, Table("ablations_statements", caption(text, metrics), rows, header, cells)]
-
-
 def audit(metrics: Metrics) -> Table:
     """What training and test share, by ladder and key."""
     rows = metrics["audit"]
@@ -546,34 +353,7 @@ def build(metrics: Mapping[str, Metrics]) -> list[Table]:
         defects(metrics["defects"]),
         defect_differences(metrics["defects"]),
         *([released(metrics["release"])] if "release" in metrics else []),
-        *ablations(own_ablations(metrics)),
-        *ablation_summary(metrics.get("ablations")),
+        *ablations.tables(ablations.own(metrics)),
+        *ablations.summary(metrics.get("ablations")),
         claims(metrics),
     ]
-
-
-def write(tables: Iterable[Table], folder: Path) -> None:
-    """Write the long rows of each table as `<name>.csv`, and all printed forms as `tables.json`.
-
-    Args:
-        tables: what to write.
-        folder: made if absent.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    printed = {}
-    for table in tables:
-        table.rows.to_csv(folder / f"{table.name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-        printed[table.name] = {"caption": table.caption, "header": table.header, "cells": table.cells}
-    write_json(folder / "tables.json", printed)
-
-
-def tex(table: Table) -> str:
-    """A LaTeX `table` environment (booktabs; Unicode signs, as LuaLaTeX and XeLaTeX read them)."""
-    printed = pd.DataFrame(table.cells, columns=table.header)
-    return printed.to_latex(index=False, escape=True, caption=table.caption, label=f"tab:{table.name}")
-
-
-def markdown(table: Table) -> str:
-    """The printed form as a GitHub table, for a README."""
-    flat = [[c.replace("\n", "<br>").replace("|", r"\|") for c in row] for row in [table.header, *table.cells]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [flat[0], ["---"] * len(flat[0]), *flat[1:]]) + "\n"

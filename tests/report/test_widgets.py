@@ -10,13 +10,13 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from matalign.pretrain import encode
-from matalign.report import explore
+from matalign.report import widgets
 
 
 @pytest.fixture(scope="module")
 def x(tmp_path_factory):
     with published.model(tmp_path_factory.mktemp("explore")):
-        yield explore.Explorer("tiny")
+        yield widgets.Explorer("tiny")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def pasted(x):
 def said(monkeypatch):
     """What the views display."""
     out = []
-    monkeypatch.setattr(explore, "display", out.append)
+    monkeypatch.setattr(widgets, "display", out.append)
     return out
 
 
@@ -47,7 +47,7 @@ def test_a_formula_is_picked_and_an_unknown_one_refused(x):
     assert x.row == 5
     np.testing.assert_array_equal(x.structure.lattice[0], x.curated.structures.lattice[5])
     with pytest.raises(ValueError, match="no material with formula 'XeF9'"):
-        explore.Explorer("tiny", "XeF9")
+        widgets.Explorer("tiny", "XeF9")
 
 
 def test_a_pasted_crystal_goes_first_and_has_the_neighbours_of_its_twin(x, pasted):
@@ -77,12 +77,12 @@ def test_a_known_protocol_is_shown_at_each_level(x):
 def test_neighbours_are_those_of_the_space(x):
     table, fig = x.neighbours()
     vector, materials = x.model.embed_structures(x.structure), x.curated.materials
-    index = encode.nearest(vector, x.space.vectors["text"], explore.NEAREST)[0][0]
+    index = encode.nearest(vector, x.space.vectors["text"], widgets.NEAREST)[0][0]
     assert table.protocols.tolist() == materials.formula[x.space.of["text"][index]].tolist()
     mine = set(materials.chemsys[x.row].split("-"))
     shared = [mine & set(materials.chemsys[materials.formula == f].iloc[0].split("-")) for f in table.iloc[:, -1]]
     assert all(shared)
-    assert sum(bool(ax.images) for ax in fig.axes) == explore.NEAREST
+    assert sum(bool(ax.images) for ax in fig.axes) == widgets.NEAREST
 
 
 def test_the_controls_of_the_image_reach_the_microscope(x):
@@ -128,14 +128,14 @@ def test_what_takes_long_waits_for_its_button(x):
 def test_a_wrong_cif_is_told_in_a_line(x, said, capsys):
     x.cif.value = "no crystal"
     said.clear()
-    explore.shown(x.properties)
+    widgets.shown(x.properties)
     assert "error: text: unreadable: a text that is no CIF" in capsys.readouterr().out
     assert not said
 
 
 def test_recipes_are_the_released_models(x):
     protocols, sets = x.recipes()
-    assert len(protocols) == len(sets) == explore.NEAREST
+    assert len(protocols) == len(sets) == widgets.NEAREST
     assert protocols.similarity.is_monotonic_decreasing
 
 
@@ -147,6 +147,6 @@ def test_ones_own_set_is_looked_at_with_another_profiles_model(x, tmp_path):
         numbers, frac_coords, lattice = x.curated.structures[row]
         Structure(Lattice(lattice), numbers, frac_coords).to(filename=str(tmp_path / f"{row}.cif"))
     own_data.write("lab", own_data.import_folder(tmp_path))
-    mine = explore.Explorer("lab", model="tiny")
+    mine = widgets.Explorer("lab", model="tiny")
     assert mine.neighbours()[0].columns.tolist() == ["crystals", "micrographs", "by shared elements"]
     assert mine.place().axes

@@ -21,7 +21,7 @@ from matalign.data import crystals, dataset, protocols
 from matalign.data.dataset import Structures
 from matalign.pretrain import encode
 from matalign.release import cli, released
-from matalign.report import figures
+from matalign.report import style
 from matalign.report.atlas import build, layout
 from matalign.tasks.retrieval import galleries
 from matalign.views import draws, graphs, micrographs
@@ -112,8 +112,8 @@ class Explorer:
         numbers, frac_coords, lattice = self.structure[0]
         graph = graphs.neighbours(numbers, frac_coords, lattice, cutoff_A=cutoff_A, neighbours=neighbours)
         distance = np.linalg.norm(graph.edge_vec, axis=1)
-        fig, ax = plt.subplots(figsize=(figures.COLUMN_IN, 1 + 0.12 * len(numbers)), layout="constrained")
-        colours = figures.COLOURS["structure"], figures.COLOURS["scratch"]
+        fig, ax = plt.subplots(figsize=(style.COLUMN_IN, 1 + 0.12 * len(numbers)), layout="constrained")
+        colours = style.COLOURS["structure"], figures.COLOURS["scratch"]
         ax.scatter(distance, graph.edge_index[1], s=12, lw=0, color=colours[0], label="neighbour")
         ax.scatter(graph.edge_cutoff, range(len(numbers)), marker="|", s=60, color=colours[1], label="cutoff")
         ax.set(xlabel="distance (Å)", ylabel="atom", yticks=range(len(numbers)))
@@ -131,7 +131,7 @@ class Explorer:
         view = micrographs.draw_views(np.repeat(structure.lattice, 4, axis=0), keys, optics=optics)
         images = micrographs.render(structure, [0] * 4, keys, optics=optics)
         side = optics.image_px * pixel_A
-        fig, axes = plt.subplots(1, 4, figsize=(figures.PAGE_IN, 2), layout="constrained")
+        fig, axes = plt.subplots(1, 4, figsize=(style.PAGE_IN, 2), layout="constrained")
         for ax, image, axis in zip(axes, images[:, 0].numpy(), view.axis):
             ax.imshow(image, cmap="gray", extent=(0, side, 0, side))
             ax.set(xlabel="Å", yticks=[], title="[{} {} {}]".format(*micrographs.ZONE_AXES[axis]))
@@ -160,7 +160,7 @@ class Explorer:
         columns["by shared elements"] = materials.formula[order[order != self.row][:NEAREST]].tolist()
         table = pd.DataFrame({name: pd.Series(each, dtype=str) for name, each in columns.items()}).rename_axis("rank")
         table.index += 1
-        fig, axes = plt.subplots(1, NEAREST, figsize=(figures.PAGE_IN, 1.6), layout="constrained", squeeze=False)
+        fig, axes = plt.subplots(1, NEAREST, figsize=(style.PAGE_IN, 1.6), layout="constrained", squeeze=False)
         for ax in axes[0]:
             ax.axis("off")
         for ax, number, formula in zip(axes[0], found.get("image", ()), columns.get("micrographs", ())):
@@ -177,7 +177,7 @@ class Explorer:
         else:
             at = points[self.row]
         kinds = build.classes(self.curated.structures)
-        fig, ax = plt.subplots(figsize=(figures.PAGE_IN, 3.6), layout="constrained")
+        fig, ax = plt.subplots(figsize=(style.PAGE_IN, 3.6), layout="constrained")
         for number, (name, colour, _) in enumerate(build.CLASSES):
             ax.scatter(*points[kinds == number].T, s=6, lw=0, color=colour, label=name)
         ax.scatter(*at, s=160, marker="*", color="black", edgecolor="white", label="this crystal", zorder=3)
