@@ -282,7 +282,7 @@ def test_a_killed_fit_goes_on_to_the_same_predictions(root, monkeypatch):
     fit = dataclasses.replace(FIT, percent=50.0, steps=12)
     monkeypatch.setattr(regression, "CHECKPOINT_STEPS", 5)
     whole = fits.solve(dataclasses.replace(cfg, weight_decay=0.01), fit)
-    state = cache.folder("properties", fits.key(fits.task(cfg), fit)) / "state.safetensors"
+    state = cache.folder("properties", fits.key(fits.task(cfg), fit)) / "state.pt"
     assert not state.exists()
     (state.parent / "result.safetensors").unlink()
 

@@ -76,7 +76,7 @@ def fit(cfg: Properties, each: Fit) -> dict[str, Any]:
     key = fits.key(t, each) | {"version": config.version("release")}
 
     def compute() -> dict[str, Any]:
-        model, _ = fits.train(cfg, each, cache.folder("release", key) / "state.safetensors")
+        model, _ = fits.train(cfg, each, cache.folder("release", key) / "state.pt")
         labels = t.labels[list(each.weights)].to_numpy()[fits.rows(t, each)["train"]]
         mean, std = regression.standard(labels, list(each.weights))
         return {"mean": mean, "std": std} | {f"weight.{k}": w.numpy() for k, w in weights(model).items()}

@@ -437,7 +437,7 @@ def predicted(source: Source, shown: Shown, crystals: Tensor, folder: Path) -> c
         steps=cfg.steps,
         **{name: getattr(schedule, name) for name in ("batch_size", "learning_rate", "weight_decay")},
         seed=shown.cfg.seed,
-        state=folder / "state.safetensors",
+        state=folder / "state.pt",
     )
     frozen = regression.each_target(regression.ridge, [fits.E_F], labels, parts, crystals.numpy())
     true = labels[parts["test"], 0]

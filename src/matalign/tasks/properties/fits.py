@@ -414,7 +414,7 @@ def solve(cfg: Properties, fit: Fit) -> dict[str, Any]:
 
     def compute() -> dict[str, Any]:
         if fit.arm in NETWORKS:
-            out = train(cfg, fit, cache.folder("properties", key(t, fit)) / "state.safetensors")[1]
+            out = train(cfg, fit, cache.folder("properties", key(t, fit)) / "state.pt")[1]
         else:
             baseline, features = _baseline(t, fit)
             labels = t.labels[list(fit.weights)].to_numpy()
