@@ -29,6 +29,7 @@ from matalign.data import dataset
 from matalign.quantities import ENERGY
 from matalign.tasks.fit import rate as one_cycle
 from matalign.tasks.properties import labels, networks
+from matalign.towers.crystal import Regressor
 from matalign.views.graphs import GraphStore
 
 OURS = ("ILD", "ILD, no angles")
@@ -84,7 +85,7 @@ class Task:
         """Name -> function that makes the model."""
 
         def ours(**changes):
-            return networks.Regressor(towers.build("crystal", replace(self.tower, **changes)), 1)
+            return Regressor(towers.build("crystal", replace(self.tower, **changes)), 1)
 
         matgl = {"element_types": SYMBOLS, "cutoff": self.tower.cutoff_A}
         return {

@@ -14,7 +14,7 @@ from matalign.data.dataset import Structures
 from matalign.tasks.fit import rate
 from matalign.tasks.properties import baselines, networks
 from matalign.tasks.properties.labels import errors, masked_error
-from matalign.towers.crystal import CrystalTower
+from matalign.towers.crystal import CrystalTower, Regressor
 from matalign.views.graphs import GraphStore
 
 
@@ -140,10 +140,10 @@ def store(nacl, srtio3, skewed):
 def all_networks(*, dims=(6, 3)):
     """All kinds, with random weights; the others see features of these dimensions."""
     out = []
-    for kind in (networks.Regressor, networks.Fusion, networks.CrossAttention):
+    for kind in (Regressor, networks.Fusion, networks.CrossAttention):
         torch.manual_seed(0)
         tower = CrystalTower(width=8, layers=1, order=2, cutoff_A=5.0)
-        others = () if kind is networks.Regressor else ([torch.randn(9, d) for d in dims],)
+        others = () if kind is Regressor else ([torch.randn(9, d) for d in dims],)
         out.append(kind(tower, 2, *others).eval())
     return out
 
@@ -157,7 +157,7 @@ def others(rows, *, tokens=(4, 1), dims=(6, 3)):
 def test_no_network_depends_on_the_order_of_atoms_or_on_the_other_crystals_of_a_batch(store):
     """In a batch with larger crystals, atoms are padded; another order of the atoms is the same crystal."""
     for model in all_networks():
-        seen = [] if isinstance(model, networks.Regressor) else others([1, 1])
+        seen = [] if isinstance(model, Regressor) else others([1, 1])
         same = model(store.batch(torch.tensor([1, 3])), *seen)
         torch.testing.assert_close(same[0], same[1], rtol=1e-5, atol=1e-5)
         alone = model(store.batch(torch.tensor([0])), *(x[:1] for x in seen))
