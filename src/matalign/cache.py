@@ -56,6 +56,11 @@ def folder(stage: str, key: Mapping[str, Any]) -> Path:
     return path
 
 
+def has(stage: str, key: Mapping[str, Any]) -> bool:
+    """Whether a result with this key is there."""
+    return (paths.SCRATCH / stage / digest(dict(key)) / "result.safetensors").exists()
+
+
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold a scratch folder for this process; a second process waits for the first, and says for whom.

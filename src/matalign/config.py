@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -73,13 +73,28 @@ class Pretrain(Stage):
     checkpoint_steps: int  # save the training state after so many steps; 0: each epoch only
 
 
+Weights = tuple[tuple[str, float], ...]  # column -> its weight in the loss
+
+
+@dataclass(frozen=True)
+class Run:
+    """A place in the tables of properties."""
+
+    split: str  # random or chemsys
+    percent: float  # of the labels of the training and validation sets
+    seeds: int
+    cohort: str = "A"  # A: all materials with a label; B: those with a protocol too
+    also: tuple[str, ...] = ()  # arms besides those of the stage
+    without: tuple[str, ...] = ()  # arms left out
+
+
 @dataclass(frozen=True)
 class Properties(Stage):
     """03_properties: scratch against pretrained."""
 
-    targets: str  # columns of materials.parquet that are fitted together, name:weight in the loss; groups after ;
-    arms: str  # of fits.ARMS, in every run
-    runs: str  # cohort:split:percent of labels:seeds, then :-arm or :+arm for one less or more; for each group, after ;
+    targets: tuple[tuple[str, Weights], ...]  # groups that are fitted together: columns of materials.parquet
+    arms: tuple[str, ...]  # of arms.ARMS, in every run
+    runs: tuple[tuple[str, tuple[Run, ...]], ...]  # of each group of targets
     steps: int  # optimiser steps at all labels of cohort A
     min_steps: int  # at a hundredth of them or fewer
     batch_size: int
@@ -150,7 +165,7 @@ class Defects(Stage):
 class Ablations(Stage):
     """05b_ablations: one factor at a time, on features of images and texts that are made once."""
 
-    variants: str  # groups of ablations.GROUPS, or group:variant, separated by blanks; '': none
+    variants: tuple[tuple[str, tuple[str, ...]], ...]  # of each group of variants.GROUPS; its base always
     seeds: int
     views: int  # images of each material
     epochs: int
@@ -178,7 +193,7 @@ class Paper(Stage):
 
 
 STAGES: dict[str, type[Stage]] = {cls.__name__.lower(): cls for cls in Stage.__subclasses__()}
-T = TypeVar("T", bound=Stage)
+T = TypeVar("T")
 KINDS = ("curate", "embed", "pretrain", "properties", "release", "retrieval", "synthesis", "defects", "ablations")
 
 
@@ -193,20 +208,40 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     Raises:
         ValueError: an unknown key (with the nearest valid one), a missing key, or a value of another type.
     """
-    fields = {f.name: f.type for f in dataclasses.fields(cls)}
-    for key, value in values.items():
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
             raise ValueError(f"{where}: unknown parameter {key!r}; the nearest valid one is {near!r}")
-        kind = fields[key]
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise ValueError(f"{where}: {key} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
-    missing = [key for key in fields if key not in values]
+    missing = [key for key, f in fields.items() if key not in values and f.default is dataclasses.MISSING]
     if missing:
         raise ValueError(f"{where}: missing parameter {missing[0]!r}")
-    return cls(**{key: float(v) if fields[key] is float else v for key, v in values.items()})
+    return cls(**{key: _typed(fields[key].type, value, where=f"{where}: {key}") for key, value in values.items()})
+
+
+def _typed(kind: Any, value: Any, *, where: str) -> Any:
+    """A value of YAML as a field's type: a list as a tuple, a map as a dataclass or as pairs, so that it can be a key.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        return build(kind, value, where=where)
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        if get_origin(inner) is tuple and get_args(inner)[1] is not Ellipsis:  # pairs of a key and a value
+            if not isinstance(value, Mapping | tuple):
+                raise ValueError(f"{where} must be a map, got {value!r} ({type(value).__name__})")
+            pairs = dict(value).items()
+            return tuple((key, _typed(get_args(inner)[1], v, where=f"{where}.{key}")) for key, v in pairs)
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} must be a list, got {value!r} ({type(value).__name__})")
+        return tuple(_typed(inner, v, where=f"{where}[{i}]") for i, v in enumerate(value))
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{where} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
+    return value
 
 
 def load(stage: str, profile: str, *, file: Path | None = None) -> Stage:

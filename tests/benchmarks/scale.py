@@ -26,7 +26,6 @@ from matalign import cache, config, paths, towers
 from matalign.data import dataset
 from matalign.pipeline import provenance, run
 from matalign.report import style
-from matalign.tasks import regression
 from matalign.towers import crystal
 from matalign.views import draws
 from matalign.views.graphs import GraphStore
@@ -91,7 +90,7 @@ def measure(profile: str, sizes: list[int], batches: list[int]) -> dict[str, Any
             store = repeated(everything.to(device), -(-size // len(structures)))
         for batch in batches:
             tower = towers.build("crystal", cfg)
-            model = regression.Regressor(tower, 1).to(device)
+            model = crystal.Regressor(tower, 1).to(device)
             optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
             def train(chosen: Tensor, store: GraphStore = store, model: nn.Module = model, optimizer=optimizer) -> int:

@@ -3,7 +3,7 @@
 Ours are the tower with invariant local descriptors and the same without them (no angles). Peers are PyG's CGConv and
 matgl's MEGNet and M3GNet with matgl's defaults. All get the same batches of the same graphs (6 Å, each atom's cutoff at
 its 17th neighbour), made by `GraphStore.batch`, for matgl too, whose own data loader is not timed; with every pair
-within 6 Å its graphs would have four times the edges. All are trained as `matalign.tasks.regression` does: AdamW, mean
+within 6 Å its graphs would have four times the edges. All are trained as `properties.networks.train` does: AdamW, mean
 absolute error, clipped gradients, and one cycle of the learning rate, here over the wall time instead of the steps.
 Each tower's learning rate is the best of three on validation after runs of a sixth of the time.
 """
@@ -26,8 +26,10 @@ from tqdm import tqdm
 
 from matalign import cache, config, paths, towers
 from matalign.data import dataset
-from matalign.tasks import regression
-from matalign.tasks.properties import fits
+from matalign.quantities import ENERGY
+from matalign.tasks.fit import rate as one_cycle
+from matalign.tasks.properties import labels, networks
+from matalign.towers.crystal import Regressor
 from matalign.views.graphs import GraphStore
 
 OURS = ("ILD", "ILD, no angles")
@@ -73,7 +75,7 @@ class Task:
         self.store = GraphStore.build(
             curated.structures, cutoff_A=self.tower.cutoff_A, neighbours=self.tower.neighbours, workers=2
         )
-        labels, split = curated.materials[fits.E_F].to_numpy(), curated.splits.random.to_numpy()
+        labels, split = curated.materials[ENERGY].to_numpy(), curated.splits.random.to_numpy()
         self.rows = {part: np.flatnonzero((split == part) & ~np.isnan(labels)) for part in ("train", "val", "test")}
         known = labels[self.rows["train"]]
         self.std = known.std()
@@ -83,7 +85,7 @@ class Task:
         """Name -> function that makes the model."""
 
         def ours(**changes):
-            return regression.Regressor(towers.build("crystal", replace(self.tower, **changes)), 1)
+            return Regressor(towers.build("crystal", replace(self.tower, **changes)), 1)
 
         matgl = {"element_types": SYMBOLS, "cutoff": self.tower.cutoff_A}
         return {
@@ -96,8 +98,8 @@ class Task:
 
     def step(self, model, optimizer, step: int, *, seed: int, rate: float) -> None:
         """One step of training."""
-        chosen = regression.draw(self.rows["train"], step, batch_size=self.fit.batch_size, seed=seed)
-        loss = regression.masked_error(model(self.store.batch(chosen)), self.labels[chosen])
+        chosen = networks.draw(self.rows["train"], step, batch_size=self.fit.batch_size, seed=seed)
+        loss = labels.masked_error(model(self.store.batch(chosen)), self.labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -131,7 +133,7 @@ class Task:
 
     def errors(self, model, part: str) -> np.ndarray:
         """Absolute errors of a part's crystals, eV/atom."""
-        predicted = regression.predict(model, regression.Inputs(self.store), self.rows[part])
+        predicted = networks.predict(model, networks.Inputs(self.store), self.rows[part])
         return ((predicted - self.labels[self.rows[part]]).abs() * self.std).squeeze(1).double().numpy()
 
 

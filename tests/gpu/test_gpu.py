@@ -11,8 +11,9 @@ import torch
 from matalign import config, paths
 from matalign.data import dataset
 from matalign.pretrain import align, batches, checkpoint, encode, train
-from matalign.tasks import regression
+from matalign.quantities import METAL
 from matalign.tasks.defects import hosts, networks
+from matalign.tasks.properties import networks as regression
 from matalign.towers import crystal
 
 
@@ -53,11 +54,11 @@ def test_pretraining_on_a_gpu_is_that_of_the_processor(bert):
     assert sizes[1] < 0.6 * sizes[0]
 
 
-@pytest.mark.parametrize("model", [regression.Regressor, regression.Fusion, regression.CrossAttention])
+@pytest.mark.parametrize("model", [crystal.Regressor, regression.Fusion, regression.CrossAttention])
 def test_fits_on_a_gpu_are_those_of_the_processor(bert, model):
     cfg, curated = tiny.pretrain(bert), tiny.curated()
     rng = np.random.default_rng(0)
-    others = [] if model is regression.Regressor else [rng.normal(size=(24, 3, 5)).astype(np.float16)]
+    others = [] if model is crystal.Regressor else [rng.normal(size=(24, 3, 5)).astype(np.float16)]
     labels = rng.normal(size=(24, 2))
     labels[::3, 1] = np.nan
     parts = {"train": np.arange(14), "val": np.arange(14, 19), "test": np.arange(19, 24)}
@@ -66,7 +67,7 @@ def test_fits_on_a_gpu_are_those_of_the_processor(bert, model):
         inputs = regression.Inputs(crystal.graphs(cfg, curated.structures), others, device)
         torch.manual_seed(0)
         net = model(crystal.build(cfg), 2, *([inputs.pooled(parts["train"])] if others else [])).to(device)
-        options = {"targets": {"a": 1.0, regression.METAL: 0.5}, "kept_by": "", "steps": 6, "batch_size": 6, "seed": 0}
+        options = {"targets": {"a": 1.0, METAL: 0.5}, "kept_by": "", "steps": 6, "batch_size": 6, "seed": 0}
         options |= {"learning_rate": 1e-2, "weight_decay": 0.0, "state": paths.ROOT / "state"}
         return regression.train(net, inputs, labels, parts, **options)
 

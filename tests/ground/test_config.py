@@ -93,12 +93,32 @@ def test_unknown_stage_and_profile():
         config.load("curate", "desktop")
 
 
-def test_configs_are_frozen_and_flat():
+def test_configs_are_frozen_and_keys():
     cfg = config.load("curate", "sample")
     with pytest.raises(dataclasses.FrozenInstanceError):
         cfg.seed = 1
-    for cls in config.STAGES.values():
-        assert {f.type for f in dataclasses.fields(cls)} <= {str, int, float, bool}
+    for stage in config.STAGES:
+        assert hash(config.load(stage, "sample")) == hash(config.load(stage, "sample"))
+        assert config.load(stage, "sample") == config.load(stage, "sample")
+
+
+def test_lists_and_maps_become_tuples_and_what_is_wrong_in_them_is_named():
+    cfg = config.load("properties", "tiny")
+    assert dict(dict(cfg.targets)["electronic"])["band_gap_eV"] == 0.2
+    assert dict(cfg.runs)["elastic"] == (config.Run("random", 100.0, 1, without=("cgconv",)),)
+    assert config.build(config.Properties, vars(cfg), where="again") == cfg
+    run = {"split": "random", "percent": 5, "seeds": 1}
+    for runs, message in (
+        ({"elastic": run}, "params: runs.elastic must be a list"),
+        (
+            {"elastic": [{**run, "seed": 1}]},
+            r"runs.elastic\[0\]: unknown parameter 'seed'; the nearest valid one is 'seeds'",
+        ),
+        ({"elastic": [{"split": "random", "seeds": 1}]}, r"runs.elastic\[0\]: missing parameter 'percent'"),
+        ({"elastic": [{**run, "also": "text"}]}, r"runs.elastic\[0\]: also must be a list, got 'text'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config.build(config.Properties, vars(cfg) | {"runs": runs}, where="params")
 
 
 def test_every_kind_has_a_version_and_an_unknown_one_is_named(tmp_path, monkeypatch):

@@ -4,14 +4,13 @@ import pytest
 from matalign.release import ensemble, predictors
 from matalign.release.predictors import Calibration
 
-GROUP = "formation_energy_eV_atom:1 is_metal:0.1"
-MODULI = "bulk_modulus_GPa:1 shear_modulus_GPa:1"
+GROUP = {"formation_energy_eV_atom": 1.0, "is_metal": 0.1}
+MODULI = {"bulk_modulus_GPa": 1.0, "shear_modulus_GPa": 1.0}
 
 
 def row(arm, error, *, targets=GROUP, split="random", percent=100.0, cohort="A"):
-    names = [target.partition(":")[0] for target in targets.split()]
     place = {"targets": targets, "arm": arm, "cohort": cohort, "split": split, "label_percent": percent}
-    return {**place, "val_error": dict(zip(names, error))}
+    return {**place, "val_error": dict(zip(targets, error))}
 
 
 def test_the_arm_of_least_validation_error_is_taken():
@@ -39,9 +38,7 @@ def test_moduli_are_judged_where_they_were_fitted_by_their_mean():
     ]
     found = ensemble.chosen(rows, MODULI)
     assert (found["arm"], found["split"], found["label_percent"]) == ("auxiliary", "chemsys", 100.0)
-    with pytest.raises(
-        ValueError, match=r"no fit of formation_energy_eV_atom:1 is_metal:0.1 by any of cgconv, scratch"
-    ):
+    with pytest.raises(ValueError, match=r"no fit of formation_energy_eV_atom, is_metal by any of cgconv, scratch"):
         ensemble.chosen(rows, GROUP)
 
 

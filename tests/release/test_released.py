@@ -16,9 +16,9 @@ import matalign
 from matalign import cache, paths
 from matalign.data import library
 from matalign.pretrain import align, encode
-from matalign.release import build, ensemble, index, recipes, released
-from matalign.tasks import regression
-from matalign.tasks.properties import fits
+from matalign.release import build, index, recipes, released
+from matalign.tasks.properties import features, fits, networks
+from matalign.tasks.properties.task import rows, task
 
 
 @pytest.fixture(scope="module")
@@ -156,23 +156,23 @@ def test_nothing_in_nothing_out_and_one_kind_at_a_time(model):
 
 
 def test_predictions_are_the_mean_of_the_fitted_networks(made, model):
-    """Each network as `regression.train` left it predicts what `predict` says, but for rounding to half precision."""
+    """Each network as `networks.train` left it predicts what `predict` says, but for rounding to half precision."""
     cfg = made[2]
     properties, planned = build.plan(cfg)
-    fitted = ensemble.fit_all(properties, planned)
-    t = fits.task(properties)
+    fitted = fits.fit_all(properties, planned)
+    t = task(properties)
     found = model.predict(CURATED.structures)
-    for targets in published.GROUPS:
-        same = [fit for fit in planned if fit.targets == targets]
+    for targets, _ in published.GROUPS:
+        same = [fit for fit in planned if fit.weights == targets]
         assert [fit.seed for fit in same] == [0, 1]
         said = []
         for fit in same:
             network = fits.network(t, fit)
             start = {k.removeprefix("weight."): torch.from_numpy(w) for k, w in fitted[fit].items() if "weight." in k}
             network.load_state_dict(start)
-            inputs = regression.Inputs(fits.graphs(properties))
-            said.append(regression.predict(network, inputs, np.arange(24)).double().numpy())
-        labels = t.labels[list(same[0].weights)].to_numpy()[fits.rows(t, same[0])["train"]]
+            inputs = networks.Inputs(features.graphs(properties))
+            said.append(networks.predict(network, inputs, np.arange(24)).double().numpy())
+        labels = t.labels[list(same[0].weights)].to_numpy()[rows(t, same[0])["train"]]
         mean, std = np.nanmean(labels, 0), np.nanstd(labels, 0)
         for i, target in enumerate(same[0].weights):
             each = np.stack(said)[:, :, i]

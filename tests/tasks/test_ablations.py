@@ -12,13 +12,16 @@ from matalign import cache, config, paths
 from matalign.data import dataset
 from matalign.pretrain import align, encode, train
 from matalign.report import ablations as report
-from matalign.tasks.ablations import ablation_scores, ablations
-from matalign.tasks.ablations.ablations import BASE, Fit, Source, Variant
+from matalign.tasks.ablations import ablations, fits, shown
+from matalign.tasks.ablations.fits import Fit
+from matalign.tasks.ablations.shown import Source
+from matalign.tasks.ablations.variants import BASE, GROUPS, Variant, chosen
 from matalign.towers.text import TextTower
 from matalign.views import draws, micrographs
 
 BASIC = Variant(batch_size=8, order=1)
 VIEWS = 3
+PAIRS = {"pairs": ["shuffled"]}
 
 
 def salts() -> dataset.Curated:
@@ -42,13 +45,13 @@ def project(tmp_path, monkeypatch):
     """An own project with the salts curated."""
     for name, value in {"ROOT": tmp_path, "DATA": tmp_path / "data", "SCRATCH": tmp_path / "scratch"}.items():
         monkeypatch.setattr(paths, name, value)
-    ablations.task.cache_clear()
+    shown.task.cache_clear()
     dataset.write(paths.curated("tiny"), salts())
     return tmp_path
 
 
 def make(**changes) -> config.Ablations:
-    values = {**vars(config.load("ablations", "tiny")), "threads": 1, "seed": 0, "variants": "pairs"}
+    values = {**vars(config.load("ablations", "tiny")), "threads": 1, "seed": 0, "variants": PAIRS}
     values |= {"views": VIEWS, "epochs": 2, "learning_rate": 1e-2, "label_percent": 100.0, "steps": 2, "bootstrap": 20}
     return config.build(config.Ablations, values | changes, where="test")
 
@@ -70,15 +73,15 @@ def written(project, cfg) -> Source:
     return Source(cfg, pretrain, config.load("properties", "tiny"), project / "features.safetensors", "")
 
 
-def test_groups_and_single_variants_are_read():
-    found = ablations.chosen("pairs loss:proposal loss:anchored")
+def test_the_variants_of_a_group_stand_beside_its_base():
+    found = chosen(make(variants=PAIRS | {"loss": ["anchored", "proposal"]}))
     assert {group: list(names) for group, names in found.items()} == {
         "loss": ["pairwise", "proposal", "anchored"],
         "pairs": ["true", "shuffled"],
     }
     assert found["loss"]["proposal"] == Variant(loss="proposal")
-    assert ablations.chosen("") == {}
-    for names in ablations.GROUPS.values():
+    assert chosen(make(variants={})) == {}
+    for names in GROUPS.values():
         first, *others = names.values()
         assert first == BASE
         for variant in others:  # one factor at a time
@@ -89,23 +92,24 @@ def test_groups_and_single_variants_are_read():
     ("variants", "message"),
     [
         (
-            "losses",
-            "unknown group 'losses'; of loss, descriptors, modalities, missing, batch, mask, pairs, objective",
+            {"losses": []},
+            "unknown group 'losses', the nearest is 'loss'; of loss, descriptors, modalities, missing, batch, mask, ",
         ),
         (
-            "loss:infonce",
-            "variant 'infonce' of loss; of pairwise, proposal, proposal-noself, anchored, sigmoid",
+            {"loss": ["sigmoids"]},
+            "unknown variant of loss 'sigmoids', the nearest is 'sigmoid'; of pairwise, proposal, ",
         ),
+        ({"batch": [32]}, r"variants.batch\[0\] must be str, got 32"),
     ],
 )
 def test_unknown_variants_are_refused_with_those_there_are(variants, message):
     with pytest.raises(ValueError, match=message):
-        ablations.chosen(variants)
+        chosen(make(variants=variants))
 
 
 def test_shuffled_pairs_leave_no_material_its_own_text_or_image(project):
     curated = salts()
-    moved, owner = ablations.shuffled(curated, seed=0)
+    moved, owner = shown.shuffled(curated, seed=0)
     outside = (curated.splits.pretrain != "excluded").to_numpy()
     rows = np.arange(24)
     assert (owner != rows)[outside].all()
@@ -114,24 +118,25 @@ def test_shuffled_pairs_leave_no_material_its_own_text_or_image(project):
 
     before = curated.materials.mp_id.searchsorted(curated.protocols.mp_id)
     after = curated.materials.mp_id.searchsorted(moved.protocols.mp_id)
-    shown = curated.protocols.train_ok.to_numpy(bool) & outside[before]
-    assert shown.sum() > 30
-    assert (before != after)[shown].all()
-    assert outside[after[shown]].all()
-    assert (before == after)[~shown].all()
-    assert (owner[after] != before)[shown].all()  # nor do the text and the image of one row belong together
+    trained = curated.protocols.train_ok.to_numpy(bool) & outside[before]
+    assert trained.sum() > 30
+    assert (before != after)[trained].all()
+    assert outside[after[trained]].all()
+    assert (before == after)[~trained].all()
+    assert (owner[after] != before)[trained].all()  # nor do the text and the image of one row belong together
     assert moved.protocols.drop(columns="mp_id").equals(curated.protocols.drop(columns="mp_id"))
 
-    again, same = ablations.shuffled(curated, seed=0)
+    again, same = shown.shuffled(curated, seed=0)
     assert again.protocols.equals(moved.protocols)
     assert (same == owner).all()
-    assert (ablations.shuffled(curated, seed=1)[1] != owner).any()
+    assert (shown.shuffled(curated, seed=1)[1] != owner).any()
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.9])
 def test_modalities_are_dropped_at_their_rate_by_key(source, rate):
-    shown = ablations.examples(source, Fit(dataclasses.replace(BASIC, missing=rate), 0))
-    epochs = [shown.views("train", epoch) for epoch in range(150)]
+    variant = dataclasses.replace(BASIC, missing=rate)
+    made = shown.examples(source, variant, 0)
+    epochs = [made.views("train", epoch) for epoch in range(150)]
     text = np.concatenate([views.text < 0 for views in epochs])
     image = np.concatenate([~views.image for views in epochs])
     n = len(text)
@@ -141,11 +146,11 @@ def test_modalities_are_dropped_at_their_rate_by_key(source, rate):
     assert abs(image.mean() - rate) <= bound
     assert abs((text & image).mean() - rate**2) <= bound  # one does not tell the other
 
-    again = ablations.examples(source, Fit(dataclasses.replace(BASIC, missing=rate), 0)).views("train", 7)
+    again = shown.examples(source, variant, 0).views("train", 7)
     for name in ("rows", "text", "image"):
         assert (getattr(again, name) == getattr(epochs[7], name)).all()
-    (part,) = shown.parts(epochs[7])
-    present = dict(zip(shown.model.modalities, part.numbers[:, 2:].bool().unbind(1), strict=True))
+    (part,) = made.parts(epochs[7])
+    present = dict(zip(made.model.modalities, part.numbers[:, 2:].bool().unbind(1), strict=True))
     assert present["crystal"].all()
     assert (present["text"].numpy() == (epochs[7].text >= 0)).all()
     assert (present["image"].numpy() == epochs[7].image).all()
@@ -153,7 +158,7 @@ def test_modalities_are_dropped_at_their_rate_by_key(source, rate):
 
 def test_an_image_is_a_cached_view_of_the_material_that_owns_it():
     images = np.arange(4 * VIEWS, dtype=np.float32).reshape(4, VIEWS, 1)
-    made = ablations.CachedImages(images, np.array([1, 2, 3, 0]))
+    made = shown.CachedImages(images, np.array([1, 2, 3, 0]))
     keys = np.array([0, 1, 2, 2**63 - 1], np.uint64)
     got = made(np.array([0, 0, 3, 3]), keys)[:, 0].tolist()
     assert got == [3, 4, 2, (2**63 - 1) % VIEWS]
@@ -173,11 +178,11 @@ def model(project):
 
 
 def test_cached_features_are_the_live_towers_and_a_second_run_trains_nothing(model, monkeypatch):
-    cfg = make(variants="pairs modalities:with-xrd", epochs=1)
-    first = ablation_scores.evaluate(cfg)
+    cfg = make(variants=PAIRS | {"modalities": ["with-xrd"]}, epochs=1)
+    first = ablations.run(cfg)
     assert {r["variant"] for r in first["results"]} == {"true", "shuffled", "all-three"}
     assert first["skipped"] == [{"group": "modalities", "variant": "with-xrd", "reason": "no xrd in the curated set"}]
-    task, curated = ablations.task(ablations.source(cfg)), salts()
+    task, curated = shown.task(shown.source(cfg)), salts()
     optics = micrographs.Optics(image_px=32, pixel_A=0.4)
     for images, epoch in ((task.images[:, 1], 1), (task.held_out, encode.EVALUATION)):
         keys = [draws.view_seed(0, epoch, mp_id, 0) for mp_id in curated.materials.mp_id[:2]]
@@ -191,14 +196,14 @@ def test_cached_features_are_the_live_towers_and_a_second_run_trains_nothing(mod
         raise AssertionError("trains again")
 
     monkeypatch.setattr(train, "optimise", fail)
-    assert ablation_scores.evaluate(cfg) == first
+    assert ablations.run(cfg) == first
     with pytest.raises(AssertionError, match="trains again"):  # and another variant would be trained
-        ablation_scores.evaluate(dataclasses.replace(cfg, variants="pairs loss:proposal"))
+        ablations.run(make(variants=PAIRS | {"loss": ["proposal"]}, epochs=1))
 
 
 def test_a_killed_variant_goes_on_to_the_same_result(source, monkeypatch):
     source = dataclasses.replace(source, cfg=dataclasses.replace(source.cfg, epochs=3))
-    whole = ablations.solve(source, Fit(BASIC, 0))
+    whole = fits.fit_or_load(source, Fit(BASIC, 0))
     monkeypatch.setattr(paths, "SCRATCH", paths.SCRATCH.with_name("other"))
     validate, epochs = train.validate, []
 
@@ -210,8 +215,8 @@ def test_a_killed_variant_goes_on_to_the_same_result(source, monkeypatch):
 
     monkeypatch.setattr(train, "validate", dies)
     with pytest.raises(KeyboardInterrupt):
-        ablations.solve(source, Fit(BASIC, 0))
-    resumed = ablations.solve(source, Fit(BASIC, 0))
+        fits.fit_or_load(source, Fit(BASIC, 0))
+    resumed = fits.fit_or_load(source, Fit(BASIC, 0))
     assert len(epochs) == 4  # two epochs were kept
     assert resumed.keys() == whole.keys()
     for name, value in whole.items():
@@ -220,7 +225,7 @@ def test_a_killed_variant_goes_on_to_the_same_result(source, monkeypatch):
 
 def test_the_base_learns_and_shuffled_pairs_do_not(source):
     base, shuffled, random = (
-        ablations.solve(source, Fit(variant, 0))
+        fits.fit_or_load(source, Fit(variant, 0))
         for variant in (
             BASIC,
             dataclasses.replace(BASIC, shuffled=True),
@@ -242,7 +247,7 @@ def test_the_base_learns_and_shuffled_pairs_do_not(source):
 
 
 def test_modalities_that_a_variant_lacks_have_no_row(source):
-    result = ablations.solve(source, Fit(dataclasses.replace(BASIC, modalities="crystal text"), 0))
+    result = fits.fit_or_load(source, Fit(dataclasses.replace(BASIC, modalities="crystal text"), 0))
     assert {name.split("/")[0] for name in result if "/" in name} == {
         "structure_text_L1",
         "structure_text_L2",
@@ -253,7 +258,7 @@ def test_modalities_that_a_variant_lacks_have_no_row(source):
 
 
 def test_no_variants_make_empty_tables_at_once(project):
-    made = ablation_scores.evaluate(make(variants=""))  # there is no model
+    made = ablations.run(make(variants={}))  # there is no model
     assert made["results"] == made["comparisons"] == made["pairs"] == made["statements"] == []
     assert report.tables(made) == report.tables(None) == []
     assert report.summary(made) == report.summary(None) == []
@@ -287,7 +292,7 @@ def row(group, variant, task, difference, p):
 )
 def test_statements_follow_from_the_comparisons(differences, verdicts):
     rows = [{"group": d["group"]} for d in differences]
-    assert [s["verdict"] for s in ablation_scores.statements(rows, differences)] == verdicts
+    assert [s["verdict"] for s in ablations.statements(rows, differences)] == verdicts
 
 
 def test_table_marks_base_and_emergent_alignment():

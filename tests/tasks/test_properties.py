@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -14,21 +13,25 @@ import yaml
 from sklearn.metrics import accuracy_score, f1_score
 
 from matalign import cache, config, elements, paths, stats
+from matalign.config import Run
 from matalign.data import dataset, splits
 from matalign.data.dataset import Curated, Structures
 from matalign.pretrain import align, encode, launch
+from matalign.quantities import ENERGY as E_F
 from matalign.tasks import fit as loop
-from matalign.tasks import regression
-from matalign.tasks.properties import fits, properties
-from matalign.tasks.properties.fits import E_F, Cell, Fit
+from matalign.tasks.properties import arms, baselines, features, fits, networks, properties
+from matalign.tasks.properties.arms import Fit
+from matalign.tasks.properties.labels import errors
+from matalign.tasks.properties.task import rows, task
 from matalign.towers.text import TextTower
 
 CATIONS = [3, 11, 19, 37, 55, 4, 12, 20, 38, 56, 29, 47, 30, 48]
 ANIONS = [9, 17, 35, 53, 8, 16]
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 SITES = np.array([[0, 0, 0], [0.5, 0.5, 0.5]])
-TWO = "formation_energy_eV_atom band_gap_eV"
-FIT = Fit("formation_energy_eV_atom:1 band_gap_eV:1", "scratch", "A", "random", 100.0, 0, 1)
+TWO = {E_F: 1.0, "band_gap_eV": 1.0}
+METAL = {E_F: 1.0, "is_metal": 0.1}
+FIT = Fit(tuple(TWO.items()), "scratch", "A", "random", 100.0, 0, 1)
 
 
 def salts() -> Curated:
@@ -77,7 +80,7 @@ def root(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"ROOT": folder, "DATA": folder / "data", "SCRATCH": folder / ".scratch"}.items():
             patch.setattr(paths, name, value)
-        patch.setattr(regression, "TREES", 80)
+        patch.setattr(baselines, "TREES", 80)
         patch.setenv("MATALIGN_ROOT", str(folder))  # for the processes of `fit_all`
         patch.setenv("MATALIGN_SCRATCH", str(folder / ".scratch"))
         dataset.write(paths.curated("salts"), salts())
@@ -95,72 +98,84 @@ def root(tmp_path_factory):
 
 
 def make(**changes) -> config.Properties:
-    values = {**vars(config.load("properties", "tiny")), "profile": "salts", "threads": 1, "seed": 0}
-    values |= {"arms": "dummy composition cgconv scratch pretrained ridge", "runs": "random:100:1 chemsys:50:2"}
-    values |= {"steps": 120, "min_steps": 60, "batch_size": 32, "learning_rate": 5e-3, "weight_decay": 0.01}
-    return config.build(config.Properties, {**values, "targets": TWO, "bootstrap": 50} | changes, where="test")
+    """A config; `targets` and `runs` are those of one group, if they are not maps of several."""
+    values = {**vars(config.load("properties", "tiny")), "profile": "salts", "threads": 1, "seed": 0, "targets": TWO}
+    values |= {"arms": ["dummy", "composition", "cgconv", "scratch", "pretrained", "ridge"]}
+    values |= {"runs": [Run("random", 100.0, 1), Run("chemsys", 50.0, 2)], "bootstrap": 50}
+    values |= {"steps": 120, "min_steps": 60, "batch_size": 32, "learning_rate": 5e-3, "weight_decay": 0.01} | changes
+    if isinstance(values["runs"], list):
+        values |= {"targets": {"group": values["targets"]}, "runs": {"group": values["runs"]}}
+    return config.build(config.Properties, values, where="test")
 
 
 @pytest.fixture(scope="module")
 def fitted(root):
-    return fits.fit_all(make())
+    return fit_all(make())
 
 
-def test_runs_are_read():
-    assert fits.cells("chemsys:5:5 B:random:100:1:-cgconv:+text:-ridge") == [
-        Cell("A", "chemsys", 5.0, 5),
-        Cell("B", "random", 100.0, 1, ("cgconv", "ridge"), ("text",)),
-    ]
+def fit_all(cfg):
+    return fits.fit_all(cfg, fits.plan(cfg))
 
 
 @pytest.mark.parametrize(
     "runs",
     [
-        *("", "chemsys:5", "C:chemsys:5:1", "scaffold:5:1", "chemsys:0:1", "chemsys:101:1", "random:5:0"),
-        *("random:5:1:text", "random:5:1:+ild"),
+        [],
+        [Run("random", 100.0, 1, "C")],
+        [Run("scaffold", 5.0, 1)],
+        [Run("chemsys", 0.0, 1)],
+        [Run("chemsys", 101.0, 1)],
+        [Run("random", 5.0, 0)],
     ],
 )
-def test_malformed_runs_are_refused(runs):
-    with pytest.raises(ValueError, match="run"):
-        fits.cells(runs)
+def test_runs_that_cannot_be_are_refused(runs):
+    with pytest.raises(ValueError, match=r"Run\(|runs: group"):
+        arms.groups(make(runs=runs))
 
 
 def test_each_group_of_targets_has_its_weights_and_runs():
-    cfg = make(targets=f"{E_F} is_metal:0.1; bulk_modulus_GPa", runs="random:100:1; chemsys:20:3 chemsys:100:1")
-    assert fits.groups(cfg) == {
-        f"{E_F}:1 is_metal:0.1": fits.cells("random:100:1"),
-        "bulk_modulus_GPa:1": fits.cells("chemsys:20:3 chemsys:100:1"),
+    runs = {"one": [{"split": "random", "percent": 100, "seeds": 1, "cohort": "B", "also": ["text"]}]}
+    runs["two"] = [Run("chemsys", 20.0, 3), Run("chemsys", 100.0, 1)]
+    assert arms.groups(make(targets={"one": METAL, "two": {"bulk_modulus_GPa": 1}}, runs=runs)) == {
+        ((E_F, 1.0), ("is_metal", 0.1)): (Run("random", 100.0, 1, "B", ("text",)),),
+        (("bulk_modulus_GPa", 1.0),): tuple(runs["two"]),
     }
-    assert Fit(f"{E_F}:1 is_metal:0.1", "dummy", "A", "random", 5, 0).weights == {E_F: 1.0, "is_metal": 0.1}
 
 
 @pytest.mark.parametrize(
     "profile", sorted(yaml.safe_load(paths.PARAMS.read_text()).keys() - {"base", "profiles", "versions"})
 )
 def test_every_profile_says_which_groups_run_where(profile):
-    found = fits.groups(config.load("properties", profile))
-    assert E_F in next(iter(found))
-    assert set(config.load("properties", profile).arms.split()) <= set(fits.ARMS)
+    found = arms.groups(config.load("properties", profile))
+    assert E_F in dict(next(iter(found)))
 
 
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (f"{E_F}; band_gap_eV", "2 groups, but runs: 1"),
-        (f"{E_F}:x", "expected name or name:weight"),
-        (f"{E_F}:0", "weight above 0"),
-        (f"{E_F} {E_F}", "expected once"),
-        ("", "none given"),
+        ({"group": TWO, "other": {"is_metal": 1}}, "targets: group, other, but runs: group"),
+        ({"group": {E_F: 0}}, "weight above 0"),
+        ({"group": {}}, "expected both of each group"),
+        ({"group": {E_F: "x"}}, "targets.group.formation_energy_eV_atom must be float, got 'x'"),
+        ({"group": [E_F]}, "targets.group must be a map"),
     ],
 )
 def test_malformed_targets_are_refused(targets, message):
     with pytest.raises(ValueError, match=message):
-        fits.groups(make(targets=targets, runs="random:100:1"))
+        arms.groups(make(targets=targets, runs={"group": [Run("random", 100.0, 1)]}))
+
+
+def test_a_target_in_two_groups_is_refused():
+    runs = {name: [Run("random", 100.0, 1)] for name in ("one", "two")}
+    with pytest.raises(ValueError, match="expected once"):
+        arms.groups(make(targets={"one": TWO, "two": {E_F: 1}}, runs=runs))
 
 
 def test_the_plan_gives_all_networks_of_a_cell_the_same_steps(root):
-    runs = "chemsys:1:2 chemsys:10:1 chemsys:100:1:-cgconv B:chemsys:100:1; chemsys:100:1"
-    cfg = make(targets=f"{TWO}; bulk_modulus_GPa", runs=runs, arms="dummy cgconv scratch scratch_long")
+    runs = [Run("chemsys", 1.0, 2), Run("chemsys", 10.0, 1), Run("chemsys", 100.0, 1, without=("cgconv",))]
+    runs = {"one": [*runs, Run("chemsys", 100.0, 1, "B")], "two": [Run("chemsys", 100.0, 1)]}
+    targets = {"one": TWO, "two": {"bulk_modulus_GPa": 1.0}}
+    cfg = make(targets=targets, runs=runs, arms=["dummy", "cgconv", "scratch", "scratch_long"])
     plan = fits.plan(dataclasses.replace(cfg, steps=1000, min_steps=100, seed=7))
     steps = {(f.arm, f.cohort, f.percent, f.seed): f.steps for f in plan if E_F in f.weights}
     assert steps["scratch", "A", 1, 7] == steps["cgconv", "A", 1, 8] == 100
@@ -177,49 +192,49 @@ def test_the_plan_gives_all_networks_of_a_cell_the_same_steps(root):
 
 
 def test_unknown_names_are_refused(root):
+    with pytest.raises(ValueError, match="arms: unknown 'pretraned', the nearest is 'pretrained'"):
+        fits.plan(make(arms=["dummy", "pretraned"]))
     with pytest.raises(ValueError, match="arms: unknown 'ild'"):
-        fits.plan(make(arms="dummy ild"))
+        fits.plan(make(runs=[Run("random", 100.0, 1, also=("ild",))]))
     with pytest.raises(ValueError, match="targets: no column 'gap'"):
-        fits.task(make(targets="gap"))
+        task(make(targets={"gap": 1.0}))
 
 
-def test_an_arm_without_its_modality_is_refused_when_planned(root, monkeypatch):
+def test_an_arm_without_its_modality_is_refused_when_planned(root):
     with pytest.raises(ValueError, match="text in cohort A: needs text"):
-        fits.plan(make(arms="dummy text"))
-    t = fits.task(make())
-    del (towers := dict(t.model.towers))["image"]
-    blind = mock.Mock(wraps=t.model, towers=towers)
+        fits.plan(make(arms=["dummy", "text"]))
+    towers = ("crystal", "text")
     for arm, cohort, want in (("early_fusion", "A", "needs image"), ("image", "B", "needs image")):
         with pytest.raises(ValueError, match=want):
-            fits.read(dataclasses.replace(t, model=blind), arm, cohort)
-    assert fits.read(dataclasses.replace(t, model=blind), "early_fusion", "B") == ["text"]
-    assert fits.read(t, "early_fusion", "B") == ["image", "text"]
+            arms.read(arm, cohort, towers)
+    assert arms.read("early_fusion", "B", towers) == ["text"]
+    assert arms.read("early_fusion", "B", (*towers, "image")) == ["image", "text"]
 
 
 def test_labelled_sets_are_nested_and_the_test_set_is_whole(root):
-    t = fits.task(make())
-    parts = [fits.rows(t, dataclasses.replace(FIT, split="chemsys", percent=p, seed=3)) for p in (30.0, 60.0, 100.0)]
+    t = task(make())
+    parts = [rows(t, dataclasses.replace(FIT, split="chemsys", percent=p, seed=3)) for p in (30.0, 60.0, 100.0)]
     for smaller, larger in itertools.pairwise(parts):
         for name in ("train", "val"):
             assert set(smaller[name]) < set(larger[name])
         assert (smaller["test"] == larger["test"]).all()
     systems = [set(t.curated.materials.chemsys.iloc[parts[-1][name]]) for name in ("train", "val", "test")]
     assert sum(map(len, systems)) == len(set.union(*systems)) == len(CATIONS) * len(ANIONS)
-    other = fits.rows(t, dataclasses.replace(FIT, split="chemsys", percent=30.0, seed=4))
+    other = rows(t, dataclasses.replace(FIT, split="chemsys", percent=30.0, seed=4))
     assert set(other["train"]) != set(parts[0]["train"])
 
 
 def test_an_empty_part_is_an_error(root):
     with pytest.raises(ValueError, match=r"chemsys split at 0.001 % of labels, cohort A, seed 0: no material in train"):
-        fits.rows(fits.task(make()), dataclasses.replace(FIT, split="chemsys", percent=0.001))
+        rows(task(make()), dataclasses.replace(FIT, split="chemsys", percent=0.001))
 
 
 def test_every_learned_arm_beats_the_median_and_structure_beats_composition(fitted):
-    t = fits.task(make())
+    t = task(make())
     mae = {}
     for fit, result in fitted.items():
         if fit.split == "random":
-            mae[fit.arm] = np.nanmean(np.abs(result["test"] - t.labels[TWO.split()].to_numpy()[result["test_rows"]]), 0)
+            mae[fit.arm] = np.nanmean(np.abs(result["test"] - t.labels[list(TWO)].to_numpy()[result["test_rows"]]), 0)
     for arm in ("composition", "cgconv", "scratch", "pretrained", "ridge"):
         assert (mae[arm] < 0.8 * mae["dummy"]).all(), (arm, mae)
     # Two structures of one composition, 0.6 eV/atom apart: blind to structure, no error is below 0.3.
@@ -230,25 +245,25 @@ def test_every_learned_arm_beats_the_median_and_structure_beats_composition(fitt
 
 def test_composition_gives_both_structures_of_a_salt_the_same_value(fitted):
     fit, result = next((f, r) for f, r in fitted.items() if f.arm == "composition" and f.split == "chemsys")
-    t = fits.task(make())
+    t = task(make())
     predicted = pd.Series(result["test"][:, 0], index=t.curated.materials.formula.iloc[result["test_rows"]])
     assert (predicted.groupby(level=0).nunique() == 1).all()
     assert fit.steps == 0
 
 
 def test_composition_learns_where_most_labels_are_zero(root):
-    t = fits.task(make())
+    t = task(make())
     gap = np.maximum(t.curated.materials.formula.str.contains("Cl|Br").to_numpy(float) * 3 - 0.5, 0)
     assert (gap == 0).mean() > 0.6
-    parts = fits.rows(t, FIT)
-    features = regression.composition_features(t.curated.structures)
-    out = regression.each_target(regression.boosting, ["band_gap_eV"], gap[:, None], parts, features)
+    parts = rows(t, FIT)
+    x = baselines.composition_features(t.curated.structures)
+    out = baselines.each_target(baselines.boosting, x, ["band_gap_eV"], gap[:, None], parts)
     truth = gap[parts["test"]]
     assert np.abs(out["test"][:, 0] - truth).mean() < 0.3 * np.abs(truth - np.median(gap)).mean()
 
 
 def test_networks_start_from_the_released_tower_only_where_they_should(root):
-    t = fits.task(make())
+    t = task(make())
     released = t.model.towers["crystal"].state_dict()
     pooled = [torch.zeros(3, 5)]
     for arm in ("scratch", "pretrained", "early_fusion", "cross_attention", "pretrained_fusion"):
@@ -258,31 +273,31 @@ def test_networks_start_from_the_released_tower_only_where_they_should(root):
 
 
 def test_a_new_pretrained_model_refits_only_the_arms_that_use_it(root, monkeypatch):
-    t = fits.task(make())
-    every = [dataclasses.replace(FIT, arm=arm, cohort="B") for arm in fits.ARMS]
+    t = task(make())
+    every = [dataclasses.replace(FIT, arm=arm, cohort="B") for arm in arms.ARMS]
     before = [fits.key(t, fit) for fit in every]
     monkeypatch.setattr(encode, "fingerprint", lambda *_: "another")
     changed = {fit.arm for fit, key in zip(every, before) if fits.key(t, fit) != key}
-    assert changed == {"pretrained", "slow_tower", "auxiliary", "ridge", *fits.FUSED, *fits.SINGLE}
+    assert changed == {"pretrained", "slow_tower", "auxiliary", "ridge", *arms.FUSED, *arms.SINGLE}
 
 
 def test_finished_fits_are_not_fitted_again(fitted, monkeypatch):
-    for name in ("train", "each_target"):
-        monkeypatch.setattr(regression, name, None)
-    again = fits.fit_all(make(bootstrap=7))
+    monkeypatch.setattr(networks, "train", None)
+    monkeypatch.setattr(baselines, "each_target", None)
+    again = fit_all(make(bootstrap=7))
     assert list(again) == list(fitted)
     for fit, result in again.items():
         np.testing.assert_array_equal(result["test"], fitted[fit]["test"])
     with pytest.raises(TypeError):
-        fits.fit_all(make(learning_rate=1e-4))
+        fit_all(make(learning_rate=1e-4))
 
 
 def test_a_killed_fit_goes_on_to_the_same_predictions(root, monkeypatch):
-    cfg = make(batch_size=16, arms="scratch")
+    cfg = make(batch_size=16, arms=["scratch"])
     fit = dataclasses.replace(FIT, percent=50.0, steps=12)
-    monkeypatch.setattr(regression, "CHECKPOINT_STEPS", 5)
-    whole = fits.solve(dataclasses.replace(cfg, weight_decay=0.01), fit)
-    state = cache.folder("properties", fits.key(fits.task(cfg), fit)) / "state.safetensors"
+    monkeypatch.setattr(networks, "CHECKPOINT_STEPS", 5)
+    whole = fits.fit_or_load(dataclasses.replace(cfg, weight_decay=0.01), fit)
+    state = cache.folder("properties", fits.key(task(cfg), fit)) / "state.pt"
     assert not state.exists()
     (state.parent / "result.safetensors").unlink()
 
@@ -296,9 +311,9 @@ def test_a_killed_fit_goes_on_to_the_same_predictions(root, monkeypatch):
 
     monkeypatch.setattr(loop, "_save", killed)
     with pytest.raises(KeyboardInterrupt):
-        fits.solve(cfg, fit)
+        fits.fit_or_load(cfg, fit)
     assert state.exists()
-    again = fits.solve(cfg, fit)
+    again = fits.fit_or_load(cfg, fit)
     assert steps == [5, 10]  # the second run did not begin anew
     for name in ("val", "test"):
         np.testing.assert_array_equal(again[name], whole[name])
@@ -307,12 +322,14 @@ def test_a_killed_fit_goes_on_to_the_same_predictions(root, monkeypatch):
 
 def test_the_number_of_processes_changes_nothing(root, monkeypatch):
     monkeypatch.setattr(fits, "WORTH_A_PROCESS", 0)
-    one, two = (make(threads=n, arms="scratch ridge", runs="random:50:1", steps=6, min_steps=6) for n in (1, 2))
-    first = fits.fit_all(one)
+    options = {"arms": ["scratch", "ridge"], "runs": [Run("random", 50.0, 1)], "steps": 6, "min_steps": 6}
+    one, two = (make(threads=n, **options) for n in (1, 2))
+    first = fit_all(one)
     for folder in (paths.SCRATCH / "properties").iterdir():
-        if any(json.loads((folder / "key.json").read_text())["fit"] == vars(fit) for fit in first):
+        made = json.loads((folder / "key.json").read_text())["fit"]
+        if any(made == json.loads(json.dumps(vars(fit))) for fit in first):
             (folder / "result.safetensors").unlink()
-    second = fits.fit_all(two)
+    second = fit_all(two)
     assert list(first) == list(second)
     for fit in first:
         np.testing.assert_array_equal(first[fit]["test"], second[fit]["test"])
@@ -320,10 +337,12 @@ def test_the_number_of_processes_changes_nothing(root, monkeypatch):
 
 def test_metrics_by_hand(root):
     """Errors of known size in every arm: the tables, gains and verdicts follow."""
-    cfg = make(arms="dummy scratch pretrained", runs="chemsys:5:5 random:100:1", bootstrap=200)
-    t = fits.task(cfg)
+    cfg = make(
+        arms=["dummy", "scratch", "pretrained"], runs=[Run("chemsys", 5.0, 5), Run("random", 100.0, 1)], bootstrap=200
+    )
+    t = task(cfg)
     size = {"dummy": 1.0, "scratch": 0.2, "pretrained": 0.15}
-    labels = t.labels[TWO.split()].to_numpy()
+    labels = t.labels[list(TWO)].to_numpy()
     results = {}
     for fit in fits.plan(cfg):
         test = np.flatnonzero(t.curated.splits[fit.split] == "test")
@@ -379,13 +398,14 @@ def test_metrics_by_hand(root):
 )
 def test_verdicts(gain, low, prereg, verdict):
     row = {"gain_percent": gain, "low": low, "high": 40}
-    assert properties._gain_claim("c", row, "n", prereg=prereg)["verdict"] == verdict
+    assert properties._gain_claim("c", row, "n", prereg=prereg).verdict == verdict
 
 
 @pytest.mark.parametrize(("size", "verdict"), [(0.15, "FAIL"), (0.25, "PASS")])
 def test_a_gain_that_the_control_shares_is_not_the_contrastive_losses(root, size, verdict):
-    cfg = make(arms="scratch auxiliary pretrained", runs="chemsys:5:5", targets=E_F, bootstrap=2000)
-    t, sizes = fits.task(cfg), {"scratch": 0.2, "auxiliary": size, "pretrained": 0.15}
+    compared = ["scratch", "auxiliary", "pretrained"]
+    cfg = make(arms=compared, runs=[Run("chemsys", 5.0, 5)], targets={E_F: 1.0}, bootstrap=2000)
+    t, sizes = task(cfg), {"scratch": 0.2, "auxiliary": size, "pretrained": 0.15}
     labels, part = t.labels[[E_F]].to_numpy(), t.curated.splits.chemsys
     rows = {f"{name}_rows": np.flatnonzero(part == name) for name in ("train", "val", "test")}
     results = {
@@ -414,11 +434,11 @@ def test_another_cell_than_the_pre_registered_one_says_so(fitted):
 
 
 def test_cohort_b_is_made_of_materials_with_a_protocol(root):
-    t = fits.task(make())
+    t = task(make())
     made = t.curated.protocols
-    parts = fits.rows(t, dataclasses.replace(FIT, cohort="B", split="chemsys"))
-    ids = {name: set(t.curated.materials.mp_id.iloc[rows]) for name, rows in parts.items()}
-    everybody = fits.rows(t, dataclasses.replace(FIT, split="chemsys"))
+    parts = rows(t, dataclasses.replace(FIT, cohort="B", split="chemsys"))
+    ids = {name: set(t.curated.materials.mp_id.iloc[part]) for name, part in parts.items()}
+    everybody = rows(t, dataclasses.replace(FIT, split="chemsys"))
     assert ids["test"] == set(t.curated.materials.mp_id.iloc[everybody["test"]]) & set(made.mp_id)
     for name in ("train", "val"):
         mine = set(t.curated.materials.mp_id.iloc[everybody[name]]) & set(made.mp_id)
@@ -428,25 +448,25 @@ def test_cohort_b_is_made_of_materials_with_a_protocol(root):
 
 def test_no_text_of_a_test_protocol_is_trained_on(root):
     """Other words in all protocols that must not be trained on change the features of test materials alone."""
-    t = fits.task(make())
+    t = task(make())
     table = t.curated.protocols.copy()
     table.loc[~table.train_ok, "text_L1"] = "grind the salt"
     other = dataclasses.replace(t, curated=dataclasses.replace(t.curated, protocols=table))
-    made = (encode.encoded(task.model, task.curated, modality="text")["pooled"] for task in (t, other))
-    before, after = (fits._shown(task, values)[:, 0] for task, values in zip((t, other), made, strict=True))
-    for name, rows in fits.rows(t, dataclasses.replace(FIT, cohort="B", split="chemsys")).items():
-        assert np.isfinite(before[rows]).all()
-        assert ((before[rows] == after[rows]).all(1) == (name != "test")).all()
+    made = (encode.encoded(each.model, each.curated, modality="text")["pooled"] for each in (t, other))
+    before, after = (features._shown(each, values)[:, 0] for each, values in zip((t, other), made, strict=True))
+    for name, part in rows(t, dataclasses.replace(FIT, cohort="B", split="chemsys")).items():
+        assert np.isfinite(before[part]).all()
+        assert ((before[part] == after[part]).all(1) == (name != "test")).all()
     without = ~t.curated.materials.mp_id.isin(set(table.mp_id)).to_numpy()
     assert np.isnan(before[without]).all()
 
 
 def test_text_features_are_the_mean_over_the_protocols_at_the_mask_level_of_pretraining(root):
-    t = fits.task(make())
+    t = task(make())
     material = t.curated.materials.mp_id[t.curated.materials.mp_id.isin(t.protocols.mp_id.value_counts().index[:1])]
     texts = t.protocols.text_L1[t.protocols.mp_id == material.iloc[0]].tolist()
     assert len(texts) == 3
-    made = fits.frozen(t.cfg, "text")
+    made = features.frozen(t.cfg, "text")
     want = t.model.towers["text"].features(texts).mean(0)
     np.testing.assert_allclose(made["tokens"][material.index[0], 0], want, rtol=1e-5)
     aligned = t.model.embed_texts(texts).mean(0)
@@ -454,24 +474,22 @@ def test_text_features_are_the_mean_over_the_protocols_at_the_mask_level_of_pret
 
 
 def test_an_image_is_one_view_and_its_tokens_are_the_cells_of_the_feature_map(root):
-    t = fits.task(make())
-    found = fits.frozen(t.cfg, "image")
+    t = task(make())
+    found = features.frozen(t.cfg, "image")
     assert found["tokens"].shape == (168, 1, 2048)  # 32 px end as one cell
     pooled = t.model.aligned.heads["image"](torch.from_numpy(found["tokens"][:5].mean(1, dtype=np.float32)))
     cosine = torch.nn.functional.cosine_similarity(pooled, torch.from_numpy(found["embeddings"][:5, 0]))
     assert cosine.min() > 0.999
 
 
-@pytest.mark.parametrize("arm", ["scratch", "pretrained", "ridge", *fits.FUSED, *fits.SINGLE])
+@pytest.mark.parametrize("arm", ["scratch", "pretrained", "ridge", *arms.FUSED, *arms.SINGLE])
 def test_fused_arms_see_the_other_modalities_and_the_rest_do_not(root, monkeypatch, arm):
     """Another material's image and text, in test alone: who sees them predicts something else."""
-    cfg = make(targets=f"{E_F} is_metal:0.1", batch_size=16)
-    fit = dataclasses.replace(
-        FIT, targets=f"{E_F}:1 is_metal:0.1", arm=arm, cohort="B", steps=3 * (arm in fits.NETWORKS)
-    )
-    test = fits.rows(fits.task(cfg), fit)["test"]
+    cfg = make(targets=METAL, batch_size=16)
+    fit = dataclasses.replace(FIT, targets=tuple(METAL.items()), arm=arm, cohort="B", steps=3 * (arm in arms.NETWORKS))
+    test = rows(task(cfg), fit)["test"]
     monkeypatch.setattr(cache, "memo", lambda stage, key, compute: compute())
-    own = {m: fits.frozen(cfg, m) for m in ("crystal", "image", "text")}
+    own = {m: features.frozen(cfg, m) for m in ("crystal", "image", "text")}
     found = {}
     for swapped in ("", "image", "text"):
         given = {m: dict(values) for m, values in own.items()}
@@ -479,23 +497,23 @@ def test_fused_arms_see_the_other_modalities_and_the_rest_do_not(root, monkeypat
             given[swapped][name] = values.copy()
             given[swapped][name][test] = values[np.roll(test, 1)]
         monkeypatch.setattr(fits, "frozen", lambda cfg, modality, given=given: given[modality])
-        found[swapped] = fits.solve(cfg, fit)
+        found[swapped] = fits.fit_or_load(cfg, fit)
         np.testing.assert_array_equal(found[swapped]["val"], found[""]["val"])
     for modality in ("image", "text"):
-        sees = arm in fits.FUSED or arm == modality
+        sees = arm in arms.FUSED or arm == modality
         assert (found[modality]["test"][:, 0] != found[""]["test"][:, 0]).any() == sees
 
 
 def test_every_arm_and_target_is_scored_in_both_cohorts(root):
-    everything = " ".join(fits.ARMS)
-    runs = "random:100:1 B:random:100:1:+text:+image; random:100:1"
-    arms = " ".join(arm for arm in fits.ARMS if arm not in fits.SINGLE)
-    targets = f"{TWO}:0.2 is_metal:0.1; bulk_modulus_GPa shear_modulus_GPa"
-    cfg = make(targets=targets, runs=runs, arms=arms, steps=2, min_steps=2)
-    metrics = json.loads(json.dumps(properties.evaluate(cfg), allow_nan=False))
+    fused = Run("random", 100.0, 1, "B", also=("text", "image"))
+    runs = {"one": [Run("random", 100.0, 1), fused], "two": [Run("random", 100.0, 1)]}
+    targets = {"one": TWO | {"is_metal": 0.1}, "two": {"bulk_modulus_GPa": 1.0, "shear_modulus_GPa": 1.0}}
+    both = [arm for arm in arms.ARMS if arm not in arms.SINGLE]
+    cfg = make(targets=targets, runs=runs, arms=both, steps=2, min_steps=2)
+    metrics = json.loads(json.dumps(properties.run(cfg), allow_nan=False))
     rows = {(r["cohort"], r["target"], r["arm"]): r for r in metrics["results"]}
-    assert {arm for cohort, _, arm in rows if cohort == "B"} == set(everything.split())
-    assert {target for cohort, target, _ in rows if cohort == "A"} == {*TWO.split(), "is_metal"} | {
+    assert {arm for cohort, _, arm in rows if cohort == "B"} == set(arms.ARMS)
+    assert {target for cohort, target, _ in rows if cohort == "A"} == {*list(TWO), "is_metal"} | {
         "bulk_modulus_GPa",
         "shear_modulus_GPa",
     }
@@ -510,13 +528,13 @@ def test_every_arm_and_target_is_scored_in_both_cohorts(root):
     assert {r["error"] for r in metrics["comparisons"] if r["target"] == "is_metal"} == {"error rate"}
     best = [c["note"].split(",")[0] for c in metrics["claims"] if "MAE below" in c["claim"]]
     assert best
-    assert set(best) <= set(fits.STRUCTURE_ONLY)  # a fused arm may be better; the claims are not about it
+    assert set(best) <= set(arms.STRUCTURE_ONLY)  # a fused arm may be better; the claims are not about it
 
 
 def test_accuracy_and_f1_are_scikit_learns(root):
     rng = np.random.default_rng(0)
     true, p = rng.integers(2, size=40).astype(float), rng.random((3, 40))
-    wrong = np.stack([regression.errors(row, true, "is_metal") for row in p])
+    wrong = np.stack([errors(row, true, "is_metal") for row in p])
     scores = properties.Scores(p, true, wrong, np.arange(40), n_train=1, val_error=0.0)
     for metric, reference in (("accuracy", accuracy_score), ("F1", f1_score)):
         values, statistic = scores.values(metric)
@@ -525,15 +543,15 @@ def test_accuracy_and_f1_are_scikit_learns(root):
 
 
 def test_a_gain_in_a_class_is_a_reduction_of_the_error_rate(root):
-    cfg = make(targets="is_metal", arms="scratch pretrained", runs="random:100:1")
-    t = fits.task(cfg)
+    cfg = make(targets={"is_metal": 1.0}, arms=["scratch", "pretrained"], runs=[Run("random", 100.0, 1)])
+    t = task(cfg)
     results = {}
     for fit in fits.plan(cfg):
-        rows = fits.rows(t, fit)
+        parts = rows(t, fit)
         wrong = {"scratch": 4, "pretrained": 3}[fit.arm]
-        out = {f"{name}_rows": r for name, r in rows.items()}
+        out = {f"{name}_rows": r for name, r in parts.items()}
         for name in ("val", "test"):
-            true = t.labels.is_metal.to_numpy()[rows[name]]
+            true = t.labels.is_metal.to_numpy()[parts[name]]
             out[name] = np.where(np.arange(len(true)) < wrong, 1 - true, true)[:, None]
         results[fit] = out
     (row,) = properties.metrics(cfg, results)["comparisons"]

@@ -11,9 +11,10 @@ from sklearn.preprocessing import StandardScaler
 
 from matalign import elements
 from matalign.data.dataset import Structures
-from matalign.tasks import regression
 from matalign.tasks.fit import rate
-from matalign.towers.crystal import CrystalTower
+from matalign.tasks.properties import baselines, networks
+from matalign.tasks.properties.labels import errors, masked_error
+from matalign.towers.crystal import CrystalTower, Regressor
 from matalign.views.graphs import GraphStore
 
 
@@ -21,7 +22,7 @@ def test_composition_features_by_hand():
     """SrTiO3 and its double cell: fractions, and the five statistics of the electronegativity."""
     numbers, frac, lattice = np.array([38, 22, 8, 8, 8]), np.zeros((5, 3)), np.eye(3)
     structures = Structures.pack([(numbers, frac, lattice), (np.tile(numbers, 2), np.tile(frac, (2, 1)), lattice)])
-    x = regression.composition_features(structures)
+    x = baselines.composition_features(structures)
     np.testing.assert_allclose(x[0], x[1])
     assert x[0, [8, 22, 38]].tolist() == pytest.approx([0.6, 0.2, 0.2])
     assert x[0, :119].sum() == pytest.approx(1)
@@ -36,7 +37,7 @@ def test_masked_error_by_hand():
     nan = float("nan")
     true = torch.tensor([[1.0, nan, nan], [3.0, 2.0, nan]])
     predicted = torch.tensor([[2.0, 9.0, 1.0], [3.0, 5.0, 1.0]], requires_grad=True)
-    error = regression.masked_error(predicted, true)
+    error = masked_error(predicted, true)
     assert error.item() == pytest.approx((0.5 + 3.0) / 2)
     error.backward()
     assert predicted.grad.tolist() == [[0.25, 0.0, 0.0], [0.0, 0.5, 0.0]]
@@ -53,10 +54,10 @@ def test_the_learning_rate_makes_one_cycle():
 
 def test_an_epoch_shows_every_material_once_and_each_epoch_another_order():
     train = np.arange(100, 140)
-    epochs = [[regression.draw(train, 4 * e + i, batch_size=10, seed=1).tolist() for i in range(4)] for e in range(2)]
+    epochs = [[networks.draw(train, 4 * e + i, batch_size=10, seed=1).tolist() for i in range(4)] for e in range(2)]
     assert [sorted(itertools.chain(*epoch)) for epoch in epochs] == [list(train)] * 2
     assert epochs[0] != epochs[1]
-    assert regression.draw(train, 5, batch_size=64, seed=1).shape == (40,)
+    assert networks.draw(train, 5, batch_size=64, seed=1).shape == (40,)
 
 
 def test_error_with_a_class_and_weights_by_hand():
@@ -64,7 +65,7 @@ def test_error_with_a_class_and_weights_by_hand():
     true = torch.tensor([[1.0, 1.0], [float("nan"), 0.0], [float("nan"), float("nan")]])
     predicted = torch.tensor([[2.0, 0.5], [7.0, 0.5], [7.0, 7.0]], requires_grad=True)
     options = {"weights": torch.tensor([1.0, 0.1]), "classes": torch.tensor([False, True])}
-    error = regression.masked_error(predicted, true, **options)
+    error = masked_error(predicted, true, **options)
     entropy = (np.log1p(np.exp(-0.5)) + np.log1p(np.exp(0.5))) / 2
     assert error.item() == pytest.approx((1 + 0.1 * entropy) / 1.1)
     error.backward()
@@ -75,9 +76,9 @@ def test_error_with_a_class_and_weights_by_hand():
 
 def test_errors_of_a_class_and_of_a_number():
     nan = float("nan")
-    found = regression.errors(np.array([0.4, 0.6, 0.5, 0.9]), np.array([0.0, 0.0, 1.0, nan]), "is_metal")
+    found = errors(np.array([0.4, 0.6, 0.5, 0.9]), np.array([0.0, 0.0, 1.0, nan]), "is_metal")
     np.testing.assert_array_equal(found, [0, 1, 1, nan])
-    found = regression.errors(np.array([0.4, 0.6]), np.array([0.0, nan]), "band_gap_eV")
+    found = errors(np.array([0.4, 0.6]), np.array([0.0, nan]), "band_gap_eV")
     np.testing.assert_array_equal(found, [0.4, nan])
 
 
@@ -92,35 +93,35 @@ def test_ridge_recovers_a_linear_rule_and_a_class(parts):
     y = x @ rng.normal(size=(5, 2)) + 3
     y[:, 1] = y[:, 1] > 3
     y[:7, 0] = np.nan
-    out = regression.each_target(regression.ridge, ["band_gap_eV", "is_metal"], y, parts, x)
+    out = baselines.each_target(baselines.ridge, x, ["band_gap_eV", "is_metal"], y, parts)
     np.testing.assert_allclose(out["test"][:, 0], y[parts["test"], 0], atol=1e-3)
-    assert regression.errors(out["test"][:, 1], y[parts["test"], 1], "is_metal").mean() < 0.15
+    assert errors(out["test"][:, 1], y[parts["test"], 1], "is_metal").mean() < 0.15
 
 
 def test_ridge_with_one_penalty_is_scikit_learns(parts, monkeypatch):
-    monkeypatch.setattr(regression, "PENALTIES", [3.0])
+    monkeypatch.setattr(baselines, "PENALTIES", [3.0])
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(120, 90)), rng.normal(size=(120, 1))  # more features than materials to train on
-    out = regression.each_target(regression.ridge, ["band_gap_eV"], y, parts, x)
+    out = baselines.each_target(baselines.ridge, x, ["band_gap_eV"], y, parts)
     reference = make_pipeline(StandardScaler(), Ridge(3.0)).fit(x[parts["train"]], y[parts["train"], 0])
     np.testing.assert_allclose(out["test"][:, 0], reference.predict(x[parts["test"]]), rtol=1e-6)
 
 
 def test_boosting_learns_a_class_and_bears_one_without_the_other(parts, monkeypatch):
-    monkeypatch.setattr(regression, "TREES", 30)
+    monkeypatch.setattr(baselines, "TREES", 30)
     x = np.random.default_rng(0).normal(size=(120, 3))
     y = (x[:, :1] > 0).astype(float)
-    out = regression.each_target(regression.boosting, ["is_metal"], y, parts, x)["test"][:, 0]
-    assert regression.errors(out, y[parts["test"], 0], "is_metal").mean() < 0.1
+    out = baselines.each_target(baselines.boosting, x, ["is_metal"], y, parts)["test"][:, 0]
+    assert errors(out, y[parts["test"], 0], "is_metal").mean() < 0.1
     assert ((out >= 0) & (out <= 1)).all()
     y[parts["train"]] = 1
-    out = regression.each_target(regression.boosting, ["is_metal"], y, parts, x)
+    out = baselines.each_target(baselines.boosting, x, ["is_metal"], y, parts)
     assert (out["test"] == 1).all()
 
 
 def test_knowing_nothing_is_the_median_and_the_majority(parts):
     y = np.stack([np.arange(120.0), np.arange(120) % 3 == 0, np.arange(120) % 3 > 0], 1)
-    out = regression.each_target(regression.constant, ["x", "is_metal", "is_metal"], y, parts, np.zeros((120, 1)))
+    out = baselines.each_target(baselines.constant, np.zeros((120, 1)), ["x", "is_metal", "is_metal"], y, parts)
     assert (out["test"] == [29.5, 0, 1]).all()
 
 
@@ -136,13 +137,13 @@ def store(nacl, srtio3, skewed):
     return GraphStore.build(Structures.pack(crystals), cutoff_A=5.0, neighbours=12)
 
 
-def networks(*, dims=(6, 3)):
+def all_networks(*, dims=(6, 3)):
     """All kinds, with random weights; the others see features of these dimensions."""
     out = []
-    for kind in (regression.Regressor, regression.Fusion, regression.CrossAttention):
+    for kind in (Regressor, networks.Fusion, networks.CrossAttention):
         torch.manual_seed(0)
         tower = CrystalTower(width=8, layers=1, order=2, cutoff_A=5.0)
-        others = () if kind is regression.Regressor else ([torch.randn(9, d) for d in dims],)
+        others = () if kind is Regressor else ([torch.randn(9, d) for d in dims],)
         out.append(kind(tower, 2, *others).eval())
     return out
 
@@ -155,8 +156,8 @@ def others(rows, *, tokens=(4, 1), dims=(6, 3)):
 @torch.no_grad()
 def test_no_network_depends_on_the_order_of_atoms_or_on_the_other_crystals_of_a_batch(store):
     """In a batch with larger crystals, atoms are padded; another order of the atoms is the same crystal."""
-    for model in networks():
-        seen = [] if isinstance(model, regression.Regressor) else others([1, 1])
+    for model in all_networks():
+        seen = [] if isinstance(model, Regressor) else others([1, 1])
         same = model(store.batch(torch.tensor([1, 3])), *seen)
         torch.testing.assert_close(same[0], same[1], rtol=1e-5, atol=1e-5)
         alone = model(store.batch(torch.tensor([0])), *(x[:1] for x in seen))
@@ -167,7 +168,7 @@ def test_no_network_depends_on_the_order_of_atoms_or_on_the_other_crystals_of_a_
 
 @torch.no_grad()
 def test_attention_sees_every_token_and_early_fusion_their_mean(store):
-    _, fusion, attention = networks()
+    _, fusion, attention = all_networks()
     batch, (image, text) = store.batch(torch.tensor([0, 1])), others([0, 1])
     for model in (fusion, attention):
         for changed in ((image + 1, text), (image, text + 1)):
@@ -180,7 +181,7 @@ def test_attention_sees_every_token_and_early_fusion_their_mean(store):
 
 
 def test_everything_is_trained_end_to_end(store):
-    for model in networks()[1:]:
+    for model in all_networks()[1:]:
         model(store.batch(torch.tensor([0, 1])), *others([0, 1])).square().sum().backward()
         without = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
         assert without <= {"attention.in_proj_bias", "tower.readout.0.bias"}, without
@@ -188,7 +189,7 @@ def test_everything_is_trained_end_to_end(store):
 
 def test_other_modalities_are_standardised_on_training():
     pooled = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
-    project = regression.Projection(pooled, 2)
+    project = networks.Projection(pooled, 2)
     torch.nn.init.eye_(project.linear.weight)
     torch.nn.init.zeros_(project.linear.bias)
     np.testing.assert_allclose(project(pooled[:, None])[:, 0].detach(), [[-1, -1], [1, 1]], atol=1e-2)
@@ -212,7 +213,7 @@ def test_the_weights_kept_are_the_best_of_the_deciding_target(store, tmp_path, k
     parts = {"train": np.arange(3), "val": np.array([3]), "test": np.array([3])}
     options = {"steps": 20, "batch_size": 3, "learning_rate": 0.1, "weight_decay": 0.0, "seed": 0}
     options |= {"targets": {"x": 1e-3, "is_metal": 1.0}, "kept_by": kept_by, "state": tmp_path / "state"}
-    out = regression.train(Constant(), regression.Inputs(store), labels, parts, **options)["test"][0]
+    out = networks.train(Constant(), networks.Inputs(store), labels, parts, **options)["test"][0]
     assert out[0] < 1  # in the target's unit, where it began at the mean
     assert 0.5 < out[1] < 1  # a probability
     assert (out[1] > 0.6) == (kept_by == "x")  # trained to the end, or as at the first check
@@ -221,12 +222,12 @@ def test_the_weights_kept_are_the_best_of_the_deciding_target(store, tmp_path, k
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_the_tower_moves_at_its_share_of_the_rate(store, tmp_path, share):
     """AdamW's first step is as long as the rate, whatever the gradient."""
-    model = networks()[0]
+    model = all_networks()[0]
     before = {name: w.detach().clone() for name, w in model.named_parameters()}
     options = {"steps": 1, "batch_size": 3, "learning_rate": 0.1, "weight_decay": 0.0, "seed": 0}
     options |= {"targets": {"x": 1.0, "y": 1.0}, "kept_by": "", "state": tmp_path / "state", "tower_rate": share}
     labels, parts = np.arange(8.0).reshape(4, 2), {"train": np.arange(3), "val": np.array([3]), "test": np.array([3])}
-    regression.train(model, regression.Inputs(store), labels, parts, **options)
+    networks.train(model, networks.Inputs(store), labels, parts, **options)
     moved = {name: float((w.detach() - before[name]).abs().max()) for name, w in model.named_parameters()}
     head, tower = moved["head.weight"], max(size for name, size in moved.items() if name.startswith("tower."))
     assert head > 1e-3

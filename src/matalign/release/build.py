@@ -21,12 +21,14 @@ from matalign import cache, config, paths, stats
 from matalign.config import Release
 from matalign.data import sources
 from matalign.pretrain import encode
+from matalign.quantities import METAL
 from matalign.release import card, ensemble, index, predictors, released, weights
 from matalign.release.predictors import LEVELS, Calibration
 from matalign.tasks.properties import fits
-from matalign.tasks.properties.fits import Fit
+from matalign.tasks.properties.arms import NETWORKS, Fit, groups
+from matalign.tasks.properties.labels import THRESHOLD
 from matalign.tasks.properties.properties import unit
-from matalign.tasks.regression import METAL, THRESHOLD
+from matalign.tasks.properties.task import Task, rows, task
 
 SIGNIFICANT = 4  # digits of a prediction in the table of crystals
 NEW = "new chemical systems"  # test materials of elements that no training material combines
@@ -43,14 +45,13 @@ def arms(cfg: Release) -> list[dict[str, Any]]:
     if not file.exists():
         raise FileNotFoundError(f"{file} is not there; the stage `properties` makes it")
     rows = json.loads(file.read_text())["fits"]
-    fitted = {row["targets"] for row in rows}
-    groups = fits.groups(config.load("properties", cfg.profile))
-    return [ensemble.chosen(rows, targets) for targets in groups if targets in fitted]
+    groups = [dict(targets) for _, targets in config.load("properties", cfg.profile).targets]
+    return [ensemble.chosen(rows, targets) for targets in groups if any(row["targets"] == targets for row in rows)]
 
 
 def plan(cfg: Release) -> tuple[config.Properties, list[Fit]]:
     """The fits of the members, with the schedule of the stage properties; and the config that they belong to."""
-    found = {row["targets"]: row["arm"] for row in arms(cfg)}
+    found = {tuple(row["targets"].items()): row["arm"] for row in arms(cfg)}
     return ensemble.plan(config.load("properties", cfg.profile), found, members=cfg.members)
 
 
@@ -62,8 +63,8 @@ def build(cfg: Release) -> dict[str, Any]:
         every stage has.
     """
     properties, planned = plan(cfg)
-    t = fits.task(properties)
-    fitted = ensemble.fit_all(properties, planned)
+    t = task(properties)
+    fitted = fits.fit_all(properties, planned)
     folder = cache.folder("release-model", {"profile": cfg.profile}) / "model"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -72,7 +73,7 @@ def build(cfg: Release) -> dict[str, Any]:
     model = released.towers(folder, about, about["pretrain"]["modalities"].split())
     store, tables = model.graphs(t.curated.structures), []
     members = predictors.member_predictions(released.ensembles(folder, about), store)
-    parts_of = {target: fits.rows(t, fit) for fit in planned for target in fit.weights}
+    parts_of = {target: rows(t, fit) for fit in planned for target in fit.weights}
     calibrations: dict[str, Calibration] = {}
     for target, parts in ((target, parts_of[target]) for target in members):
         if target != METAL:
@@ -106,7 +107,7 @@ def hashes(folder: Path, names: list[str]) -> dict[str, str]:
     return {name: sources.file_hash(folder / name) for name in names}
 
 
-def write_weights(cfg: Release, folder: Path, t: fits.Task, fitted: Mapping[Fit, Mapping[str, Any]]) -> dict[str, Any]:
+def write_weights(cfg: Release, folder: Path, t: Task, fitted: Mapping[Fit, Mapping[str, Any]]) -> dict[str, Any]:
     """Write the weights of towers, heads and predictors; what `config.json` will say of them."""
     pretrained = json.loads((paths.results(cfg.profile) / "pretrained" / "config.json").read_text())
     parts: dict[str, dict[str, torch.Tensor]] = {}
@@ -116,11 +117,11 @@ def write_weights(cfg: Release, folder: Path, t: fits.Task, fitted: Mapping[Fit,
         parts.setdefault(tower, {})[name] = weight
     files = [file for tower, tensors in sorted(parts.items()) for file in weights.write(folder, tower, tensors)]
     rows, tensors = [], {}
-    for number, targets in enumerate(fits.groups(t.cfg)):
+    for number, targets in enumerate(groups(t.cfg)):
         same = [fit for fit in fitted if fit.targets == targets]
         fit, scale = same[0], {name: fitted[same[0]][name].tolist() for name in ("mean", "std")}
         row = {"targets": list(fit.weights), "members": len(same), "arm": fit.arm, "steps": fit.steps}
-        rows.append(row | {"tower": fits.NETWORKS[fit.arm].tower} | scale)
+        rows.append(row | {"tower": NETWORKS[fit.arm].tower} | scale)
         for i, fit in enumerate(same):
             own = {k: torch.from_numpy(w) for k, w in fitted[fit].items() if k.startswith("weight.")}
             for name, weight in weights.stored(own).items():
@@ -146,7 +147,7 @@ def write_weights(cfg: Release, folder: Path, t: fits.Task, fitted: Mapping[Fit,
 # Measured
 
 
-def known(t: fits.Task, target: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def known(t: Task, target: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of some materials those with a label, and the labels."""
     labels = t.labels[target].to_numpy()
     rows = rows[~np.isnan(labels[rows])]
@@ -154,7 +155,7 @@ def known(t: fits.Task, target: str, rows: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def scores(
-    cfg: Release, t: fits.Task, target: str, members: np.ndarray, parts: Mapping[str, np.ndarray]
+    cfg: Release, t: Task, target: str, members: np.ndarray, parts: Mapping[str, np.ndarray]
 ) -> dict[str, list[dict[str, Any]]]:
     """Error of a target on the test part, and how far its uncertainty can be trusted.
 
@@ -198,7 +199,7 @@ def scores(
     return out
 
 
-def image_error(cfg: Release, t: fits.Task, model: encode.Model) -> dict[str, Any] | None:
+def image_error(cfg: Release, t: Task, model: encode.Model) -> dict[str, Any] | None:
     """Cosine between the embeddings by the full image tower and by the released one, of unseen materials' micrographs.
 
     None where the model has no image tower.
@@ -214,7 +215,7 @@ def image_error(cfg: Release, t: fits.Task, model: encode.Model) -> dict[str, An
 
 
 def contents(
-    t: fits.Task, model: encode.Model, told: Mapping[str, tuple[np.ndarray, ...]]
+    t: Task, model: encode.Model, told: Mapping[str, tuple[np.ndarray, ...]]
 ) -> tuple[dict[str, np.ndarray], dict[str, pd.DataFrame]]:
     """Vectors of the profile's crystals and protocols, and the tables beside them."""
     crystals = t.curated.materials[["mp_id", "formula", "chemsys"]].copy()

@@ -110,7 +110,7 @@ def text(folder: Path, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> 
 
 
 def _predictor(row: Mapping[str, Any], members: int) -> str:
-    targets = ", ".join(target.partition(":")[0] for target in row["targets"].split())
+    targets = ", ".join(row["targets"])
     place = {"arm": row["arm"], "percent": row["label_percent"], "split": row["split"]}
     return PREDICTORS.format(targets=targets, members=members, **place)
 

@@ -30,7 +30,7 @@ Batch = TypeVar("Batch")
 class Checkpoint:
     """Where a killed fit goes on."""
 
-    file: Path  # deleted when the fit is finished
+    file: Path  # a `.pt`; deleted when the fit is finished
     every: int  # steps from one to the next; whole epochs, where `Epochs` draws the batches
     rng: np.random.Generator | None = None  # that `loss` draws from, if it keeps one
 

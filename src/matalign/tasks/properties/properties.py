@@ -14,16 +14,17 @@ import numpy as np
 from matalign import quantities, stats
 from matalign.claims import ALPHA, Claim
 from matalign.config import Properties
-from matalign.tasks import regression
+from matalign.quantities import ENERGY, METAL
 from matalign.tasks.properties import fits
-from matalign.tasks.properties.fits import E_F, Fit, Task
-from matalign.tasks.regression import METAL
+from matalign.tasks.properties.arms import ARMS, SINGLE, STRUCTURE_ONLY, Fit
+from matalign.tasks.properties.labels import THRESHOLD, errors
+from matalign.tasks.properties.task import Task, task
 
 PARITY_POINTS = 2000
 CONTROL = "auxiliary"  # a gain that it shares is not the contrastive loss's
 COMPARED = {  # arm -> what it is compared with
-    "pretrained": tuple(arm for arm in fits.STRUCTURE_ONLY if arm not in ("dummy", "pretrained")),
-    "pretrained_fusion": ("early_fusion", "cross_attention", *fits.SINGLE),
+    "pretrained": tuple(arm for arm in STRUCTURE_ONLY if arm not in ("dummy", "pretrained")),
+    "pretrained_fusion": ("early_fusion", "cross_attention", *SINGLE),
     CONTROL: ("scratch",),
 }
 Place = tuple[str, str, float, str]  # cohort, split, percent, target
@@ -36,7 +37,7 @@ class Scores:
 
     predicted: np.ndarray  # (seeds, items)
     true: np.ndarray  # (items,)
-    errors: np.ndarray  # (seeds, items), as in `regression.errors`
+    errors: np.ndarray  # (seeds, items), as in `labels.errors`
     clusters: np.ndarray  # (items,) chemical system of each item
     n_train: int  # mean over seeds, rounded
     val_error: float  # mean over seeds
@@ -46,7 +47,7 @@ class Scores:
         if metric == "accuracy":
             return 1 - self.errors, "mean"
         if metric == "F1":  # 2 TP / (predicted + true metals)
-            metal, predicted = self.true > regression.THRESHOLD, self.predicted > regression.THRESHOLD
+            metal, predicted = self.true > THRESHOLD, self.predicted > THRESHOLD
             return np.stack([2.0 * (predicted & metal), predicted.astype(float) + metal], -1), "ratio"
         return self.errors, {"MAE": "mean", "RMSE": "rmse"}[metric]
 
@@ -61,9 +62,9 @@ def metrics(cfg: Properties, results: Result) -> dict[str, Any]:
     Returns:
         `results`, `comparisons`, `claims`, `fits`, `parity` (and the head every stage has): plain values, rows sorted.
     """
-    t = fits.task(cfg)
+    t = task(cfg)
     by: dict[Place, dict[str, list[Fit]]] = {}
-    for fit in sorted(results, key=lambda f: (fits.ARMS.index(f.arm), f.seed)):
+    for fit in sorted(results, key=lambda f: (ARMS.index(f.arm), f.seed)):
         for target in fit.weights:
             by.setdefault((fit.cohort, fit.split, fit.percent, target), {}).setdefault(fit.arm, []).append(fit)
     places = {
@@ -83,9 +84,9 @@ def metrics(cfg: Properties, results: Result) -> dict[str, Any]:
     }
 
 
-def evaluate(cfg: Properties) -> dict[str, Any]:
+def run(cfg: Properties) -> dict[str, Any]:
     """The whole stage: fit every arm, then `metrics`."""
-    return metrics(cfg, fits.fit_all(cfg))
+    return metrics(cfg, fits.fit_all(cfg, fits.plan(cfg)))
 
 
 def unit(target: str) -> str:
@@ -103,7 +104,7 @@ def _scores(t: Task, results: Result, target: str) -> Scores:
     return Scores(
         predicted=predicted,
         true=labels[tested],
-        errors=np.stack([regression.errors(p, labels[tested], target) for p in predicted]),
+        errors=np.stack([errors(p, labels[tested], target) for p in predicted]),
         clusters=t.curated.materials.chemsys.to_numpy()[tested],
         n_train=round(np.mean([(~np.isnan(labels[r["train_rows"]])).sum() for r in results.values()])),
         val_error=float(np.mean([_val_error(t, f, r, target) for f, r in results.items()])),
@@ -112,7 +113,7 @@ def _scores(t: Task, results: Result, target: str) -> Scores:
 
 def _val_error(t: Task, fit: Fit, result: Mapping[str, Any], target: str) -> float:
     predicted = result["val"][:, list(fit.weights).index(target)]
-    return float(np.nanmean(regression.errors(predicted, t.labels[target].to_numpy()[result["val_rows"]], target)))
+    return float(np.nanmean(errors(predicted, t.labels[target].to_numpy()[result["val_rows"]], target)))
 
 
 def _key(place: Place, arm: str) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def _claims(places: Mapping[Place, Mapping[str, Scores]], tables: Mapping[str, l
         {
             (r["split"], r["label_percent"]): r
             for r in tables["comparisons"]
-            if (r["cohort"], r["target"], r["arm"], r["baseline"]) == ("A", E_F, arm, baseline)
+            if (r["cohort"], r["target"], r["arm"], r["baseline"]) == ("A", ENERGY, arm, baseline)
         }
         for arm, baseline in (("pretrained", "scratch"), ("pretrained", CONTROL), (CONTROL, "scratch"))
     )
@@ -214,11 +215,11 @@ def _claims(places: Mapping[Place, Mapping[str, Scores]], tables: Mapping[str, l
                 r
                 for r in tables["results"]
                 if (r["cohort"], r["split"], r["label_percent"], r["target"], r["arm"], r["metric"])
-                == ("A", split, percent, E_F, arm, "MAE")
+                == ("A", split, percent, ENERGY, arm, "MAE")
             )
             note = f"{arm}, best on validation of the structure-only arms; {percent:g} % of labels"
             name, passed = f"E_f MAE below 0.1 eV/atom, {split} split", row["high"] < 0.1
-            claims.append(Claim.of(name, row, threshold=0.1, passed=passed, unit=unit(E_F), note=note))
+            claims.append(Claim.of(name, row, threshold=0.1, passed=passed, unit=unit(ENERGY), note=note))
     return [claim.row() for claim in claims]
 
 
@@ -232,16 +233,16 @@ def _gain_claim(claim: str, row: Mapping[str, Any], note: str, *, prereg: bool) 
 
 def _best(places: Mapping[Place, Mapping[str, Scores]], split: str) -> tuple[float, str] | None:
     """The largest share of labels of a split and the structure-only arm best on validation there, for E_f, cohort A."""
-    percent = max((p for cohort, s, p, target in places if (cohort, s, target) == ("A", split, E_F)), default=None)
-    arms = {} if percent is None else places["A", split, percent, E_F]
-    names = [arm for arm in arms if arm in fits.STRUCTURE_ONLY and arm not in ("dummy", "composition")]
+    percent = max((p for cohort, s, p, target in places if (cohort, s, target) == ("A", split, ENERGY)), default=None)
+    arms = {} if percent is None else places["A", split, percent, ENERGY]
+    names = [arm for arm in arms if arm in STRUCTURE_ONLY and arm not in ("dummy", "composition")]
     return (percent, min(names, key=lambda arm: arms[arm].val_error)) if names else None
 
 
 def _fit_row(t: Task, fit: Fit, result: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {f"n_{name}": len(result[f"{name}_rows"]) for name in ("train", "val", "test")}
     place = {"cohort": fit.cohort, "split": fit.split, "label_percent": fit.percent}
-    order = {**place, "targets": fit.targets, "arm": fit.arm, "seed": fit.seed, "steps": fit.steps}
+    order = {**place, "targets": fit.weights, "arm": fit.arm, "seed": fit.seed, "steps": fit.steps}
     return order | sizes | {"val_error": {name: _val_error(t, fit, result, name) for name in fit.weights}}
 
 
@@ -250,6 +251,6 @@ def _parity(t: Task, results: Result, places: Mapping[Place, Mapping[str, Scores
     if not (found := _best(places, "random")):
         return {"true": [], "predicted": []}
     percent, arm = found
-    s = places["A", "random", percent, E_F][arm]
+    s = places["A", "random", percent, ENERGY][arm]
     shown = slice(None, None, math.ceil(len(s.true) / PARITY_POINTS))
     return {"true": s.true[shown].tolist(), "predicted": s.predicted[0, shown].tolist()}

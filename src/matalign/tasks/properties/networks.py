@@ -1,146 +1,29 @@
-"""Models that predict properties and how they are fitted: baselines without a network, networks on a crystal tower.
+"""Networks on a crystal tower that predict properties, and how they are trained.
 
-A fit sees arrays alone: features or batches of graphs, labels with NaN where there is none, and the rows to train and
-validate on. The target `is_metal` is a class: a network gives its logit and is trained by binary cross-entropy, every
-other model gives a number that means metal above one half. All other targets are fitted by absolute error.
+Each takes a batch of graphs and then the features of other modalities, (B, tokens, dim) each.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, Float32, Int
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from jaxtyping import Float, Float16, Float32, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.utils import to_dense_batch
 
-from matalign import elements
-from matalign.data.dataset import Structures
+from matalign.quantities import METAL
 from matalign.tasks import fit
-from matalign.towers.crystal import Regressor as Regressor  # the plain network, beside those of fusion
+from matalign.tasks.properties.labels import Parts, Predictions, masked_error, standard
 from matalign.towers.crystal import pool
 from matalign.views.graphs import Batch, GraphStore
 
-METAL = "is_metal"
-THRESHOLD = 0.5  # above: a metal
 CHECKS = 10  # validations in a fit
 CHECKPOINT_STEPS = 250
-TREES, TREE_RATE = 600, 0.05
-PENALTIES = np.logspace(-4, 8, 25)
 HEADS = 4  # of the attention
-Parts = Mapping[str, Int[np.ndarray, " _"]]  # train, val, test -> rows of materials
-Predictions = dict[str, Float[np.ndarray, "_ targets"]]  # val, test -> values; of a class, that of being a metal
-
-
-def errors(predicted: Float[np.ndarray, "*n"], true: Float[np.ndarray, "*n"], target: str) -> Float[np.ndarray, "*n"]:
-    """Absolute error of each prediction; of a class 1 where it is wrong, else 0; NaN where there is no label."""
-    if target == METAL:
-        return np.where(np.isnan(true), np.nan, (predicted > THRESHOLD) != (true > THRESHOLD))
-    return np.abs(predicted - true)
-
-
-# Baselines
-
-
-def composition_features(structures: Structures) -> Float[np.ndarray, "crystals features"]:
-    """Magpie-like features of the composition: element fractions and five statistics of each elemental property.
-
-    They are mean, mean deviation, minimum, maximum and range over the atoms, NaN where an element's is unknown.
-
-    Returns:
-        (M, 119 + 5 · 14).
-    """
-    crystal = np.repeat(np.arange(len(structures)), np.diff(structures.ptr))
-    per_atom, first = elements.VALUES[structures.numbers], structures.ptr[:-1]
-    size = np.diff(structures.ptr)[:, None]
-    mean = np.add.reduceat(per_atom, first) / size
-    deviation = np.add.reduceat(np.abs(per_atom - mean[crystal]), first) / size
-    low, high = np.minimum.reduceat(per_atom, first), np.maximum.reduceat(per_atom, first)
-    return np.concatenate([structures.fractions(), mean, deviation, low, high, high - low], 1)
-
-
-def each_target(
-    solve: Callable[..., dict[str, np.ndarray]],
-    targets: Sequence[str],
-    labels: Float[np.ndarray, "materials targets"],
-    parts: Parts,
-    features: Float[np.ndarray, "materials features"],
-) -> Predictions:
-    """Fit each target by itself.
-
-    Args:
-        solve: one of those below; takes features by part, known labels of training, a function from predictions for
-            validation to their error, and whether the target is a class.
-        targets: names.
-        labels: NaN where absent.
-        parts: rows.
-        features: of all materials.
-    """
-    found: list[dict[str, np.ndarray]] = []
-    for target, column in zip(targets, labels.T, strict=True):
-        known = parts["train"][~np.isnan(column[parts["train"]])]
-        x = {"train": features[known], "val": features[parts["val"]], "test": features[parts["test"]]}
-
-        def score(predicted: np.ndarray, target: str = target, true: np.ndarray = column[parts["val"]]) -> float:
-            return float(np.nanmean(errors(predicted, true, target)))
-
-        found.append(solve(x, column[known], score, target == METAL))
-    return {name: np.stack([f[name] for f in found], 1) for name in ("val", "test")}
-
-
-def constant(x: Mapping[str, np.ndarray], y: np.ndarray, score: Callable, classes: bool) -> dict[str, np.ndarray]:
-    """Median of the training labels, for everybody; of a class the one that most have."""
-    value = float(y.mean() > THRESHOLD) if classes else float(np.median(y))
-    return {name: np.full(len(x[name]), value) for name in ("val", "test")}
-
-
-def boosting(x: Mapping[str, np.ndarray], y: np.ndarray, score: Callable, classes: bool) -> dict[str, np.ndarray]:
-    """A boosted ensemble; its loss and its number of trees are those of least error on validation.
-
-    Where most labels are equal, as the gaps of metals are, absolute error starts there and finds nothing to split on.
-    """
-    if len(np.unique(y)) < 2:
-        return constant(x, y, score, classes)
-    options = {"max_iter": TREES, "learning_rate": TREE_RATE, "early_stopping": False, "random_state": 0}
-    if classes:
-        models = [HistGradientBoostingClassifier(**options)]
-    else:
-        models = [HistGradientBoostingRegressor(loss=loss, **options) for loss in ("absolute_error", "squared_error")]
-
-    def stages(model: Any, features: np.ndarray) -> Iterator[np.ndarray]:
-        return (p[:, 1] for p in model.staged_predict_proba(features)) if classes else model.staged_predict(features)
-
-    least, best = math.inf, {}
-    for model in models:
-        staged = list(stages(model.fit(x["train"], y), x["val"]))
-        found = [score(predicted) for predicted in staged]
-        i = int(np.argmin(found))
-        if found[i] < least:
-            least, best = found[i], {"val": staged[i], "test": next(islice(stages(model, x["test"]), i, None))}
-    return best
-
-
-def ridge(x: Mapping[str, np.ndarray], y: np.ndarray, score: Callable, classes: bool) -> dict[str, np.ndarray]:
-    """Ridge regression, standardised on training; the penalty is that of least error on validation.
-
-    On the labels 0 and 1 of a class, cut at one half, it is the ridge classifier.
-    """
-    mean, std = x["train"].mean(0, dtype=np.float64), x["train"].std(0, dtype=np.float64) + 1e-8
-    x = {name: (values - mean) / std for name, values in x.items()}
-    left, size, right = np.linalg.svd(x["train"], full_matrices=False)  # one decomposition for all penalties
-    along = left.T @ (y - y.mean())
-    found = [right.T @ (size / (size**2 + penalty) * along) for penalty in PENALTIES]
-    best = min(found, key=lambda slope: score(x["val"] @ slope + y.mean()))
-    return {name: x[name] @ best + y.mean() for name in ("val", "test")}
-
-
-# Networks; each takes a batch of graphs and then the features of other modalities, (B, tokens, dim) each
 
 
 class Projection(nn.Module):
@@ -241,40 +124,6 @@ def draw(train: Int[np.ndarray, " n"], step: int, *, batch_size: int, seed: int)
     return torch.from_numpy(order[place * batch_size : (place + 1) * batch_size])
 
 
-def masked_error(
-    predicted: Float[Tensor, "b targets"],
-    true: Float[Tensor, "b targets"],
-    *,
-    weights: Float[Tensor, " targets"] | None = None,
-    classes: Bool[Tensor, " targets"] | None = None,
-) -> Float[Tensor, ""]:
-    """Error of each target over the rows that have it, then the weighted mean over targets that any row has.
-
-    Args:
-        predicted: values, or the logit of a class.
-        true: values or 0 and 1, NaN where there is no label.
-        weights: of the targets; None: equal.
-        classes: which targets' error is the binary cross-entropy, nat; the others' is absolute. None: no target's.
-    """
-    known, true = ~true.isnan(), true.nan_to_num()
-    error = (predicted - true).abs()
-    if classes is not None and classes.any():
-        entropy = F.binary_cross_entropy_with_logits(predicted, true, reduction="none")
-        error = torch.where(classes, entropy, error)
-    error = torch.where(known, error, 0).sum(0) / known.sum(0).clamp(min=1)
-    weights = known.any(0).to(error) * (1 if weights is None else weights)
-    return (error * weights).sum() / weights.sum().clamp(min=1e-12)
-
-
-def standard(
-    labels: Float[np.ndarray, "n targets"], targets: Sequence[str]
-) -> tuple[Float[np.ndarray, " targets"], Float[np.ndarray, " targets"]]:
-    """Mean and deviation that `train` standardises by; a class is left as it is."""
-    classes = np.array([target == METAL for target in targets])
-    mean, std = np.nanmean(labels, 0), np.nanstd(labels, 0)
-    return np.where(classes, 0.0, mean), np.where(classes | ~(std > 0), 1.0, std)
-
-
 def train(
     model: nn.Module,
     inputs: Callable[[Tensor], list[Any]],
@@ -290,7 +139,6 @@ def train(
     seed: int,
     state: Path,
     tower_rate: float = 1.0,
-    tell: Callable[[int], None] = lambda steps: None,
 ) -> Predictions:
     """Train a network; keep the weights that are best on validation.
 
@@ -308,7 +156,6 @@ def train(
         seed: of the order of the rows.
         state: file of the training state, from which a killed fit goes on to the same weights.
         tower_rate: the rate of `model.tower`, of `learning_rate`.
-        tell: called with the number of steps done since the last call.
     """
     device = next(model.parameters()).device
     names = list(targets)
@@ -339,7 +186,6 @@ def train(
         validate=lambda: float(score(predict(model, inputs, parts["val"]), scaled[parts["val"]])),
         checks={round(steps * (i + 1) / CHECKS) for i in range(CHECKS)},
         checkpoint=fit.Checkpoint(state, CHECKPOINT_STEPS),
-        progress=tell,
     )
     found = {name: predict(model, inputs, parts[name]).double() for name in ("val", "test")}
     return {name: np.where(classes, torch.sigmoid(x).numpy(), x.numpy() * std + mean) for name, x in found.items()}

@@ -1,0 +1,113 @@
+"""Models without a network: the median, boosted trees on the composition, ridge regression on frozen features.
+
+Each sees arrays alone: features by part, labels, and a function from predictions for validation to their error.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+from matalign import elements
+from matalign.data.dataset import Structures
+from matalign.quantities import METAL
+from matalign.tasks.properties.labels import THRESHOLD, Parts, Predictions, errors
+
+TREES, TREE_RATE = 600, 0.05
+PENALTIES = np.logspace(-4, 8, 25)
+
+
+def composition_features(structures: Structures) -> Float[np.ndarray, "crystals features"]:
+    """Magpie-like features of the composition: element fractions and five statistics of each elemental property.
+
+    They are mean, mean deviation, minimum, maximum and range over the atoms, NaN where an element's is unknown.
+
+    Returns:
+        (M, 119 + 5 · 14).
+    """
+    crystal = np.repeat(np.arange(len(structures)), np.diff(structures.ptr))
+    per_atom, first = elements.VALUES[structures.numbers], structures.ptr[:-1]
+    size = np.diff(structures.ptr)[:, None]
+    mean = np.add.reduceat(per_atom, first) / size
+    deviation = np.add.reduceat(np.abs(per_atom - mean[crystal]), first) / size
+    low, high = np.minimum.reduceat(per_atom, first), np.maximum.reduceat(per_atom, first)
+    return np.concatenate([structures.fractions(), mean, deviation, low, high, high - low], 1)
+
+
+def each_target(
+    baseline: Callable[..., dict[str, np.ndarray]],
+    features: Float[np.ndarray, "materials features"],
+    targets: Sequence[str],
+    labels: Float[np.ndarray, "materials targets"],
+    parts: Parts,
+) -> Predictions:
+    """Fit each target by itself.
+
+    Args:
+        baseline: one of those below; takes features by part, known labels of training, a function from predictions for
+            validation to their error, and whether the target is a class.
+        features: of all materials.
+        targets: names.
+        labels: NaN where absent.
+        parts: rows.
+    """
+    found: list[dict[str, np.ndarray]] = []
+    for target, column in zip(targets, labels.T, strict=True):
+        known = parts["train"][~np.isnan(column[parts["train"]])]
+        x = {"train": features[known], "val": features[parts["val"]], "test": features[parts["test"]]}
+
+        def score(predicted: np.ndarray, target: str = target, true: np.ndarray = column[parts["val"]]) -> float:
+            return float(np.nanmean(errors(predicted, true, target)))
+
+        found.append(baseline(x, column[known], score, target == METAL))
+    return {name: np.stack([f[name] for f in found], 1) for name in ("val", "test")}
+
+
+def constant(x: Mapping[str, np.ndarray], y: np.ndarray, score: Callable, classes: bool) -> dict[str, np.ndarray]:
+    """Predict the training median, or the majority class."""
+    value = float(y.mean() > THRESHOLD) if classes else float(np.median(y))
+    return {name: np.full(len(x[name]), value) for name in ("val", "test")}
+
+
+def boosting(x: Mapping[str, np.ndarray], y: np.ndarray, score: Callable, classes: bool) -> dict[str, np.ndarray]:
+    """A boosted ensemble; its loss and its number of trees are those of least error on validation.
+
+    Where most labels are equal, as the gaps of metals are, absolute error starts there and finds nothing to split on.
+    """
+    if len(np.unique(y)) < 2:
+        return constant(x, y, score, classes)
+    options = {"max_iter": TREES, "learning_rate": TREE_RATE, "early_stopping": False, "random_state": 0}
+    if classes:
+        models = [HistGradientBoostingClassifier(**options)]
+    else:
+        models = [HistGradientBoostingRegressor(loss=loss, **options) for loss in ("absolute_error", "squared_error")]
+
+    def stages(model: Any, features: np.ndarray) -> Iterator[np.ndarray]:
+        return (p[:, 1] for p in model.staged_predict_proba(features)) if classes else model.staged_predict(features)
+
+    least, best = math.inf, {}
+    for model in models:
+        staged = list(stages(model.fit(x["train"], y), x["val"]))
+        found = [score(predicted) for predicted in staged]
+        i = int(np.argmin(found))
+        if found[i] < least:
+            least, best = found[i], {"val": staged[i], "test": next(islice(stages(model, x["test"]), i, None))}
+    return best
+
+
+def ridge(x: Mapping[str, np.ndarray], y: np.ndarray, score: Callable, classes: bool) -> dict[str, np.ndarray]:
+    """Ridge regression, standardised on training; the penalty is that of least error on validation.
+
+    On the labels 0 and 1 of a class, cut at one half, it is the ridge classifier.
+    """
+    mean, std = x["train"].mean(0, dtype=np.float64), x["train"].std(0, dtype=np.float64) + 1e-8
+    x = {name: (values - mean) / std for name, values in x.items()}
+    left, size, right = np.linalg.svd(x["train"], full_matrices=False)  # one decomposition for all penalties
+    along = left.T @ (y - y.mean())
+    found = [right.T @ (size / (size**2 + penalty) * along) for penalty in PENALTIES]
+    best = min(found, key=lambda slope: score(x["val"] @ slope + y.mean()))
+    return {name: x[name] @ best + y.mean() for name in ("val", "test")}
