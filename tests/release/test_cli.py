@@ -227,7 +227,7 @@ def test_the_installed_command_starts_fast_and_works(folder, files):
 
 def test_a_prediction_imports_no_more_than_it_needs(files):
     """The released model of the profile laptop, asked of a CIF: packages of slow import stay out."""
-    heavy = {"torch_geometric", "torchvision", "sklearn", "torch._dynamo", "transformers", "pymatgen", "ase", "pandas"}
+    heavy = {"torch_geometric", "torchvision", "sklearn", "torch._dynamo", "transformers", "pymatgen", "pandas"}
     model = Path(__file__).parents[2] / "results" / "laptop" / "model"
     script = "import sys; from matalign.release import cli\n"
     script += f"try: cli.app(['predict', {str(files[0])!r}, '--model', {str(model)!r}, '--json'])\n"
