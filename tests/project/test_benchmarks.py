@@ -11,7 +11,6 @@ from benchmarks import comparison, run, scale
 from projects import REPOSITORY
 from test_house import lock
 
-from matalign.report import paper
 from matalign.views.graphs import GraphStore
 
 FOLDER = REPOSITORY / "results" / "bench"
@@ -203,22 +202,6 @@ def test_committed_outlook_is_that_of_its_measurements():
     table = pd.read_csv(FOLDER / "scale.csv", dtype=str, keep_default_na=False)
     again = scale.outlook(json.loads((FOLDER / "scale.json").read_text()))
     assert table.to_dict("records") == again.to_dict("records")
-
-
-def test_trials_are_told_by_what_they_change():
-    start = {"width": 96, "learning_rate": 3e-3}
-    found = {"chosen": start | {"width": 64}}
-    found["trials"] = [
-        start | {"mae_val_eV_atom": 0.06, "core_minutes": 4.0},
-        start | {"width": 64, "mae_val_eV_atom": 0.05004, "core_minutes": 3.0},
-    ]
-    error = {"value": 0.04, "low": 0.03, "high": 0.05}
-    found["final"] = {"mae_test_eV_atom": error, "seconds": 900.0, "threads": 2, "structures_per_s": 999.6}
-    assert paper.trials(found).cells == [
-        ["start", "validation", "0.0600", "4.0", "1"],
-        ["width 64", "validation", "0.0500", "3.0", "1"],
-        ["width 64, 1000 structures/s", "test", "0.0400 [0.0300, 0.0500]", "15.0", "2"],
-    ]
 
 
 def test_committed_table_names_what_it_was_measured_with(committed):

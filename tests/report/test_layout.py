@@ -1,4 +1,4 @@
-"""The map: t-SNE by FFT against the sums written out, places of newcomers, and what a map is said to keep."""
+"""The map: neighbours and groups on it, places of newcomers, and what a map is said to keep."""
 
 import numpy as np
 import pytest
@@ -17,42 +17,24 @@ def nearest(vectors, k):
     return index[layout.others(index)].reshape(len(vectors), k)
 
 
-@pytest.mark.parametrize(("scale", "tolerance"), [(0.1, 0.08), (1.0, 0.005), (10.0, 0.03)])
-def test_repulsion_is_the_sum_over_all_pairs(scale, tolerance):
-    y = scale * np.random.default_rng(0).normal(size=(400, 2))
-    difference = y[:, None] - y
-    w = 1 / (1 + np.square(difference).sum(2))
-    np.fill_diagonal(w, 0)
-    expected = (w[..., None] ** 2 * difference).sum(1) / w.sum()
-    got = layout.repulsion(y)
-    assert np.linalg.norm(got - expected) <= tolerance * np.linalg.norm(expected)
-    np.testing.assert_array_equal(layout.repulsion(y, threads=2), got)
-
-
-def test_two_points_repel_along_their_line():
-    got = layout.repulsion(np.array([[0.0, 0.0], [1.0, 0.0]]))
-    np.testing.assert_allclose(got, [[-0.25, 0.0], [0.25, 0.0]], atol=0.01)  # w = 1/2, w²/(2 w) = 1/4
-
-
 def test_a_grid_in_many_dimensions_is_a_grid_on_the_map():
     rng = np.random.default_rng(1)
     across, down = np.meshgrid(np.linspace(-0.5, 0.5, 20), np.linspace(-0.4, 0.4, 16))
     plane = np.stack([across.ravel(), down.ravel(), np.ones(320)], axis=1) @ rng.normal(size=(3, 24))
     vectors = unit(plane)
     near = nearest(vectors, 8)
-    y = layout.tsne(near, layout.principal(vectors), iterations=400)
+    y = layout.tsne(vectors, attracted=8, iterations=400)
     found = layout.kept(near, vectors, y)
     assert found["among_k"] > 0.7
     assert found["trustworthiness"] > 0.98
-    np.testing.assert_allclose(y.mean(0), 0, atol=1e-9)
-    np.testing.assert_array_equal(layout.tsne(near, layout.principal(vectors), iterations=400), y)
+    np.testing.assert_array_equal(layout.tsne(vectors, attracted=8, iterations=400), y)
 
 
 def test_groups_that_share_no_neighbour_come_apart():
     rng = np.random.default_rng(2)
     middle = rng.normal(size=(4, 32))
     vectors = unit(np.repeat(middle, 40, axis=0) + 0.3 * rng.normal(size=(160, 32)))
-    y = layout.tsne(nearest(vectors, 8), layout.principal(vectors), iterations=400).reshape(4, 40, 2)
+    y = layout.tsne(vectors, attracted=8, iterations=400).reshape(4, 40, 2)
     size = np.linalg.norm(y - y.mean(1, keepdims=True), axis=2).max()
     apart = np.linalg.norm(y.mean(1)[:, None] - y.mean(1), axis=2)[np.triu_indices(4, 1)].min()
     assert apart > size
@@ -61,7 +43,7 @@ def test_groups_that_share_no_neighbour_come_apart():
 @pytest.mark.parametrize("n", [3, 5, 24])
 def test_a_handful_of_points_has_a_map(n):
     vectors = unit(np.random.default_rng(n).normal(size=(n, 8)))
-    y = layout.tsne(nearest(vectors, min(15, n - 1)), layout.principal(vectors), iterations=60)
+    y = layout.tsne(vectors, attracted=15, iterations=60)
     assert np.isfinite(y).all()
     assert len(np.unique((y / np.abs(y).max()).round(3), axis=0)) == n
 
@@ -74,12 +56,16 @@ def test_principal_components_are_those_of_the_covariance():
     np.testing.assert_allclose(layout.principal(x[:, ::-1].copy()), got, atol=1e-9)
 
 
-def test_a_newcomer_stands_among_most_of_its_neighbours_and_not_in_the_void():
-    points = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [100.0, 0.0]])
-    similarity = np.array([[0.90, 0.90, 0.90, 0.90], [0.99, 0.2, 0.2, 0.2]])
-    (among, beside) = layout.place(np.array([[0, 1, 2, 3], [3, 0, 1, 2]]), similarity, points)
-    assert (np.abs(among - 0.33) < 0.2).all()
-    np.testing.assert_allclose(beside, [100, 0], atol=1e-3)
+def test_a_newcomer_stands_among_the_group_it_is_nearest_to():
+    rng = np.random.default_rng(5)
+    middle = rng.normal(size=(3, 16))
+    vectors = unit(np.repeat(middle, 40, axis=0) + 0.3 * rng.normal(size=(120, 16)))
+    points = layout.tsne(vectors, attracted=8, iterations=300)
+    newcomers = unit(middle + 0.1 * rng.normal(size=(3, 16)))
+    found = layout.place(newcomers, vectors, points, attracted=8)
+    away = np.linalg.norm(found[:, None] - points.reshape(3, 40, 2).mean(1), axis=2)  # from each group's middle
+    assert away.argmin(1).tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(layout.place(newcomers, vectors, points, attracted=8), found)
 
 
 def test_what_a_map_keeps_by_hand_and_by_scikit_learn():

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import typst
 
-from matalign import config, paths
+from matalign import paths
 from matalign.pretrain import losses
-from matalign.report import ablations, figures, tables
+from matalign.report import ablations, figures
 
 STAGES = ("curate", "pretrain", "properties", "release", "retrieval", "recommendation", "defects", "ablations")
 LATER = ("release", "recommendation", "ablations", "atlas")  # results of older code lack them
@@ -164,92 +163,3 @@ def origins(folder: Path) -> list[dict[str, str]]:
         for stage, made in provenance(folder, STAGES).items()
         if stage != "ablations" or json.loads((folder / "metrics" / "ablations.json").read_text())["results"]
     ]
-
-
-def cost(folder: Path) -> tables.Table:
-    """Minutes of each stage; see `provenance`.
-
-    Args:
-        folder: `results/<profile>`.
-
-    Raises:
-        FileNotFoundError: a stage has left no provenance.
-    """
-    made = provenance(folder, config.STAGES)
-    rows = [
-        {
-            "stage": stage,
-            "minutes": record["minutes"],
-            "cores": record["machine"]["cores"],
-            "gpus": len(record["machine"]["gpus"]),
-            "cpu": record["machine"]["cpu"],
-        }
-        for stage, record in made.items()
-    ]
-    rows.append({"stage": "all", "minutes": sum(r["minutes"] for r in rows), "cores": "", "gpus": "", "cpu": ""})
-    cells = [[r["stage"], f"{r['minutes']:.1f}", str(r["cores"]), str(r["gpus"]), r["cpu"]] for r in rows]
-    text = f"Wall time of the profile {folder.name}."
-    return tables.Table("cost", text, pd.DataFrame(rows), ["stage", "minutes", "cores", "GPUs", "processor"], cells)
-
-
-def deviations(source: Path = SOURCE) -> tables.Table:
-    """What differs from the proposal; the paper prints the same file."""
-    rows = pd.read_csv(source / "deviations.csv", dtype=str, keep_default_na=False)
-    return tables.Table("deviations", "Deviations from the proposal.", rows, list(rows), rows.to_numpy().tolist())
-
-
-def printed(file: Path) -> tables.Table:
-    """A table that a benchmark has written as it is printed; timings, so for the README and not for the PDF."""
-    rows = pd.read_csv(file, dtype=str, keep_default_na=False)
-    return tables.Table(file.stem, "Timings.", rows, list(rows), rows.to_numpy().tolist())
-
-
-def trials(found: Mapping[str, Any]) -> tables.Table:
-    """How the settings of the crystal tower were chosen, and what they reach; the part `energy` of `bench.json`."""
-    start, final = found["trials"][0], found["final"]
-
-    def changed(settings: Mapping[str, Any]) -> str:
-        return ", ".join(f"{k} {settings[k]:g}" for k in found["chosen"] if settings[k] != start[k]) or "start"
-
-    rows = [
-        {"run": changed(t), "on": "validation", "value": t["mae_val_eV_atom"], "minutes": t["core_minutes"], "cores": 1}
-        for t in found["trials"]
-    ]
-    cells = [[r["run"], r["on"], f"{r['value']:.4f}", f"{r['minutes']:.1f}", "1"] for r in rows]
-    error, threads, minutes = final["mae_test_eV_atom"], final["threads"], final["seconds"] / 60
-    run = f"{changed(found['chosen'])}, {final['structures_per_s']:.0f} structures/s"
-    rows.append({"run": run, "on": "test", **error, "minutes": minutes, "cores": threads})
-    value = f"{error['value']:.4f} [{error['low']:.4f}, {error['high']:.4f}]"
-    cells.append([run, "test", value, f"{minutes:.1f}", str(threads)])
-    header = ["run", "on", "MAE (eV/atom)", "minutes", "cores"]
-    return tables.Table("trials", "Formation energy from scratch, random split.", pd.DataFrame(rows), header, cells)
-
-
-def fill(text: str, folder: Path, *, source: Path = SOURCE) -> str:
-    """A README with the tables between its marks made anew: ``<!-- table: claims of laptop -->`` … ``<!-- end -->``.
-
-    A mark names a table of a profile's paper, or its `cost`; or, of no profile, `deviations`, `bench`, `scale`,
-    `trials`. One whose source is absent stays as it is.
-
-    Args:
-        text: of the README.
-        folder: `results`.
-        source: as in `typeset`.
-    """
-    made = {("deviations", ""): deviations(source)}
-    for file in (folder / "bench" / name for name in ("bench.csv", "scale.csv")):
-        if file.exists():
-            made[file.stem, ""] = printed(file)
-    if (parts := folder / "bench" / "bench.json").exists() and (energy := json.loads(parts.read_text()).get("energy")):
-        made["trials", ""] = trials(energy)
-    mark = r"(?P<start><!-- table: (?P<name>\w+)(?: of (?P<profile>\w+))? -->).*?(?P<end><!-- end -->)"
-    for profile in {match["profile"] for match in re.finditer(mark, text, flags=re.S)} - {None}:
-        if (folder / profile / "metrics").is_dir():
-            own = [*tables.build(read(folder / profile / "metrics")), cost(folder / profile)]
-            made |= {(table.name, profile): table for table in own}
-
-    def replace(match: re.Match) -> str:
-        table = made.get((match["name"], match["profile"] or ""))
-        return f"{match['start']}\n{tables.markdown(table)}{match['end']}" if table else match[0]
-
-    return re.sub(mark, replace, text, flags=re.S)

@@ -173,7 +173,7 @@ class Explorer:
         points = self.map.points["crystal"]
         if self.row is None:
             vector = self.model.embed_structures(self.structure)
-            at = layout.place(*(x[None] for x in self._nearest(vector, "crystal")), points)[0]
+            at = layout.place(vector, self.space.vectors["crystal"], points, attracted=self.atlas.attracted)[0]
         else:
             at = points[self.row]
         kinds = build.classes(self.curated.structures)

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from matalign import cache, config, elements, paths
+from matalign import cache, config, elements, paths, quantities
 from matalign.config import Atlas, Pretrain
 from matalign.data import dataset
 from matalign.data.dataset import Curated, Structures
@@ -33,12 +33,7 @@ TOP = 10  # nearest that the scores are taken on
 THUMBNAIL_PX = encode.THUMBNAIL_PX
 NO_PICTURES = np.zeros((0, THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
 STEPS = 65535  # of a coordinate
-PROPERTIES = {  # column of the curated set -> label, unit, whether its colours go by the logarithm
-    "formation_energy_eV_atom": ("formation energy", "eV/atom", False),
-    "band_gap_eV": ("band gap", "eV", False),
-    "bulk_modulus_GPa": ("bulk modulus", "GPa", True),
-    "shear_modulus_GPa": ("shear modulus", "GPa", True),
-}
+PROPERTIES = [q.column for q in quantities.TARGETS if q.unit]
 # Name, colour in light and in dark: Okabe and Ito's, which stay apart for the colour-blind, lifted for dark.
 CLASSES = (
     ("oxides", "#0072B2", "#3D8FE0"),
@@ -131,23 +126,21 @@ def place(cfg: Atlas, found: Space) -> Map:
     crystals = found.vectors["crystal"]
     if len(crystals) < 3:
         raise ValueError(f"a map needs three crystals or more, got {len(crystals)}")
-    start = layout.principal(crystals)
-    k = dict.fromkeys(found.vectors, cfg.neighbours) | {"crystal": max(cfg.neighbours, cfg.attracted, TOP)}
+    k = dict.fromkeys(found.vectors, cfg.neighbours) | {"crystal": max(cfg.neighbours, TOP)}
     near = {(a, b): found.nearest(a, b, k[b]) for a in found.vectors for b in found.vectors}
     own = near["crystal", "crystal"][0]
+    rest = [name for name in found.vectors if name != "crystal"]
 
     def compute() -> cache.Result:
-        attracted = own[:, : cfg.attracted]
-        return {"points": layout.tsne(attracted, start, iterations=cfg.iterations, threads=cfg.threads)}
+        points = layout.tsne(crystals, attracted=cfg.attracted, iterations=cfg.iterations)
+        others = {name: found.vectors[name] for name in rest}
+        return {"crystal": points} | {
+            name: layout.place(each, crystals, points, attracted=cfg.attracted) for name, each in others.items()
+        }
 
-    key = {"vectors": hashlib.blake2b(crystals.data, digest_size=8).hexdigest(), "threads": cfg.threads}
-    key |= {"attracted": cfg.attracted, "iterations": cfg.iterations}
-    key |= {"version": config.version("embed")}
-    points = {"crystal": cache.memo("atlas-map", key, compute)["points"]}
-    rest = [name for name in found.vectors if name != "crystal"]
-    for name in rest:
-        index, cosine = near[name, "crystal"]
-        points[name] = layout.place(index[:, : cfg.attracted], cosine[:, : cfg.attracted], points["crystal"])
+    key = {name: hashlib.blake2b(each.data, digest_size=8).hexdigest() for name, each in found.vectors.items()}
+    key |= {"attracted": cfg.attracted, "iterations": cfg.iterations, "version": config.version("embed")}
+    points = cache.memo("atlas-map", key, compute)
     nearest = {pair: tuple(each[:, : cfg.neighbours] for each in both) for pair, both in near.items()}
     recalls = [
         {"of": NAMES[name], "top": TOP, "centred": centred, "recall": found.recall(name, centred=centred)}
@@ -157,7 +150,7 @@ def place(cfg: Atlas, found: Space) -> Map:
     scores = {
         "counts": {NAMES[name]: len(xy) for name, xy in points.items()},
         "map": layout.kept(own[:, :TOP], crystals, points["crystal"]),
-        "principal_components": layout.kept(own[:, :TOP], crystals, start),
+        "principal_components": layout.kept(own[:, :TOP], crystals, layout.principal(crystals)),
         "own_crystal": recalls,
     }
     return Map(points, nearest, scores)
@@ -230,7 +223,9 @@ def payload(content: Content) -> dict[str, Any]:
         "local": content.local,
         "scores": found.scores,
         "classes": [dict(zip(("name", "light", "dark"), each)) for each in CLASSES],
-        "properties": [dict(zip(("name", "label", "unit", "log"), (n, *PROPERTIES[n]))) for n in table],
+        "properties": [
+            {"name": q.column, "label": q.name, "unit": q.unit, "log": q.logarithmic} for q in map(quantities.of, table)
+        ],
         "labelled": labelled,
     }
     if content.open:
