@@ -155,19 +155,22 @@ def test_control_is_the_auxiliary_objective_alone_beside_the_model(project, bert
 # Several ranks
 
 
+def doubled(batch):
+    return dataclasses.replace(batch, **{n: t.double() for n, t in vars(batch).items() if t.is_floating_point()})
+
+
 class Doubled(Examples):
     """In float64, where sums in another order differ by 1e-16."""
 
     def _made(self, modality, rows, keys):
         x = super()._made(modality, rows, keys)
         if modality == "crystal":
-            return x.apply(lambda t: t.double() if t.is_floating_point() else t)
+            return doubled(x)
         return x.double() if modality == "text" else lambda: x().double()
 
     def _corrupted(self, rows, keys):
         x = super()._corrupted(rows, keys)
-        batch = x.batch.apply(lambda t: t.double() if t.is_floating_point() else t)
-        return x._replace(batch=batch, displacement=x.displacement.double())
+        return x._replace(batch=doubled(x.batch), displacement=x.displacement.double())
 
 
 def resnet_examples(cfg, curated):

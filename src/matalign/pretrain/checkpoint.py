@@ -47,8 +47,17 @@ def save(file: Path, state: Mapping[str, Any]) -> None:
             `load` takes. No numpy arrays.
     """
     temporary = file.with_name(f".{file.name}")  # its folder is held by this process
-    torch.save(dict(state), temporary)
+    torch.save(_on_cpu(dict(state)), temporary)
     temporary.rename(file)
+
+
+def _on_cpu(value: Any) -> Any:
+    """The same with all tensors on the CPU, so that a machine without the device can go on."""
+    if isinstance(value, dict):
+        return {name: _on_cpu(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_on_cpu(part) for part in value]
+    return value.detach().cpu() if isinstance(value, torch.Tensor) else value
 
 
 def load(file: Path) -> dict[str, Any]:
