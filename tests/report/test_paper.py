@@ -152,7 +152,7 @@ def provenance(folder, *, sha="0123456789abcdef"):
             "git": {"sha": sha, "dirty": False},
         }
         if stage == "pretrain":
-            made |= {"minutes": 0.01, "computed": {**made, "minutes": 77.5, "git": {"sha": "f" * 40}}}
+            made |= {"minutes": 0.01, "computed": {**made, "minutes": 77.5, "git": {"sha": "f" * 40, "dirty": False}}}
         (folder / "provenance" / f"{stage}.json").write_text(json.dumps(made))
 
 
@@ -197,7 +197,7 @@ def test_what_runs_off_the_page_is_named(results, tmp_path):
     source = tmp_path / "paper"
     shutil.copytree(paper.SOURCE, source)
     text = (source / "main.typ").read_text()
-    (source / "main.typ").write_text(text.replace('".pdf", width: 100%', '".pdf", width: 100%, height: 12in'))
+    (source / "main.typ").write_text(text.replace("width: 100%, alt:", "width: 100%, height: 12in, alt:"))
     found = paper.overflowing(results(plausible.metrics()), title=TITLE, source=source)
     assert {f.split(",")[0] for f in found} >= {"method", "learning_curve", "defects"}
 

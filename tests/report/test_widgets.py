@@ -150,3 +150,12 @@ def test_ones_own_set_is_looked_at_with_another_profiles_model(x, tmp_path):
     mine = widgets.Explorer("lab", model="tiny")
     assert mine.neighbours()[0].columns.tolist() == ["crystals", "micrographs", "by shared elements"]
     assert mine.place().axes
+
+
+def test_surroundings_have_a_row_of_neighbours_and_a_cutoff_for_each_atom(x):
+    (ax,) = x.surroundings().axes
+    atoms = len(x.structure[0][0])
+    neighbours, cutoffs = (drawn.get_offsets() for drawn in ax.collections)
+    assert len(cutoffs) == atoms
+    assert set(neighbours[:, 1]) == set(range(atoms))
+    assert neighbours[:, 0].max() <= 6.0

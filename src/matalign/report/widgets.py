@@ -113,7 +113,7 @@ class Explorer:
         graph = graphs.neighbours(numbers, frac_coords, lattice, cutoff_A=cutoff_A, neighbours=neighbours)
         distance = np.linalg.norm(graph.edge_vec, axis=1)
         fig, ax = plt.subplots(figsize=(style.COLUMN_IN, 1 + 0.12 * len(numbers)), layout="constrained")
-        colours = style.COLOURS["structure"], figures.COLOURS["scratch"]
+        colours = style.COLOURS["structure"], style.COLOURS["scratch"]
         ax.scatter(distance, graph.edge_index[1], s=12, lw=0, color=colours[0], label="neighbour")
         ax.scatter(graph.edge_cutoff, range(len(numbers)), marker="|", s=60, color=colours[1], label="cutoff")
         ax.set(xlabel="distance (Å)", ylabel="atom", yticks=range(len(numbers)))
