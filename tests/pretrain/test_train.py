@@ -106,7 +106,7 @@ def test_killed_and_resumed_run_ends_with_the_same_bytes(project, bert):
         while not (folder / "state.pt").exists():
             assert starter.poll() is None, (project / "output").read_text()
             time.sleep(0.002)
-        starter.send_signal(signal.SIGKILL)  # the agent alone; its rank must not go on in the dark
+        starter.send_signal(signal.SIGKILL)
         starter.wait()
     with cache.held(folder):
         assert not (folder / "model").exists()

@@ -71,7 +71,7 @@ def bench(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "NAMES", ("one", "two", "three"))
     monkeypatch.setattr(run, "ProcessPoolExecutor", lambda n, context: ThreadPoolExecutor(n))
     monkeypatch.setattr(run, "measure", measure)
-    monkeypatch.setattr(run.figures, "save", lambda fig, folder, name: (folder / f"{name}.png").touch())
+    monkeypatch.setattr(run.style, "save", lambda fig, folder, name: (folder / f"{name}.png").touch())
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # the run sets them
 

@@ -1,8 +1,10 @@
-"""Ranks on this machine, under an elastic agent in a process of its own: the caller's process never touches a GPU.
+"""Ranks on this machine, in processes of their own: the caller's never touches a GPU.
 
-The agent ends with the process that started it, the ranks with the agent.
+Several run under an elastic agent, which ends with the process that started it, and the ranks with the agent. One needs
+no agent.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +17,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from matalign import cache
 
-FAILURE = "failure.txt"  # in the folder of the run
+FAILURE, ERROR = "failure.txt", "error.json"  # in the folder of the run: of the agent, of a rank alone
 
 
 def run(folder: Path, *, ranks: int, max_steps: int = 0, env: Mapping[str, str]) -> None:
@@ -30,17 +32,31 @@ def run(folder: Path, *, ranks: int, max_steps: int = 0, env: Mapping[str, str])
     Raises:
         RuntimeError: training failed; the message is the traceback of the rank that failed first, or which was killed.
     """
-    failure = folder / FAILURE
-    failure.unlink(missing_ok=True)
+    failure, error = folder / FAILURE, folder / ERROR
+    for old in (failure, error):
+        old.unlink(missing_ok=True)
+    if ranks == 1:
+        env = {**env, "TORCHELASTIC_ERROR_FILE": str(error)}  # where `record` writes what a rank dies of
     ended = subprocess.run(command(folder, ranks=ranks, max_steps=max_steps), env=env, check=False)
     if ended.returncode:
-        why = failure.read_text() if failure.exists() else "its agent has left no message"
+        why = failure.read_text() if failure.exists() else "no message was left"
+        if error.exists():
+            why = json.loads(error.read_text())["message"]["extraInfo"]["py_callstack"]
+        elif ranks == 1 and ended.returncode < 0:
+            why = f"rank 0 was killed: {signal.Signals(-ended.returncode).name}"
         raise RuntimeError(f"training ended with exit code {ended.returncode}; its state is in {folder}\n{why}")
 
 
 def command(folder: Path, *, ranks: int, max_steps: int = 0) -> list[str]:
-    """What starts the agent; it ends with this process."""
+    """What starts the ranks; they end with this process."""
+    if ranks == 1:
+        return [sys.executable, *rank(folder, max_steps)]
     return [sys.executable, "-m", __name__, str(os.getpid()), str(folder), str(ranks), str(max_steps)]
+
+
+def rank(folder: Path, max_steps: int | str) -> list[str]:
+    """Arguments of Python in which it is a rank."""
+    return ["-m", "matalign.pretrain.train", "--config", f"{folder}/pretrain.json", "--max-steps", str(max_steps)]
 
 
 def reason(failures: Mapping[int, ProcessFailure]) -> str:
@@ -69,9 +85,8 @@ def main() -> None:
         local_addr="localhost",
         max_restarts=0,
     )
-    train = ("-m", "matalign.pretrain.train", "--config", f"{folder}/pretrain.json", "--max-steps", max_steps)
     try:
-        elastic_launch(one_machine, sys.executable)(*train)
+        elastic_launch(one_machine, sys.executable)(*rank(Path(folder), max_steps))
     except ChildFailedError as error:
         (Path(folder) / FAILURE).write_text(reason(error.failures))
         sys.exit(1)

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Float16, Float32, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.utils import to_dense_batch
 
 from matalign.quantities import METAL
 from matalign.tasks import fit
@@ -78,7 +77,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, batch: Batch, *others: Float[Tensor, "crystals _ _"]) -> Float[Tensor, "crystals targets"]:
         """Standardised predictions; they depend neither on the order of the atoms nor on the size of other crystals."""
-        atoms, there = to_dense_batch(self.tower(batch)[1]["atoms"], batch.batch)  # (B, A, width), (B, A)
+        sizes = batch.ptr.diff()
+        atoms = nn.utils.rnn.pad_sequence(self.tower(batch)[1]["atoms"].split(sizes.tolist()), batch_first=True)
+        there = torch.arange(atoms.shape[1], device=sizes.device) < sizes[:, None]  # (B, A), of atoms (B, A, width)
         tokens = [project(x) for project, x in zip(self.others, others, strict=True)]
         keys = self.key(torch.cat([atoms, *tokens], 1))  # (B, A + T, width)
         absent = F.pad(~there, (0, keys.shape[1] - atoms.shape[1]))
