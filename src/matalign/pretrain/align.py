@@ -20,7 +20,6 @@ from matalign.config import Pretrain
 from matalign.towers.crystal import Denoiser
 
 CRYSTAL = "crystal"  # the modality that the auxiliary objective is about
-SHARD_BYTES = 15_000_000  # no weight file is larger
 
 
 class Head(nn.Sequential):
