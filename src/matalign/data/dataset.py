@@ -175,13 +175,9 @@ FILES = ("materials.parquet", "structures.safetensors", "protocols.parquet", "sp
 
 def _files(curated: Curated) -> dict[str, bytes]:
     tensors = {k: np.ascontiguousarray(getattr(curated.structures, k), dtype=v) for k, v in TENSORS.items()}
-    files = {f"{name}.parquet": _parquet(getattr(curated, name), types) for name, types in TABLES.items()}
     extras = {name: np.ascontiguousarray(values) for name, values in curated.extras.items()}
-    return {
-        **files,
-        "structures.safetensors": save_tensors(tensors),
-        "extras.safetensors": save_tensors(extras),
-    }
+    files = {f"{name}.parquet": _parquet(getattr(curated, name), types) for name, types in TABLES.items()}
+    return {**files, "structures.safetensors": save_tensors(tensors), "extras.safetensors": save_tensors(extras)}
 
 
 def _parquet(frame: pd.DataFrame, types: dict[str, pa.DataType]) -> bytes:
