@@ -120,8 +120,7 @@ def import_optimade(
     if unknown := set(labels.values()) - set(LABELS):
         raise ValueError(f"unknown label {sorted(unknown)[0]!r}; one of {', '.join(LABELS)}")
     fields = tuple(labels)
-    answer = providers.download(provider, filter, max_structures=max_structures, fields=fields, partial=partial)
-    records = answer.records
+    records, gap = providers.download(provider, filter, max_structures=max_structures, fields=fields, partial=partial)
     if not records:
         raise ValueError(f"{provider} has no structure that answers to {filter!r}")
     skipped, listed, found = Skipped(), [], {}
@@ -138,7 +137,7 @@ def import_optimade(
             found[where] = crystals.described(record)
         except ValueError as error:
             found[where] = str(error).partition(": ")[2]  # after the record's name
-    query = {"provider": provider, "filter": filter, "records": len(records), "gap": answer.gap}
+    query = {"provider": provider, "filter": filter, "records": len(records), "gap": gap}
     return _curated(curate.candidates(listed, skipped), found, skipped, about={"query": query})
 
 

@@ -84,7 +84,6 @@ TYPES = {
 }  # fmt: skip
 KINDS = ("sintering", "calcination")
 STEPS = {"sintered": "sintering", "calcined": "calcination", "annealed": "calcination"}  # gives 99.8 % of the labels
-HOURS = {"h": 1.0, "min": 1 / 60, "d": 24.0, "s": 1 / 3600}  # by the longest of these that the unit starts with
 
 
 @dataclass(frozen=True)
