@@ -223,16 +223,7 @@ def _curated(
     columns: Mapping[str, Sequence[Any]] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Curated:
-    """What `curate.run` makes of a profile.
-
-    Args:
-        listed: materials; `cif` is a key of `parsed`.
-        parsed: crystals, or why there is none.
-        skipped: what was left out before.
-        rows: of protocols, sorted.
-        columns: more columns of the materials, where all of them are kept and sorted by id.
-        about: more for the audit.
-    """
+    """What `curate.run` makes of a profile; `cif` of the materials is a key of `parsed`, `rows` are of protocols."""
     materials, structures, conflicts = curate.merge(listed, parsed, skipped, min_formation_energy_eV_atom=-math.inf)
     pairs = pd.DataFrame(rows, columns=[column for column in dataset.PROTOCOLS if column != "train_ok"])
     told = {"stage": "import", "synthetic": False, "seed": SEED, "conflicts": conflicts, **(about or {})}

@@ -103,11 +103,6 @@ class Query:
 
     Mended here is what providers do otherwise than the client expects: links that are relative, under another name, or
     without the fields that were asked for; meta and links left out; an end before all of `data_returned` has come.
-
-    Args:
-        fields: to be asked for on each page.
-        limit: structures.
-        bar: of progress.
     """
 
     def __init__(self, fields: list[str], limit: int, bar: tqdm) -> None:

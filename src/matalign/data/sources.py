@@ -111,7 +111,7 @@ def topology(folder: Path) -> Iterator[Material]:
 
 
 def table(file: Path) -> Iterator[Material]:
-    """A CSV with `mp_id`, `cif` (the text) and any of the columns `LABELS`: the embedded sample, or one's own data."""
+    """A CSV with `mp_id`, `cif` (the text) and any of the columns `LABELS`: the embedded sample."""
     csv.field_size_limit(1 << 24)
     with open(file, newline="") as stream:
         for number, row in enumerate(csv.DictReader(stream), start=2):
