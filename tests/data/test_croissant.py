@@ -19,9 +19,10 @@ pytestmark = [  # of rdflib, and of the way that mlcroissant calls pandas
 def written(curated, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(paths, "DATA", tmp_path / "data")
+    monkeypatch.setattr(paths, "SOURCES", tmp_path / "data" / "sources.yaml")
     (tmp_path / "data").mkdir()
     sources = "megnet:\n  title: Some crystals\n  licence: CC0\n  citation: A. Author (2020)\n"
-    (tmp_path / "data" / "sources.yaml").write_text(sources)
+    paths.SOURCES.write_text(sources)
     dataset.write(paths.curated("salts"), curated)
     return croissant.write("salts")
 
