@@ -18,9 +18,11 @@ pytestmark = [  # of rdflib, and of the way that mlcroissant calls pandas
 @pytest.fixture
 def written(curated, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "DATA", tmp_path / "data")
+    monkeypatch.setattr(paths, "SOURCES", tmp_path / "data" / "sources.yaml")
     (tmp_path / "data").mkdir()
     sources = "megnet:\n  title: Some crystals\n  licence: CC0\n  citation: A. Author (2020)\n"
-    (tmp_path / "data" / "sources.yaml").write_text(sources)
+    paths.SOURCES.write_text(sources)
     dataset.write(paths.curated("salts"), curated)
     return croissant.write("salts")
 
@@ -61,6 +63,7 @@ def test_a_changed_file_is_noticed(written):
 
 def test_the_sample_says_that_it_is_made_up(curated, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "DATA", tmp_path / "data")
     sample = dataset.Curated(
         curated.materials.assign(source="sample"), curated.structures, curated.protocols, curated.splits, {}
     )

@@ -142,7 +142,7 @@ def test_a_query_that_fails_for_good_keeps_its_pages_and_goes_on(server):
     with pytest.raises(ConnectionError, match=r"500 error responses.*; 2 pages are kept in .*goes on from there"):
         providers.download(server.url, "nelements>0")
     assert len(server.asked()) == 2 + providers.ATTEMPTS + 1
-    assert len(providers.download(server.url, "nelements>0").records) == SERVED + 1
+    assert len(providers.download(server.url, "nelements>0")[0]) == SERVED + 1
     asked = server.asked()
     assert len(asked) == 2
     assert "page_offset=40" in asked[0]
@@ -160,7 +160,7 @@ def test_a_killed_download_goes_on(server, tmp_path):
     process.kill()
     process.wait()
     assert len(asked) == 3
-    records = providers.download(server.url, "nelements>1").records
+    records = providers.download(server.url, "nelements>1")[0]
     assert len({record["id"] for record in records}) == len(records) > 50
     assert [re.search(r"page_offset=\d+", query)[0] for query in server.asked()] == ["page_offset=40", "page_offset=60"]
 
@@ -169,7 +169,7 @@ def test_what_is_no_page_is_not_kept(server):
     server.plan(match="nelements>2", status=200, times=1)
     with pytest.raises(ConnectionError, match="Could not decode response as JSON"):
         providers.download(server.url, "nelements>2")
-    assert providers.download(server.url, "nelements>2").records
+    assert providers.download(server.url, "nelements>2")[0]
 
 
 def test_requests_are_spaced_and_a_busy_server_is_given_time(server, monkeypatch):
@@ -177,7 +177,7 @@ def test_requests_are_spaced_and_a_busy_server_is_given_time(server, monkeypatch
     monkeypatch.setattr(providers, "SPACING_S", 1.0)
     monkeypatch.setattr(time, "sleep", pauses.append)  # of the session and of urllib3
     server.plan(match="page_offset=20", status=429, times=1)
-    assert len(providers.download(server.url, "nelements<9").records) == SERVED + 1
+    assert len(providers.download(server.url, "nelements<9")[0]) == SERVED + 1
     spaced = [pause for pause in pauses if pause > 0.5]
     assert len(spaced) == 3
     assert len(server.asked()) == 5
@@ -279,7 +279,7 @@ def test_every_page_is_found_and_has_its_fields(habit, habits):
     assert curated.materials.mp_id.tolist() == [f"x-{n}" for n in range(7)]
     assert curated.audit["query"]["gap"] == ""
     assert not curated.audit["skipped"]
-    assert len(providers.download(f"{habits}/{habit}", "", max_structures=4).records) == 4
+    assert len(providers.download(f"{habits}/{habit}", "", max_structures=4)[0]) == 4
 
 
 @pytest.mark.parametrize(

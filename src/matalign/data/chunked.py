@@ -5,7 +5,10 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from itertools import chain
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,23 +38,29 @@ def parse_cifs(
         Text -> the crystal, or the reason why it has none.
     """
     chunks = [texts[i : i + CRYSTALS_PER_TASK] for i in range(0, len(texts), CRYSTALS_PER_TASK)]
-    parsed: dict[str, Crystal | str] = {}
-    with tqdm(total=len(texts), desc="crystals", unit="CIF", mininterval=1) as bar:
-        for chunk, crystals in zip(chunks, _each(functools.partial(_parse_chunk, read=read), chunks, workers=workers)):
-            parsed.update(zip(chunk, crystals))
+    parsed = _each(functools.partial(_parse_chunk, read=read), chunks, workers=workers, what="crystals")
+    return dict(zip(texts, chain.from_iterable(parsed)))
+
+
+def _each(work: Callable, chunks: list, *, workers: int, what: str) -> Iterator:
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=sum(map(len, chunks)), desc=what, unit="crystal", mininterval=1))
+        run = map
+        if workers > 1 and len(chunks) >= 2 * workers:  # else starting the processes would take longer
+            # Spawned, not forked: a notebook's kernel has threads. Should this process be killed, so are the workers.
+            spawn = {"mp_context": get_context("spawn"), "initializer": cache.die_with_parent}
+            run = stack.enter_context(ProcessPoolExecutor(workers, **spawn, initargs=(os.getpid(),))).map
+        for chunk, made in zip(chunks, run(work, chunks)):
             bar.update(len(chunk))
-    return parsed
+            yield made
 
 
-def _each(work: Callable, chunks: list, *, workers: int) -> Iterator:
-    if workers < 2 or len(chunks) < 2 * workers:  # starting the processes would take longer
-        yield from map(work, chunks)
-        return
-    # Spawned, not forked: a notebook's kernel has threads. Should this process be killed, so are the workers.
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=cache.die_with_parent, initargs=(os.getpid(),)
-    ) as pool:
-        yield from pool.map(work, chunks)
+def _attempt(make: Callable, *args: Any) -> Any:
+    """What is made, or the reason why it cannot be."""
+    try:
+        return make(*args)
+    except ValueError as error:
+        return str(error)
 
 
 def _parse_chunk(texts: Sequence[str], *, read: Callable[[str], Crystal] | None) -> list[Crystal | str]:
@@ -60,18 +69,11 @@ def _parse_chunk(texts: Sequence[str], *, read: Callable[[str], Crystal] | None)
         "version": config.version("curate"),
         **({"reader": read.__qualname__} if read else {}),
     }
-    stored = cache.memo("curate", key, lambda: _pack([_crystal(text, read or sources.parse_cif) for text in texts]))
+    stored = cache.memo("curate", key, lambda: _pack([_attempt(read or sources.parse_cif, text) for text in texts]))
     structures = Structures(*(stored[name] for name in dataset.TENSORS))
     rows = zip(structures, stored["formula"], stored["chemsys"], stored["space_group"].tolist())
     crystals = (Crystal(*structure, formula, chemsys, number) for structure, formula, chemsys, number in rows)
     return [failure or next(crystals) for failure in stored["failures"]]
-
-
-def _crystal(text: str, read: Callable[[str], Crystal]) -> Crystal | str:
-    try:
-        return read(text)
-    except ValueError as error:
-        return str(error)
 
 
 def _pack(parsed: list[Crystal | str]) -> cache.Result:
@@ -108,13 +110,9 @@ def extra(
     chunks = [structures.take(np.arange(i, min(i + CRYSTALS_PER_TASK, len(structures)))) for i in starts]
     extras = {}
     for name, maker in makers.items():
-        parts, reasons = [], []
-        with tqdm(total=len(structures), desc=name, unit="crystal", mininterval=1) as bar:
-            work = functools.partial(_extra_chunk, modality=name, maker=maker)
-            for values, failures in _each(work, chunks, workers=workers):
-                parts.append(values)
-                reasons += failures
-                bar.update(len(failures))
+        work = functools.partial(_extra_chunk, modality=name, maker=maker)
+        parts, failures = zip(*_each(work, chunks, workers=workers, what=name))
+        reasons = list(chain.from_iterable(failures))
         has = np.array([not reason for reason in reasons])
         if not has.any():
             raise ValueError(f"none of {len(has)} materials has {name}; the first: {reasons[0]}")
@@ -130,14 +128,9 @@ def _extra_chunk(structures: Structures, *, modality: str, maker: Maker) -> tupl
     """Values of the crystals that have them, and of each crystal why it has none ("" if it has)."""
 
     def compute() -> cache.Result:
-        values, failures = [], []
-        for crystal in structures:
-            try:
-                values.append(maker(*crystal))
-                failures.append("")
-            except ValueError as error:
-                failures.append(str(error))
-        return {"values": np.array(values), "failures": failures}
+        made = [_attempt(maker, *crystal) for crystal in structures]
+        values = np.array([value for value in made if not isinstance(value, str)])
+        return {"values": values, "failures": [value if isinstance(value, str) else "" for value in made]}
 
     data = hashlib.blake2b(digest_size=16)
     for name in dataset.TENSORS:

@@ -48,24 +48,41 @@ def run(cfg: Curate, *, makers: Mapping[str, Maker] | None = None) -> dict[str, 
     kept = select(materials, pairs, cfg, skipped)
     materials, structures = materials[kept].reset_index(drop=True), structures.take(np.flatnonzero(kept))
     pairs = pairs[pairs.mp_id.isin(set(materials.mp_id))].reset_index(drop=True)
-    table, pairs["train_ok"] = splits.build(materials, pairs, seed=cfg.seed)
     extras = chunked.extra(makers or {}, materials, structures, skipped, workers=cfg.workers)
-    metrics = {
-        "stage": "curate",
-        "profile": cfg.profile,
-        "synthetic": bool((materials.source == paths.SAMPLE.name).all()),
-        "seed": cfg.seed,
+    synthetic = bool((materials.source == paths.SAMPLE.name).all())
+    about = {"stage": "curate", "profile": cfg.profile, "synthetic": synthetic, "seed": cfg.seed}
+    curated = finished(materials, structures, pairs, skipped, about={**about, "conflicts": conflicts}, extras=extras)
+    metrics = curated.audit
+    dataset.write(paths.curated(cfg.profile), curated)
+    # The examples name rows of the raw files: they stay beside the curated set and out of what is published.
+    return {**metrics, "skipped": [{k: v for k, v in row.items() if k != "first"} for row in metrics["skipped"]]}
+
+
+def finished(
+    materials: pd.DataFrame,
+    structures: Structures,
+    pairs: pd.DataFrame,
+    skipped: Skipped,
+    *,
+    about: Mapping[str, Any],
+    extras: Mapping[str, np.ndarray] | None = None,
+) -> Curated:
+    """The set with its splits and its audit; `about` has the splits' `seed` and what else the audit tells.
+
+    Raises:
+        ValueError: the leakage audit fails.
+    """
+    table, train_ok = splits.build(materials, pairs, seed=about["seed"])
+    pairs = pairs.assign(train_ok=train_ok)
+    audit = {
+        **about,
         "counts": count(materials, pairs),
         "cohorts": cohorts(materials, pairs),
         "splits": {ladder: table[ladder].value_counts().sort_index().to_dict() for ladder in table.columns[1:]},
         "skipped": skipped.table(),
-        "conflicts": conflicts,
         "audit": splits.audit(materials, structures.lattice, pairs, table),
     }
-    curated = Curated(materials, structures, pairs, table, metrics, extras=extras)
-    dataset.write(paths.curated(cfg.profile), curated)
-    # The examples name rows of the raw files: they stay beside the curated set and out of what is published.
-    return {**metrics, "skipped": [{k: v for k, v in row.items() if k != "first"} for row in metrics["skipped"]]}
+    return Curated(materials, structures, pairs, table, audit, extras=extras or {})
 
 
 def candidates(materials: Iterable[Material], skipped: Skipped) -> list[Material]:
@@ -260,22 +277,21 @@ def select(materials: pd.DataFrame, pairs: pd.DataFrame, cfg: Curate, skipped: S
         kept = materials.n_atoms.to_numpy() <= cfg.max_atoms
         if cfg.keep_with_protocol:
             kept = kept | materials.mp_id.isin(set(pairs.mp_id)).to_numpy()
-        _note(skipped, materials, ~kept, f"cell of more than {cfg.max_atoms} atoms")
+        _note(skipped, materials.mp_id, ~kept, f"cell of more than {cfg.max_atoms} atoms")
     if cfg.max_materials and kept.sum() > cfg.max_materials:
         # Not the splits' hash: the lowest of those would all be training materials.
         place = np.array([splits.unit_hash(cfg.seed, f"keep|{mp_id}") for mp_id in materials.mp_id])
         beyond = kept & (place > np.sort(place[kept])[cfg.max_materials - 1])
-        _note(skipped, materials, beyond, f"beyond {cfg.max_materials} materials, chosen by hash")
+        _note(skipped, materials.mp_id, beyond, f"beyond {cfg.max_materials} materials, chosen by hash")
         kept = kept & ~beyond
     lost = ~pairs.mp_id.isin(set(materials.mp_id[kept]))
-    if lost.any():
-        skipped.add("filter", "protocol of a material not kept", pairs.protocol_id[lost].iloc[0], rows=int(lost.sum()))
+    _note(skipped, pairs.protocol_id, lost, "protocol of a material not kept")
     return kept
 
 
-def _note(skipped: Skipped, materials: pd.DataFrame, dropped: np.ndarray, reason: str) -> None:
+def _note(skipped: Skipped, ids: pd.Series, dropped: np.ndarray, reason: str) -> None:
     if dropped.any():
-        skipped.add("filter", reason, materials.mp_id[dropped].iloc[0], rows=int(dropped.sum()))
+        skipped.add("filter", reason, ids[dropped].iloc[0], rows=int(dropped.sum()))
 
 
 def count(materials: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, int]:

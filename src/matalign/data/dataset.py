@@ -175,23 +175,15 @@ FILES = ("materials.parquet", "structures.safetensors", "protocols.parquet", "sp
 
 def _files(curated: Curated) -> dict[str, bytes]:
     tensors = {k: np.ascontiguousarray(getattr(curated.structures, k), dtype=v) for k, v in TENSORS.items()}
-    files = {f"{name}.parquet": _parquet(getattr(curated, name), types) for name, types in TABLES.items()}
     extras = {name: np.ascontiguousarray(values) for name, values in curated.extras.items()}
-    return {
-        **files,
-        "structures.safetensors": save_tensors(tensors),
-        "extras.safetensors": save_tensors(extras),
-    }
+    files = {f"{name}.parquet": _parquet(getattr(curated, name), types) for name, types in TABLES.items()}
+    return {**files, "structures.safetensors": save_tensors(tensors), "extras.safetensors": save_tensors(extras)}
 
 
 def _parquet(frame: pd.DataFrame, types: dict[str, pa.DataType]) -> bytes:
     """Columns of the contract first, any others after; no pandas metadata, so that its version is not in the bytes."""
-    extra = [c for c in frame.columns if c not in types]
-    frame = frame[[*types, *extra]].reset_index(drop=True)
-    schema = pa.schema(list(types.items())) if not extra else None
-    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
-    if extra:
-        table = table.cast(pa.schema([(f.name, types.get(f.name, f.type)) for f in table.schema]))
+    columns = [*types, *(column for column in frame if column not in types)]
+    table = pa.table({c: pa.array(frame[c], types.get(c), from_pandas=True) for c in columns})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()

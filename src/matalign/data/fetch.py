@@ -11,9 +11,8 @@ import sys
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,21 +57,24 @@ def fetch(name: str, *, raw: Path | None = None, entries: dict[str, dict[str, An
         ids = named_mp_ids(reactions) - set(entry["absent"].split()) | set(entry["also"].split())
         _fetch_each(entry["each"], ids, folder, expected=entry["content_sha256"])
     for file, about in entry.get("files", {}).items():
-        if "content_sha256" in about:
-            download(about["url"], folder / file, expected=about["content_sha256"], hashing=archive_hash)
-        else:
-            download(about["url"], folder / file, expected=about["sha256"])
+        content = about.get("content_sha256")
+        download(
+            about["url"],
+            folder / file,
+            expected=content or about["sha256"],
+            hashing=archive_hash if content else file_hash,
+        )
     return folder
 
 
-def download(url: str, path: Path, *, expected: str, hashing: Callable[[Path], str] | None = None) -> None:
+def download(url: str, path: Path, *, expected: str, hashing: Callable[[Path], str] = file_hash) -> None:
     """Download a file, going on where an earlier attempt left `<path>.part`; it gets its name once its hash is right.
 
     Args:
         url: where from; read from the mirror where `MATALIGN_MIRROR` is set.
         path: where to.
         expected: hex digits of the hash.
-        hashing: how to hash the file; sha256 of its bytes if not given.
+        hashing: how to hash the file.
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: see `fetch`.
@@ -92,9 +94,9 @@ def download(url: str, path: Path, *, expected: str, hashing: Callable[[Path], s
     part.rename(path)
 
 
-def _hash(path: Path, hashing: Callable[[Path], str] | None) -> str:
+def _hash(path: Path, hashing: Callable[[Path], str]) -> str:
     try:
-        return (hashing or file_hash)(path)
+        return hashing(path)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         return f"an unreadable file ({error})"
 
@@ -135,60 +137,49 @@ def _fetch_each(template: str, ids: Iterable[str], folder: Path, *, expected: st
 
 def _transfer(url: str, part: Path, *, progress: bool = True) -> None:
     """Append to `part` until it is whole, over as many connections as it takes."""
-    broken: Exception | None = None
+    place = urlsplit(url).netloc + urlsplit(url).path  # in a mirror
+    if mirror := os.environ.get("MATALIGN_MIRROR"):
+        file = Path(mirror, place)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is not there; put {url} there, or unset MATALIGN_MIRROR to download it")
+        shutil.copyfile(file, part)
+        return
     for attempt in range(ATTEMPTS):
-        if broken:
-            time.sleep(PAUSE_S * 2**attempt)
+        time.sleep(PAUSE_S * 2**attempt if attempt else 0)
         try:
-            with _open(url, part.stat().st_size if part.exists() else 0) as (chunks, start, total):
-                shown = {"desc": part.stem, "unit": "B", "unit_scale": True, "mininterval": 1, "disable": not progress}
-                with open(part, "ab") as out, tqdm(total=total, initial=start, **shown) as bar:
-                    out.truncate(start)
-                    for chunk in chunks:
-                        out.write(chunk)
-                        bar.update(len(chunk))
-            if total is None or part.stat().st_size == total:
-                return
-            broken = OSError(f"{part.stat().st_size} of {total} bytes came")
+            return _append(url, part, progress=progress)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; set MATALIGN_MIRROR to a folder with {place}") from None
         except requests.RequestException as error:
-            broken = error
-    reason = f"{type(broken).__name__}: {broken}".replace("\n", " ")
+            reason = f"{type(error).__name__}: {error}".replace("\n", " ")
     raise ConnectionError(
-        f"cannot download {url} ({reason}); connect to it, or set MATALIGN_MIRROR to a folder with {_mirrored(url)}"
+        f"cannot download {url} ({reason}); connect to it, or set MATALIGN_MIRROR to a folder with {place}"
     )
 
 
-def _mirrored(url: str) -> str:
-    parts = urlsplit(url)
-    return parts.netloc + parts.path
+def _append(url: str, part: Path, *, progress: bool) -> None:
+    """The bytes that `part` lacks; all of them if the server cannot resume.
 
-
-@contextmanager
-def _open(url: str, start: int) -> Iterator[tuple[Iterator[bytes], int, int | None]]:
-    """Yield (chunks, the byte they start at, total bytes if known); they start at 0 if the server cannot resume."""
-    if mirror := os.environ.get("MATALIGN_MIRROR"):
-        file = Path(mirror, _mirrored(url))
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is not there; put {url} there, or unset MATALIGN_MIRROR to download it")
-        total = file.stat().st_size
-        start = start if start <= total else 0
-        with open(file, "rb") as stream:
-            stream.seek(start)
-            yield iter(lambda: stream.read(CHUNK), b""), start, total
-        return
+    Raises:
+        FileNotFoundError: the server has no such file.
+        requests.RequestException: fewer bytes came than it told.
+    """
+    start = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"}  # a compressed answer has other byte positions
-    if start:
-        headers["Range"] = f"bytes={start}-"
+    headers |= {"Range": f"bytes={start}-"} if start else {}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
         if answer.status_code == 404:
-            raise FileNotFoundError(f"{url} is not there (404); set MATALIGN_MIRROR to a folder with {_mirrored(url)}")
+            raise FileNotFoundError(f"{url} is not there (404)")
         if answer.status_code == 416:  # nothing beyond `start`: it is whole, or of another version; the hash tells
-            yield iter(()), start, start
             return
         answer.raise_for_status()
         start = start if answer.status_code == 206 else 0
-        length = answer.headers.get("Content-Length")
-        yield answer.iter_content(CHUNK), start, start + int(length) if length is not None else None
+        total = start + int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
+        shown = {"desc": part.stem, "unit": "B", "unit_scale": True, "mininterval": 1, "disable": not progress}
+        with open(part, "ab") as out, tqdm(total=total, initial=start, **shown) as bar:
+            out.truncate(start)
+            for chunk in answer.iter_content(CHUNK):
+                bar.update(out.write(chunk))
 
 
 def main() -> None:

@@ -103,8 +103,12 @@ def _stop(file: Path, errors: list[str]) -> None:
         raise ValueError(f"{file}: {len(errors)} error{'s' * (len(errors) > 1)}, nothing is imported\n  {lines}")
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
-    """Cells by column, stripped; empty ones are "" and blank rows stay, so that row numbers are those of the file."""
+def table(file: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV, cells stripped; blank rows stay, so that row numbers are those of the file.
+
+    Raises:
+        ValueError: not UTF-8, not a CSV, or no rows.
+    """
     csv.field_size_limit(1 << 24)
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
@@ -115,14 +119,16 @@ def _rows(file: Path) -> list[dict[str, str]]:
         raise ValueError(f"{file}: not a CSV file: {error}") from None
     if not rows or not any(header):
         raise ValueError(f"{file}: no rows; expected a header and at least one material")
+    return header, rows
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """Cells by column; those that a row lacks are ""."""
+    header, rows = table(file)
     _stop(file, [f"row 1: {error}" for error in _header(header)])
-    long = [
-        f"row {n}: {len(row)} cells for {len(header)} columns"
-        for n, row in enumerate(rows, start=2)
-        if len(row) > len(header)
-    ]
-    _stop(file, long)
-    return [dict(zip(header, row + [""] * (len(header) - len(row)))) for row in rows]
+    width = len(header)
+    _stop(file, [f"row {n}: {len(r)} cells for {width} columns" for n, r in enumerate(rows, 2) if len(r) > width])
+    return [dict(zip(header, row + [""] * (width - len(row)))) for row in rows]
 
 
 def _header(header: list[str]) -> list[str]:

@@ -5,7 +5,6 @@ it; `write` puts it where a profile's set would be. The column `mp_id` holds the
 set: what a model was not to see in training, by its elements, is in the test set here as well.
 """
 
-import csv
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -21,10 +20,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from matalign import paths
-from matalign.data import chunked, cif, crystals, curate, dataset, manifest, protocols, providers, splits
+from matalign.data import chunked, cif, crystals, curate, dataset, manifest, protocols, providers
 from matalign.data.dataset import Curated
 from matalign.data.manifest import Entry
 from matalign.data.micrographs import model_image
+from matalign.data.protocols import Protocol
 from matalign.data.skipped import Skipped
 from matalign.data.sources import LABELS, Crystal, Material
 
@@ -44,10 +44,9 @@ CSV_COLUMNS = {
 def import_folder(folder: str | Path) -> Curated:
     """A folder with a `manifest.csv` (see `manifest`).
 
-    The table of materials gets the columns `image` (path; "" where there is none), `image_pixel_A` and
-    `image_frame` (−1: the only one), for
-    `micrographs`. A free text stands as it is at every mask level. A row without a structure has no place in a curated
-    set: `audit["skipped"]` counts it, and `manifest.read` has its protocol and image.
+    The table of materials gets the columns `image` (path; "" where there is none), `image_pixel_A` and `image_frame`
+    (−1: the only one), for `micrographs`. A row without a structure has no place in a curated set: `audit["skipped"]`
+    counts it.
 
     Raises:
         FileNotFoundError, ValueError: see `manifest.read`; or no row has a structure.
@@ -67,7 +66,7 @@ def import_folder(folder: str | Path) -> Curated:
         "image_pixel_A": [math.nan if entry.pixel_A is None else entry.pixel_A for entry in placed],
         "image_frame": [-1 if entry.frame is None else entry.frame for entry in placed],
     }
-    return _curated(listed, {entry.id: entry.structure for entry in placed}, rows, skipped, columns=columns)
+    return _curated(listed, {e.id: e.structure for e in placed}, skipped, rows=rows, columns=columns)
 
 
 def import_csv(file: str | Path, *, workers: int = 2) -> Curated:
@@ -92,7 +91,7 @@ def import_csv(file: str | Path, *, workers: int = 2) -> Curated:
     parsed = chunked.parse_cifs(list(dict.fromkeys(m.cif for m in kept)), workers=workers, read=_of_cif)
     used = [column for column in header if column == "cif" or column in CSV_COLUMNS]
     columns = {"taken": used, "left": [column for column in header if column and column not in used]}
-    return _curated(kept, parsed, [], skipped, about={"columns": columns})
+    return _curated(kept, parsed, skipped, about={"columns": columns})
 
 
 def import_optimade(
@@ -121,8 +120,7 @@ def import_optimade(
     if unknown := set(labels.values()) - set(LABELS):
         raise ValueError(f"unknown label {sorted(unknown)[0]!r}; one of {', '.join(LABELS)}")
     fields = tuple(labels)
-    answer = providers.download(provider, filter, max_structures=max_structures, fields=fields, partial=partial)
-    records = answer.records
+    records, gap = providers.download(provider, filter, max_structures=max_structures, fields=fields, partial=partial)
     if not records:
         raise ValueError(f"{provider} has no structure that answers to {filter!r}")
     skipped, listed, found = Skipped(), [], {}
@@ -139,8 +137,8 @@ def import_optimade(
             found[where] = crystals.described(record)
         except ValueError as error:
             found[where] = str(error).partition(": ")[2]  # after the record's name
-    query = {"provider": provider, "filter": filter, "records": len(records), "gap": answer.gap}
-    return _curated(curate.candidates(listed, skipped), found, [], skipped, about={"query": query})
+    query = {"provider": provider, "filter": filter, "records": len(records), "gap": gap}
+    return _curated(curate.candidates(listed, skipped), found, skipped, about={"query": query})
 
 
 def write(name: str, curated: Curated) -> Path:
@@ -184,38 +182,22 @@ def micrographs(
 
 def _csv(file: Path) -> tuple[list[str], list[Material]]:
     """Columns and rows; the CIF's text is not looked at."""
-    csv.field_size_limit(1 << 24)
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            header, rows = list(reader.fieldnames or ()), list(reader)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 (byte {error.start}); save it as CSV UTF-8") from None
-    except csv.Error as error:
-        raise ValueError(f"{file}: not a CSV file: {error}") from None
-    if not rows:
-        raise ValueError(f"{file}: no rows; expected a header and at least one material")
-    taken: dict[str, str] = {}  # ours -> theirs
-    for column in header:
-        ours = CSV_COLUMNS.get(column)
-        if ours in taken:
-            raise ValueError(f"{file}: the columns {taken[ours]!r} and {column!r} both are {ours}; drop one")
-        if ours:
-            taken[ours] = column
-    for asked, known in (("cif", "cif" in header), ("material_id", "mp_id" in taken)):
-        if not known:
+    header, rows = manifest.table(file)
+    names = [CSV_COLUMNS.get(column, column) for column in header]
+    for number, name in enumerate(names):
+        if name in CSV_COLUMNS.values() and name in names[:number]:
+            both = f"{header[names.index(name)]!r} and {header[number]!r}"
+            raise ValueError(f"{file}: the columns {both} both are {name}; drop one")
+    for asked, name in (("cif", "cif"), ("material_id", "mp_id")):
+        if name not in names:
             raise ValueError(f"{file}: no column {asked!r}; the columns are {', '.join(header)}")
-    labels = {ours: theirs for ours, theirs in taken.items() if ours != "mp_id"}
-    return header, [
-        Material(
-            (row[taken["mp_id"]] or "").strip(),
-            SOURCE,
-            f"{file.name}:{number}",
-            row["cif"] or None,
-            {ours: row[theirs] for ours, theirs in labels.items()},
-        )
-        for number, row in enumerate(rows, start=2)
-    ]
+    listed = []
+    for number, cells in enumerate(rows, start=2):
+        row = dict(zip(names, cells + [""] * (len(names) - len(cells))))
+        labels = {name: row[name] for name in LABELS if name in names}
+        if any(cells):
+            listed.append(Material(row["mp_id"], SOURCE, f"{file.name}:{number}", row["cif"] or None, labels))
+    return header, listed
 
 
 def _of_cif(text: str) -> Crystal:
@@ -223,57 +205,26 @@ def _of_cif(text: str) -> Crystal:
 
 
 def _protocol_row(entry: Entry) -> dict[str, Any]:
-    """A row of the table of protocols, without `train_ok`."""
+    """A row of the table of protocols, without `train_ok`; a free text stands as it is at every mask level."""
     row = {"protocol_id": entry.id, "mp_id": entry.id}
-    if isinstance(entry.protocol, str):
-        nothing = {"doi": "", "method": "", "target_formula": entry.structure.formula, "precursors": []}
-        texts = {f"text_L{level}": entry.protocol for level in protocols.LEVELS}
-        return {**row, **nothing, "max_temperature_C": math.nan, **texts}
-    record = entry.protocol
-    return {
-        **row,
-        "doi": record.doi,
-        "method": record.method,
-        "target_formula": record.target_formula,
-        "precursors": list(record.precursors),
-        "max_temperature_C": record.max_temperature_C,
-        **{f"text_L{level}": protocols.render(record, level=level) for level in protocols.LEVELS},
-    }
+    if isinstance(entry.protocol, Protocol):
+        return {**entry.protocol.columns(), **row}
+    nothing = {"doi": "", "method": "", "target_formula": entry.structure.formula, "precursors": []}
+    texts = {f"text_L{level}": entry.protocol for level in protocols.LEVELS}
+    return {**row, **nothing, "max_temperature_C": math.nan, **texts}
 
 
 def _curated(
     listed: Sequence[Material],
     parsed: Mapping[str, Crystal | str],
-    rows: Sequence[Mapping[str, Any]],
     skipped: Skipped,
     *,
+    rows: Sequence[Mapping[str, Any]] = (),
     columns: Mapping[str, Sequence[Any]] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Curated:
-    """What `curate.run` makes of a profile.
-
-    Args:
-        listed: materials; `cif` is a key of `parsed`.
-        parsed: crystals, or why there is none.
-        rows: of protocols, sorted.
-        skipped: what was left out before.
-        columns: more columns of the materials, where all of them are kept and sorted by id.
-        about: more for the audit.
-    """
+    """What `curate.run` makes of a profile; `cif` of the materials is a key of `parsed`, `rows` are of protocols."""
     materials, structures, conflicts = curate.merge(listed, parsed, skipped, min_formation_energy_eV_atom=-math.inf)
-    materials = materials.assign(**columns or {})
     pairs = pd.DataFrame(rows, columns=[column for column in dataset.PROTOCOLS if column != "train_ok"])
-    table, pairs["train_ok"] = splits.build(materials, pairs, seed=SEED)
-    audit = {
-        "stage": "import",
-        "synthetic": False,
-        "seed": SEED,
-        "counts": curate.count(materials, pairs),
-        "cohorts": curate.cohorts(materials, pairs),
-        "splits": {ladder: table[ladder].value_counts().sort_index().to_dict() for ladder in table.columns[1:]},
-        "skipped": skipped.table(),
-        "conflicts": conflicts,
-        "audit": splits.audit(materials, structures.lattice, pairs, table),
-        **(about or {}),
-    }
-    return Curated(materials, structures, pairs, table, audit)
+    told = {"stage": "import", "synthetic": False, "seed": SEED, "conflicts": conflicts, **(about or {})}
+    return curate.finished(materials.assign(**columns or {}), structures, pairs, skipped, about=told)

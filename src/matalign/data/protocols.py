@@ -13,7 +13,10 @@ levels take that away step by step:
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import resources
 from typing import Any
+
+import yaml
 
 from matalign.data import formulas
 from matalign.data.formulas import precursor_class, same_composition, with_names
@@ -22,69 +25,11 @@ METHODS = ("solid-state", "sol-gel")
 LEVELS = (0, 1, 2, 3)
 ABSOLUTE_ZERO_C = -273.15
 
-# The closed word lists: pattern -> word (the first that matches wins), and the formula that a word names, if any.
-ATMOSPHERES = (
-    (r"air|ambient", "air"),
-    (r"o2|oxygen", "oxygen"),
-    (r"n2|nitrogen", "nitrogen"),
-    (r"ar|argon", "argon"),
-    (r"h2|hydrogen", "hydrogen"),
-    (r"ar-?h2|h2-?ar|n2-?h2|h2-?n2|forming gas", "forming gas"),
-    (r"nh3|ammonia", "ammonia"),
-    (r"co|carbon monoxide", "carbon monoxide"),
-    (r"co2|carbon dioxide", "carbon dioxide"),
-    (r"h2s|hydrogen sulfide", "hydrogen sulfide"),
-    (r"he|helium", "helium"),
-    (r"vacuum", "vacuum"),
-    (r"inert", "inert gas"),
-)
-MEDIA = (
-    (r"water|h2o|(di|dd|distilled|deionized|milli-q|millipore|ultrapure) ?(water)?|ddw", "water"),
-    (r"ethanol|ethyl ?alcohol|c2h5oh|ch3ch2oh|etoh", "ethanol"),
-    (r"methanol|meoh|ch3oh", "methanol"),
-    (r"iso-?propanol|2-propanol|isopropyl( alcohol)?|ipa|2-?proh|propanol", "propanol"),
-    (r"n-?butanol|butanol", "butanol"),
-    (r"alcohol", "alcohol"),
-    (r"acetone", "acetone"),
-    (r"nitric acid|hno3|nitric", "nitric acid"),
-    (r"hydrochloric acid|hcl", "hydrochloric acid"),
-    (r"(glacial )?acetic( acid)?|ch3cooh", "acetic acid"),
-    (r"citric[ -]acid( monohydrate)?|acid citric|citric|c6h8o7", "citric acid"),
-    (r"oxalic acid", "oxalic acid"),
-    (r"acid", "acid"),
-    (r"(di|tri|poly)?ethylene glycol|glycol|eg|peg", "glycol"),
-    (r"ammonia( water)?|nh3|ammonium hydroxide|nh4oh|nh3·h2o", "ammonia"),
-    (r"2-methoxy ?ethanol|2-?moe|moe", "methoxyethanol"),
-    (r"dmf|(n,n-)?dimethylformamide", "dimethylformamide"),
-    (r"(n-|cyclo)?hexane", "hexane"),
-    (r"toluene", "toluene"),
-    (r"edta|ethylenediaminetetraacetic acid", "chelating agent"),
-    (r"urea", "urea"),
-    (r"glycine", "glycine"),
-)
-WORD_FORMULA = {
-    "oxygen": "O2", "nitrogen": "N2", "argon": "Ar", "hydrogen": "H2", "helium": "He", "ammonia": "NH3",
-    "carbon monoxide": "CO", "carbon dioxide": "CO2", "hydrogen sulfide": "H2S", "water": "H2O", "urea": "CH4N2O",
-    "nitric acid": "HNO3", "hydrochloric acid": "HCl", "oxalic acid": "C2H2O4", "acetic acid": "C2H4O2",
-}  # fmt: skip
-# What was done: stem in the record's token -> verb; then by the record's type of operation.
-VERBS = (
-    ("calcin", "calcined"), ("sinter", "sintered"), ("anneal", "annealed"), ("melt", "melted"),
-    ("pyroly", "pyrolysed"), ("decompos", "decomposed"), ("combust|ignit|burn", "burned"), ("reflux", "refluxed"),
-    ("fir(ed|ing)", "fired"), ("quench", "quenched"), ("cool", "cooled"), ("evapor", "evaporated"),
-    ("filter|filtra", "filtered"), ("wash", "washed"), ("dissol", "dissolved"), ("stir", "stirred"),
-    ("mill", "milled"), ("gr(ou|i)nd|pulveri|crush|powder", "ground"), ("pellet|pallet", "pelletised"),
-    ("press|compact", "pressed"), ("dr(y|ied)", "dried"), ("aged|aging", "aged"), ("mix|blend|homogeni", "mixed"),
-    ("heat", "heated"),
-)  # fmt: skip
-TYPES = {
-    "HeatingOperation": "heated", "DryingOperation": "dried", "QuenchingOperation": "cooled",
-    "ShapingOperation": "shaped", "Mixing": "mixed", "MixingOperation": "mixed", "SolutionMixing": "mixed",
-    "LiquidGrinding": "ground", "StartingSynthesis": "",
-}  # fmt: skip
+_WORDS = yaml.safe_load(resources.files("matalign.data").joinpath("vocabulary.yaml").read_text(encoding="utf-8"))
+ATMOSPHERES, MEDIA, VERBS = (tuple(map(tuple, _WORDS[name])) for name in ("atmospheres", "media", "verbs"))
+WORD_FORMULA, TYPES = _WORDS["formulas"], _WORDS["types"]
 KINDS = ("sintering", "calcination")
 STEPS = {"sintered": "sintering", "calcined": "calcination", "annealed": "calcination"}  # gives 99.8 % of the labels
-HOURS = {"h": 1.0, "min": 1 / 60, "d": 24.0, "s": 1 / 3600}  # by the longest of these that the unit starts with
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ folder, so that a killed download goes on and a finished one is not repeated; re
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urljoin, urlsplit, urlunsplit
@@ -34,22 +33,9 @@ TIMEOUT_S = 60.0
 EVERYTHING = 10_000_000  # structures; the client wants a limit
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came of a query.
-
-    Attributes:
-        records: (`id`, `attributes`, …) as `crystals.read_structure` takes them, in the provider's order.
-        gap: why not all of it came; "" if it did.
-    """
-
-    records: list[Any]
-    gap: str = ""
-
-
 def download(
     provider: str, filter: str, *, max_structures: int = 0, fields: tuple[str, ...] = (), partial: bool = False
-) -> Answer:
+) -> tuple[list[Any], str]:
     """The structure records that answer a query.
 
     Args:
@@ -58,6 +44,10 @@ def download(
         max_structures: stop at so many; 0: all.
         fields: asked for beside `FIELDS`, such as a provider's own.
         partial: where the provider will not give all of it, take what came.
+
+    Returns:
+        The records, as `crystals.read_structure` takes them, in the provider's order; and why not all of it came, "" if
+        it did.
 
     Raises:
         ValueError: an unknown name, or a filter that is none.
@@ -78,7 +68,7 @@ def download(
             f"{url}: {gap}; {pages} pages are kept in {folder}, and the same call goes on from there; partial "
             f"(--partial) takes the {len(query.records)} structures that came"
         )
-    return Answer(query.records[: max_structures or None], gap)
+    return query.records[: max_structures or None], gap
 
 
 def _check(filter: str) -> None:
@@ -113,11 +103,6 @@ class Query:
 
     Mended here is what providers do otherwise than the client expects: links that are relative, under another name, or
     without the fields that were asked for; meta and links left out; an end before all of `data_returned` has come.
-
-    Args:
-        fields: to be asked for on each page.
-        limit: structures.
-        bar: of progress.
     """
 
     def __init__(self, fields: list[str], limit: int, bar: tqdm) -> None:

@@ -19,7 +19,6 @@ from matalign.data.groups import plain
 from matalign.data.protocols import (
     ABSOLUTE_ZERO_C,
     ATMOSPHERES,
-    HOURS,
     MEDIA,
     METHODS,
     TYPES,
@@ -28,6 +27,7 @@ from matalign.data.protocols import (
     Protocol,
 )
 from matalign.elements import NAMES
+from matalign.quantities import HOURS
 
 MAX_TEMPERATURE_C = 2500.0  # above: absurd
 
@@ -56,24 +56,15 @@ def read(raw: Path) -> Iterator[Reaction]:
     Raises:
         FileNotFoundError: the folder holds no source.
     """
-    return sources.every(raw, [("protocols.jsonl", lines), ("solid_state", solid_state), ("sol_gel", sol_gel)])
+    return sources.every(raw, [("protocols.jsonl", lines), ("solid_state", mined), ("sol_gel", mined)])
 
 
-def solid_state(folder: Path) -> Iterator[Reaction]:
-    """The text-mined solid-state reactions."""
-    return _mined(folder, "solid-state")
-
-
-def sol_gel(folder: Path) -> Iterator[Reaction]:
-    """The text-mined sol-gel reactions, of the same makers; no mp-ids."""
-    return _mined(folder, "sol-gel")
-
-
-def _mined(folder: Path, method: str) -> Iterator[Reaction]:
+def mined(folder: Path) -> Iterator[Reaction]:
+    """The text-mined reactions of one method, which the folder is named after; mp-ids are in the solid-state ones."""
     for file in sorted(folder.glob("*.json.xz")):
         with lzma.open(file, "rt") as stream:
             for number, record in enumerate(json.load(stream)["reactions"]):
-                yield Reaction(folder.name, number, f"{file.name}:{number}", method, record)
+                yield Reaction(folder.name, number, f"{file.name}:{number}", folder.name.replace("_", "-"), record)
 
 
 def lines(file: Path) -> Iterator[Reaction]:
@@ -90,7 +81,7 @@ def lines(file: Path) -> Iterator[Reaction]:
 
 def named_mp_ids(folder: Path) -> set[str]:
     """The mp-ids that the solid-state reactions name as targets; `mvc-` ids, of a closed project, are left out."""
-    named = (reaction.record["target"].get("mp_id") or "" for reaction in solid_state(folder))
+    named = (reaction.record["target"].get("mp_id") or "" for reaction in mined(folder))
     return {mp_id for mp_id in named if mp_id.startswith("mp-")}
 
 
@@ -238,7 +229,7 @@ def _celsius(entry: Any) -> float | None:
 def _hours(entry: Any) -> float | None:
     value = _highest(entry)
     unit = ((entry.get("units") or "h") if isinstance(entry, Mapping) else "h").strip().lower()
-    factor = next((HOURS[u] for u in sorted(HOURS, key=len, reverse=True) if unit.startswith(u)), None)
+    factor = next((HOURS[u][0] for u in sorted(HOURS, key=len, reverse=True) if unit.startswith(u)), None)
     return None if value is None or factor is None or value <= 0 else value * factor
 
 

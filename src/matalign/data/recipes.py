@@ -6,7 +6,7 @@ answer (`matching_precursors` lists candidates that the true set was added to).
 """
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,8 +57,7 @@ def precursor_test(file: Path) -> list[Protocol]:
     Raises:
         ValueError: an unreadable formula.
     """
-    table = pd.read_csv(file, usecols=list(SET_COLUMNS), na_filter=False)
-    rows = zip(*(table[column] for column in SET_COLUMNS), strict=True)
+    rows = _rows(file, SET_COLUMNS)
     return [_test_row(file, target, precursors, reaction=reaction) for precursors, target, reaction in rows]
 
 
@@ -68,14 +67,17 @@ def condition_test(file: Path) -> list[Protocol]:
     Raises:
         ValueError: an unreadable formula.
     """
-    table = pd.read_csv(file, usecols=list(CONDITION_COLUMNS), na_filter=False)
-    rows = zip(*(table[column] for column in CONDITION_COLUMNS), strict=True)
     protocols = []
-    for precursors, target, doi, sintering_C, calcination_C in rows:
+    for precursors, target, doi, sintering_C, calcination_C in _rows(file, CONDITION_COLUMNS):
         steps = (Operation("sintered", float(sintering_C)), Operation("calcined", float(calcination_C)))
         doi = doi.strip().lower()
         protocols.append(_test_row(file, ast.literal_eval(target)[0], precursors, doi=doi, operations=steps))
     return protocols
+
+
+def _rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple]:
+    table = pd.read_csv(file, usecols=list(columns), na_filter=False)
+    return table[list(columns)].itertuples(index=False, name=None)
 
 
 def _test_row(file: Path, target: str, precursors: str, **known: object) -> Protocol:

@@ -79,12 +79,12 @@ class Material:
 
 def megnet(folder: Path) -> Iterator[Material]:
     """The Materials Project snapshot: formation energies and gaps."""
-    return _snapshot(folder / ARCHIVE, "data", "megnet", ("formation_energy_eV_atom", "band_gap_eV"))
+    return _snapshot(folder / ARCHIVE, "data", "megnet", LABELS[:2])
 
 
 def elasticity(folder: Path) -> Iterator[Material]:
     """Bulk and shear moduli in the same archive, under local ids of their own."""
-    return _snapshot(folder / ARCHIVE, "data_elasticity", "elasticity", ("bulk_modulus_GPa", "shear_modulus_GPa"))
+    return _snapshot(folder / ARCHIVE, "data_elasticity", "elasticity", LABELS[2:])
 
 
 def _snapshot(archive: Path, part: str, source: str, columns: tuple[str, ...]) -> Iterator[Material]:
@@ -111,7 +111,7 @@ def topology(folder: Path) -> Iterator[Material]:
 
 
 def table(file: Path) -> Iterator[Material]:
-    """A CSV with `mp_id`, `cif` (the text) and any of the columns `LABELS`: the embedded sample, or one's own data."""
+    """A CSV with `mp_id`, `cif` (the text) and any of the columns `LABELS`: the embedded sample."""
     csv.field_size_limit(1 << 24)
     with open(file, newline="") as stream:
         for number, row in enumerate(csv.DictReader(stream), start=2):

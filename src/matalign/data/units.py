@@ -25,7 +25,8 @@ def quantity(fields: Mapping[str, Any], name: str) -> float | None:
         ValueError: given twice, without a unit, in an unknown one, or not a finite number.
     """
     units = UNITS[name]
-    given = {key: fields[key] for key in (name, *(f"{name}_{unit}" for unit in units)) if not _empty(fields.get(key))}
+    keys = (name, *(f"{name}_{unit}" for unit in units))
+    given = {key: fields[key] for key in keys if fields.get(key) not in (None, "")}
     if len(given) > 1:
         raise ValueError(f"{name} stands there {len(given)} times: {', '.join(given)}; give one")
     if not given:
@@ -44,7 +45,3 @@ def quantity(fields: Mapping[str, Any], name: str) -> float | None:
         raise ValueError(f"{key} is {written!r}; expected a number")
     factor, offset = units[unit]
     return factor * value + offset
-
-
-def _empty(value: Any) -> bool:
-    return value is None or value == ""
