@@ -1,8 +1,9 @@
 """Mutated inputs, outside `make test`: python tests/fuzz_readers.py [COUNT] [SEED] [crystals|manifests|images].
 
-Crystals are texts of CIF, POSCAR, JSON and PDB; manifests are tables with protocols and JSON protocols; images are files
-of microscopes, TIFF and PNG with bytes changed, mostly of their heads. Counts inputs that were read, refused (ValueError) and crashed (anything else), the slowest and the peak of memory; exits
-with 1 if one crashed, took over 10 s of processor time or over 2 GB.
+Crystals are texts of CIF, POSCAR, JSON and PDB; manifests are tables with protocols, and JSON protocols; images are
+files of microscopes, TIFF and PNG with bytes changed, mostly of their heads. Counts inputs that were read, refused
+(ValueError) and crashed (anything else), the slowest and the peak of memory; exits with 1 if one crashed, took over
+10 s of processor time or over 2 GB.
 """
 
 import collections
