@@ -43,6 +43,11 @@ def optimade(numbers, sites, lattice, **changed):
     return {"id": "x-1", "type": "structures", "attributes": attributes | changed}
 
 
+def full(name):
+    """An OPTIMADE species of one element."""
+    return {"name": name, "chemical_symbols": [name], "concentration": [1.0]}
+
+
 def jarvis(numbers, sites, lattice):
     symbols = [unit_cell.SYMBOLS[z] for z in numbers]
     return {"lattice_mat": np.asarray(lattice).tolist(), "coords": np.asarray(sites).tolist(), "elements": symbols,
@@ -292,6 +297,7 @@ PDB = (
         ("x.lammpstrj", DUMP, "unknown element: a LAMMPS dump of types"),
         ("anything", DUMP, "unknown element: a LAMMPS dump of types"),
         ("x.data", DATA, "unknown element: LAMMPS data of types"),
+        ("x.data", DATA.replace("Atoms", "Masses\n\n1 72.0\n\nAtoms"), "the mass 72.0, which is no element's"),
         ("x.xsf", XSF.format(kind="SLAB"), "not periodic in three directions: the XSF is a SLAB"),
         ("x.xsf", XSF.format(kind="# film\nPOLYMER"), "the XSF is a POLYMER"),
         ("x.xsf", XSF.format(kind="DIM-GROUP\n2 1"), "the XSF is a DIM-GROUP 2"),
@@ -403,6 +409,13 @@ def test_an_object_that_is_no_crystal_is_refused(salt, monkeypatch):
         ({"species_at_sites": 3}, "unreadable: TypeError"),
         ({"species_at_sites": [["Na"], "Cl"]}, "unreadable: TypeError"),
         ({"cartesian_site_positions": [[0, 0], [1, 1]]}, "incomplete"),
+        ({"nperiodic_dimensions": 2}, "not periodic in three directions: nperiodic_dimensions is 2"),
+        ({"nsites": 3}, "incomplete: nsites is 3, the sites are 2 of"),
+        ({"nelements": 3}, "incomplete: nelements is 3"),
+        ({"elements": ["K", "Cl"]}, r"incomplete: elements is \['K', 'Cl'\]"),
+        ({"chemical_formula_reduced": "Cl2Na"}, "formula mismatch: chemical_formula_reduced is Cl2Na"),
+        ({"species": [full("Na")]}, "incomplete: species names Na once each"),
+        ({"species": [full(name) for name in ("Na", "Cl", "Cl")]}, "incomplete: species names Na, Cl once"),
     ],
 )  # fmt: skip
 def test_a_bad_optimade_record_is_named_with_what_is_wrong_in_it(changed, said, nacl):
@@ -417,6 +430,7 @@ def test_a_bad_optimade_record_is_named_with_what_is_wrong_in_it(changed, said, 
         ({"numbers": [0, 0, 0, 0, 0]}, "unknown element: atomic number 0"),
         ({"numbers": [8]}, "incomplete: 1 numbers for 5 positions"),
         ({"cell": None}, "no lattice|unreadable"),
+        ({"info": {"occupancy": {"0": {"Sr": 0.5}}}}, "disordered"),
     ],
 )
 def test_a_bad_dictionary_of_ase_is_refused(change, said, atoms):
@@ -429,6 +443,27 @@ def test_a_bad_dictionary_of_ase_is_refused(change, said, atoms):
 def test_misshapen_attributes_are_refused(attributes):
     with pytest.raises(ValueError, match=r"^OPTIMADE record 'x': (unreadable|no lattice|incomplete)"):
         read_structure({"id": "x", "attributes": attributes})
+
+
+def test_what_json_states_twice_must_agree(salt, nacl):
+    record = salt.as_dict()
+    record["lattice"]["a"] += 0.5
+    with pytest.raises(ValueError, match="no lattice: the vectors have other lengths than a, b, c"):
+        read_structure(record)
+    record = salt.as_dict()
+    record["sites"][1]["abc"] = [0.25, 0.25, 0.25]
+    with pytest.raises(ValueError, match=r"abc .* and xyz .* are different places"):
+        read_structure(record)
+    with pytest.raises(ValueError, match="no lattice: the vectors have other lengths"):
+        read_structure(jarvis(*nacl) | {"abc": [9.0, 9.0, 9.0]})
+
+
+def test_an_occupancy_of_ase_that_is_none_is_passed_over(atoms):
+    atoms.info["occupancy"] = "full"
+    assert len(read_structure(atoms).numbers) == 5
+    atoms.info["occupancy"] = {"0": {"Sr": 0.5, "Ba": 0.5}}
+    with pytest.raises(ValueError, match="disordered"):
+        read_structure(atoms)
 
 
 def test_a_mixed_site_of_pymatgens_json_is_refused(salt):

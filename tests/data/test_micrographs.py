@@ -281,6 +281,11 @@ def test_what_is_no_image_is_refused(tmp_path):
         ("cut.png", files.png(COUNTS[..., None])[:900], "unreadable"),
         ("cut.dm4", files.dm(COUNTS, version=4)[:2000], "unreadable"),
         ("cut.mrc", files.mrc(COUNTS, cell_A=(56, 40))[:2000], "unreadable"),
+        (
+            "wide.mrc",
+            b"\xff\xff\xff\x7f" + files.mrc(COUNTS, cell_A=(56, 40))[4:],
+            "unreadable: 2147483647 × 40 × 1 pix",
+        ),
         ("cut.ser", files.ser(COUNTS, scale_m=1e-10)[:300], "unreadable"),
         ("fourier.mrc", files.mrc(COUNTS.astype(np.complex64), cell_A=(56, 40)), r"pixels \(40, 56\) of complex64"),
         ("nan.mrc", files.mrc(np.full((8, 8), np.nan, np.float32), cell_A=(8, 8)), "some pixels are not finite"),

@@ -245,6 +245,7 @@ class Block:
             raise ValueError("symmetry: two lists of operations differ")
         if not groups:
             if named is None:
+                self._check_unread()
                 notes.append("no symmetry is stated: P 1, as the dictionary has it")
                 return list(symmetry.by_name("P 1")), "P 1"
             if not named:
@@ -255,6 +256,13 @@ class Block:
         elif named:
             self._check_agreement(groups[0], named, stated, lattice)
         return groups, f"the list of {len(groups[0].rotations)} operations"
+
+    def _check_unread(self) -> None:
+        """Refuse a symmetry that is stated by other items than those that are read."""
+        names = (name for name in self.raw if re.search("(space_group|symmetry|symop).*_(name|number|.*xyz)", name))
+        for name in names:
+            if value := next((value for value in self.column(name) if value not in ("", "1", "P 1", "P1")), ""):
+                raise ValueError(f"symmetry: _{name} {value!r} is not read; expected a symbol, a number or operations")
 
     def _check_agreement(self, group: Setting, named: list[Setting], stated: str, lattice: np.ndarray) -> None:
         """Refuse a named group that is not that of the operations, or has them on other axes of the same cell."""
@@ -325,10 +333,14 @@ def element_of_type(text: str, within: Iterable[int] = ()) -> tuple[int, bool] |
 
 
 def element_of_label(text: str, within: Iterable[int] = ()) -> tuple[int, bool] | None:
-    """As `element_of_type`, of a site's label (`Mg1`, `O1A`, `SiT`); certain if the letters are an element's symbol."""
+    """As `element_of_type`, of a site's label (`Mg1`, `O1A`, `SiT`); certain if the letters are an element's symbol.
+
+    Of two (`Si/Al`), or of water (`H2O`), it is not certain.
+    """
     letters = re.match(r"[A-Za-z]*", text)[0]
     if NUMBER.get(letters, HEAVIEST + 1) <= HEAVIEST:
-        return NUMBER[letters], True
+        several = [word for word in re.findall(r"(?<=[/,&+;|(])[A-Z][a-z]?", text) if word in NUMBER]
+        return NUMBER[letters], not several and not re.match("H[23]O|D[23]O", text)
     options = [NUMBER[form] for form in (letters[:2].capitalize(), letters[:1].upper()) if form in NUMBER]
     options += [1] if letters == "D" else []
     likely = [number for number in dict.fromkeys(options) if number in within]

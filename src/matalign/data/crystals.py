@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matalign.data.sources import Crystal
 
 MAX_FILE_MB = 32  # of a structure, unpacked
+MASS_TOLERANCE = 0.2  # atomic units
 PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by first bytes
 
 
@@ -208,6 +209,8 @@ def _of_text(text: str, name: str, block: str | None, frame: int | None, path: P
         raise ValueError("unknown element: a LAMMPS dump of types without a column `element`")
     if kind == "lammps-data" and not re.search(r"(?m)^\s*Masses\b", text):
         raise ValueError("unknown element: LAMMPS data of types without the section Masses")
+    if kind == "lammps-data":
+        _check_masses(text)
     if kind == "xsf" and (found := re.search(r"(?m)^\s*(SLAB|POLYMER|MOLECULE|ATOMS|DIM-GROUP\s+[012]\b)", text)):
         raise ValueError(f"not periodic in three directions: the XSF is a {' '.join(found[1].split())}")
     if not kind:
@@ -217,6 +220,17 @@ def _of_text(text: str, name: str, block: str | None, frame: int | None, path: P
             path = Path(folder, name or kind)
             path.write_text(text)
         return _by_ase(path, frame, form={"xdatcar": "vasp-xdatcar", "lammps-dump": "lammps-dump-text"}.get(kind, kind))
+
+
+def _check_masses(text: str) -> None:
+    """Refuse LAMMPS data of which a mass is no element's, as of beads; ASE takes the element with the nearest one."""
+    from ase.data import atomic_masses
+
+    listed = re.search(r"(?m)^\s*Masses\b.*\n\s*((?:\d+[ \t]+[\d.eE+-]+.*\n\s*)+)", text)
+    for line in listed[1].splitlines() if listed else ():
+        mass = line.split()[1] if line.strip() else ""
+        if mass and np.abs(atomic_masses[1:] - float(mass)).min() > MASS_TOLERANCE:
+            raise ValueError(f"unknown element: LAMMPS data of a type with the mass {mass}, which is no element's")
 
 
 # Libraries
@@ -302,8 +316,5 @@ def _of_ase(found: Any) -> Cell:
     unit_cell.check_volume(found.cell.array)
     if not all(found.pbc):
         raise ValueError(f"not periodic in three directions: pbc is {found.pbc.tolist()}")
-    occupancy = found.info.get("occupancy") or {}
-    partial = [site for site in occupancy.values() if len(site) > 1 or min(site.values()) < 1]
-    if partial:
-        raise ValueError(f"disordered: {partial[0]}; expected each site full, of one element")
+    records.check_full(found.info.get("occupancy"))
     return unit_cell.checked(found.numbers, found.get_scaled_positions(wrap=False), found.cell.array)

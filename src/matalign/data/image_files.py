@@ -5,6 +5,7 @@ this machine; both are mended here.
 """
 
 import importlib
+import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -127,7 +128,10 @@ def _mrc(path: Path) -> list[Frame]:
     with open(path, "rb") as stream:
         head = stream.read(1024)
     order = ">" if head[212:214] == b"\x11\x11" else "<"
-    mode, mx, my = struct.unpack_from(f"{order}12x1I12x2I", head)
+    sides, (mode, mx, my) = struct.unpack_from(f"{order}3i", head), struct.unpack_from(f"{order}12x1I12x2I", head)
+    size = math.prod(sides) * {1: 2, 2: 4, 3: 4, 4: 8, 6: 2, 12: 2}.get(mode, 1)
+    if min(sides) < 1 or size > path.stat().st_size:  # of which RosettaSciIO counts pieces without end
+        raise ValueError(f"{' × '.join(map(str, sides))} pixels in {path.stat().st_size} bytes")
     stamp, flags = struct.unpack_from(f"{order}2i", head, 152)
     found = _rosetta(path, "mrc", endianness=order, metadata_file=None)
     signed = mode == 0 and (stamp != 1146047817 or flags & 1)

@@ -8,10 +8,12 @@ import numpy as np
 
 from matalign.data import unit_cell
 from matalign.data.unit_cell import Cell
-from matalign.elements import NUMBER
+from matalign.elements import NUMBER, SYMBOLS
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 FULL = 0.999999  # a concentration
+UNSURE = {"disorder", "implicit_atoms", "site_attachments", "unknown_positions"}
+SAME_A = 0.01  # lengths and places that are stated twice agree within this
 
 
 def load(text: str) -> Any:
@@ -122,20 +124,39 @@ def _optimade(about: Mapping[str, Any]) -> Arrays:
         raise ValueError(f"not periodic in three directions: dimension_types is {about['dimension_types']}")
     if about.get("assemblies"):
         raise ValueError(f"disordered: assemblies is {str(about['assemblies'])[:60]}; expected each site full")
-    if unsure := set(about.get("structure_features") or ()) & {"disorder", "implicit_atoms", "site_attachments"}:
+    if about.get("nperiodic_dimensions") not in (None, 3):
+        raise ValueError(f"not periodic in three directions: nperiodic_dimensions is {about['nperiodic_dimensions']}")
+    if unsure := set(about.get("structure_features") or ()) & UNSURE:
         raise ValueError(f"disordered: structure_features has {sorted(unsure)[0]}; expected each site full")
     species = {kind["name"]: kind for kind in about.get("species") or ()}
     names = about.get("species_at_sites") or []
     if not sites or len(sites) != len(names):
         raise ValueError(f"incomplete: {len(names)} species_at_sites for {len(sites or [])} cartesian_site_positions")
     numbers = {kind: _species(kind, species.get(kind)) for kind in dict.fromkeys(names)}
+    if len(species) != len(about.get("species") or ()) or (species and not species.keys() >= numbers.keys()):
+        raise ValueError(f"incomplete: species names {', '.join(species)} once each, sites are {', '.join(numbers)}")
     lattice, sites = np.array(lattice, dtype=float), np.array(sites, dtype=float)
     if lattice.shape != (3, 3) or sites.shape != (len(names), 3):
         raise ValueError(
             f"incomplete: lattice_vectors {lattice.shape} and sites {sites.shape}; expected (3, 3) and (n, 3)"
         )
     unit_cell.check_volume(lattice)
-    return np.array([numbers[kind] for kind in names]), sites @ np.linalg.inv(lattice), lattice
+    atoms = np.array([numbers[kind] for kind in names])
+    _check_summary(about, atoms)
+    return atoms, sites @ np.linalg.inv(lattice), lattice
+
+
+def _check_summary(about: Mapping[str, Any], atoms: np.ndarray) -> None:
+    """Refuse a record whose sites are not those that it counts."""
+    elements = {SYMBOLS[z] for z in atoms}
+    for field, found in (("nsites", len(atoms)), ("nelements", len(elements)), ("elements", sorted(elements))):
+        stated = about.get(field)
+        stated = sorted({"D": "H"}.get(each, each) for each in set(stated)) if isinstance(stated, list) else stated
+        if stated is not None and stated != found:
+            raise ValueError(f"incomplete: {field} is {about[field]}, the sites are {len(atoms)} of {sorted(elements)}")
+    known = unit_cell.Formula.read(str(about.get("chemical_formula_reduced") or ""))
+    if known and (mismatch := known.mismatch(atoms)):
+        raise ValueError(mismatch.replace("_chemical_formula_sum", "chemical_formula_reduced"))
 
 
 def _species(kind: str, about: Mapping[str, Any] | None) -> int:
@@ -162,6 +183,7 @@ def _pymatgen(record: Mapping[str, Any]) -> Arrays:
         raise ValueError(f"not periodic in three directions: pbc is {about['pbc']}")
     if "matrix" in about:
         lattice = _matrix(about["matrix"])
+        _check_lengths(lattice, [about.get(key) for key in "abc"])
     else:
         lengths, angles = [about[key] for key in "abc"], [about[key] for key in ("alpha", "beta", "gamma")]
         lattice = unit_cell.lattice_vectors(lengths, angles)
@@ -172,6 +194,8 @@ def _pymatgen(record: Mapping[str, Any]) -> Arrays:
             parts = ", ".join(f"{each['element']} {each.get('occu', 1):g}" for each in species)
             raise ValueError(f"disordered: a site of {parts}; expected each site full, of one element")
         numbers.append(_number("H" if species[0]["element"] == "D" else species[0]["element"]))
+        if "abc" in site and "xyz" in site and np.abs(np.array(site["abc"]) @ lattice - site["xyz"]).max() > SAME_A:
+            raise ValueError(f"unreadable: a site's abc {site['abc']} and xyz {site['xyz']} are different places")
         sites.append(site["abc"] if "abc" in site else np.array(site["xyz"], dtype=float) @ np.linalg.inv(lattice))
     return np.array(numbers), _rows(sites, len(numbers), "species sites"), lattice
 
@@ -185,6 +209,20 @@ def _matrix(value: Any) -> np.ndarray:
         raise ValueError(f"no lattice: a cell of shape {lattice.shape}; expected (3, 3)")
     unit_cell.check_volume(lattice.reshape(3, 3))
     return lattice.reshape(3, 3)
+
+
+def _check_lengths(lattice: np.ndarray, stated: Sequence[Any]) -> None:
+    """Refuse a cell whose vectors have other lengths than those that stand beside them."""
+    if None not in stated and np.abs(np.linalg.norm(lattice, axis=1) - np.array(stated, dtype=float)).max() > SAME_A:
+        raise ValueError(f"no lattice: the vectors have other lengths than a, b, c, {list(stated)}")
+
+
+def check_full(occupancy: Any) -> None:
+    """Refuse partial sites, as ASE notes them."""
+    sites = occupancy.values() if isinstance(occupancy, Mapping) else ()
+    for site in sites:
+        if isinstance(site, Mapping) and site and (len(site) > 1 or min(site.values()) < FULL):
+            raise ValueError(f"disordered: {site}; expected each site full, of one element")
 
 
 def _rows(value: Any, count: int, names: str) -> np.ndarray:
@@ -210,6 +248,7 @@ def _ase(record: Mapping[str, Any]) -> Arrays:
     pbc = np.broadcast_to(np.array(_unpacked(record.get("pbc", False)), dtype=bool), 3)
     if not pbc.all():
         raise ValueError(f"not periodic in three directions: pbc is {pbc.tolist()}")
+    check_full((record.get("info") or {}).get("occupancy"))
     numbers = np.array(_unpacked(record["numbers"]), dtype=int)
     positions = _rows(_unpacked(record["positions"]), len(numbers), "numbers positions")
     return numbers, positions @ np.linalg.inv(lattice), lattice
@@ -217,6 +256,7 @@ def _ase(record: Mapping[str, Any]) -> Arrays:
 
 def _jarvis(record: Mapping[str, Any]) -> Arrays:
     lattice = _matrix(record["lattice_mat"])
+    _check_lengths(lattice, record.get("abc") or [None])
     numbers = np.array([_number(str(symbol).strip()) for symbol in record["elements"]])
     positions = _rows(record["coords"], len(numbers), "elements coords")
     return numbers, positions @ np.linalg.inv(lattice) if record.get("cartesian") else positions, lattice

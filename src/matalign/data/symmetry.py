@@ -119,29 +119,40 @@ def by_number(number: int) -> tuple[Setting, ...]:
 def by_name(symbol: str) -> tuple[Setting, ...]:
     """All settings that a Hermann-Mauguin symbol may stand for; none if it is unreadable.
 
-    Blanks, case, underscores, short, full and extended symbols, extensions (`:1`, `:H`) and words about the origin are
-    understood; without such words both origins and both axes come out. S and Z, which some databases append, leave it
-    open.
+    Blanks, case, typeset subscripts, short, full and extended symbols, extensions (`:1`, `:H`, `:cab`) and words about
+    the origin are understood; without such words both origins and both axes come out. S and Z, which some databases
+    append, leave it open.
     """
-    text = " ".join(symbol.replace("_", "").split())
+    text = " ".join(re.sub(r"(?i)[_~{}$]|</?sub>|,?\s*no\.?\s*\d+$", "", symbol).split())
     words = " ".join(re.findall(r"\((.*?)\)", text) + re.findall(r"(?i),?\s*(origin.*|.*axes.*)$", text)).lower()
     text = re.sub(r"\(.*?\)|(?i:,?\s*origin.*$)", "", text).strip(" ,;")
     extension = ""
-    if match := re.search(r"\s*:\s*([A-Za-z0-9]+)$", text) or re.search(r"(?<=[\w/\d])\s*([HRSZ])$", text):
+    if match := re.search(r"\s*:\s*([A-Za-z0-9-]+)$", text) or re.search(r"(?<=[\w/\d])\s*([HRSZ])$", text):
         extension, text = match[1].upper().removeprefix("O"), text[: match.start()].strip()
     if match := re.search(r"(?:origin|choice)\D*([12])\b", words):
         extension = match[1]
     elif "rhombohedral" in words or "hexagonal" in words:
         extension = "R" if "rhombohedral" in words else "H"
+    text = text if " " in text or gemmi.find_spacegroup_by_name(text) else _spaced(text)
     forms = (text, _short(text), text.replace(" ", " 1 1 ", 1) if text.count(" ") == 1 else text)  # P 21/b: along c
     known = next((each for form in forms if (each := gemmi.find_spacegroup_by_name(form))), None)
-    if known is None or extension not in ("", "1", "2", "H", "R", "S", "Z"):
+    if known is None:
         return ()
+    if extension not in ("", "1", "2", "H", "R", "S", "Z"):
+        return _on_axes(known, extension.lower())
     same = [each for each in gemmi.spacegroup_table() if each.number == known.number and _alike(each, known, text)]
     exact = [each for each in same if each.ext.upper() == extension and extension]
     standard = known.hm == gemmi.get_spacegroup_reference_setting(known.number).hm
     rare = {each.hm for each in same if each.hm != known.hm and (standard or known.number <= LAST_MONOCLINIC)}
     return tuple(replace(_of(each), rare=each.hm in rare) for each in exact or same)
+
+
+def _on_axes(known: gemmi.SpaceGroup, axes: str) -> tuple[Setting, ...]:
+    """The settings on axes as the International Tables name them: `P b n m:cab`, also of the standard `P n m a:cab`."""
+    standard = gemmi.get_spacegroup_reference_setting(known.number).hm
+    named = [each for each in gemmi.spacegroup_table() if each.number == known.number]
+    named = [each for each in named if each.qualifier and axes in (each.qualifier, each.ext.lower() + each.qualifier)]
+    return tuple(_of(each) for each in named if known.hm in (each.hm, standard))
 
 
 def _of(known: gemmi.SpaceGroup) -> Setting:
@@ -162,6 +173,12 @@ def _alike(each: gemmi.SpaceGroup, known: gemmi.SpaceGroup, text: str) -> bool:
         return short and one == other and each.hm.split()[-1] != "1"
     pattern = re.sub(r"[^A-Za-z0-9-]", "", _short(text)).lower()
     return "e" in pattern and bool(re.fullmatch(pattern.replace("e", "[abc]"), "".join(each.hm.lower().split())))
+
+
+def _spaced(symbol: str) -> str:
+    """A full symbol with its blanks: P4/m2/m2/m -> P 4/m 2/m 2/m; as it is where that cannot be."""
+    words = re.findall(r"-[1346]|(?:21|3[12]|4[123]|6[1-5]|[1-6])(?:/[a-emn])?|[a-emn]", symbol[1:].lower())
+    return " ".join([symbol[:1], *words]) if "".join(words) == symbol[1:].lower() else symbol
 
 
 def _short(symbol: str) -> str:
