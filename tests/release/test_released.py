@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 import matalign
 from matalign import cache, paths
 from matalign.data import library
-from matalign.pretrain import align, encode
-from matalign.release import build, index, recipes, released
+from matalign.pretrain import encode
+from matalign.release import build, index, recipes, released, weights
 from matalign.tasks.properties import features, fits, networks
 from matalign.tasks.properties.task import rows, task
 
@@ -53,7 +53,7 @@ def test_the_folder_is_small_whole_and_tells_no_source(folder, made):
     about = json.loads((folder / "config.json").read_text())
     files = {f.name for f in folder.iterdir()}
     assert files == {*about["files"], "config.json", "README.md"}
-    assert all(f.stat().st_size <= align.SHARD_BYTES + 10_000 for f in folder.iterdir())
+    assert all(f.stat().st_size <= weights.SHARD_BYTES + 10_000 for f in folder.iterdir())
     size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
     assert size < 26  # ResNet-50 as int8, and little else
     assert sum(row["MB"] for row in made[1]["files"]) == pytest.approx(size, abs=0.1)
