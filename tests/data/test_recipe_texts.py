@@ -133,3 +133,12 @@ def test_a_file_of_text_or_fields(tmp_path):
             read_protocol(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"none\.txt: no such file"):
         read_protocol(tmp_path / "none.txt")
+
+
+def test_a_path_may_be_a_string_and_a_sentence_is_none(tmp_path):
+    file = tmp_path / "salt.txt"
+    file.write_text("Grind the salt\nat 20 °C.")
+    assert read_protocol(str(file)) == read_protocol(file) == "Grind the salt at 20 °C."
+    assert read_protocol("as told in notes.txt") == "as told in notes.txt"
+    with pytest.raises(FileNotFoundError, match="absent.json: no such file"):
+        read_protocol("absent.json")

@@ -21,6 +21,7 @@ from matalign.data.units import UNITS, quantity
 
 MAX_CHARACTERS = 20_000  # of a text; the text tower reads its first 128 tokens
 MAX_TEMPERATURE_C = 3500.0
+SUFFIXES = (".txt", ".json")  # of files of a protocol
 FIELDS = ("target", "precursors", "method", "operations", "doi")
 STEP = ("action", "temperature", "time", "atmosphere", "medium")
 
@@ -32,7 +33,7 @@ def read_protocol(item: Any, *, level: int = 1) -> str:
     blanks, compatibility characters and unseen marks, and nothing in it is masked.
 
     Args:
-        item: text; path of a .txt or .json file; or fields, see `record`.
+        item: text; path of a .txt or .json file, of which one word that ends so is one too; or fields, see `record`.
         level: mask level of a structured one (`protocols.render`); models are trained at level 1.
 
     Raises:
@@ -40,7 +41,7 @@ def read_protocol(item: Any, *, level: int = 1) -> str:
         ValueError: an empty text, one of more than `MAX_CHARACTERS`, or with a sign that is no text, which is named
             with its place; see `record`.
     """
-    if isinstance(item, PathLike):
+    if isinstance(item, PathLike) or (isinstance(item, str) and item.endswith(SUFFIXES) and len(item.split()) == 1):
         path = Path(item)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; expected a protocol")
