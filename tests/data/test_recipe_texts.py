@@ -140,5 +140,5 @@ def test_a_path_may_be_a_string_and_a_sentence_is_none(tmp_path):
     file.write_text("Grind the salt\nat 20 °C.")
     assert read_protocol(str(file)) == read_protocol(file) == "Grind the salt at 20 °C."
     assert read_protocol("as told in notes.txt") == "as told in notes.txt"
-    with pytest.raises(FileNotFoundError, match="absent.json: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.json: no such file"):
         read_protocol("absent.json")
