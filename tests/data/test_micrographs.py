@@ -1,5 +1,6 @@
 """`read_micrograph` against files written by hand (`microscopy_files`), by tifffile and by Pillow, and their arrays."""
 
+import os
 import tracemalloc
 import zlib
 
@@ -284,7 +285,7 @@ def test_what_is_no_image_is_refused(tmp_path):
         (
             "wide.mrc",
             b"\xff\xff\xff\x7f" + files.mrc(COUNTS, cell_A=(56, 40))[4:],
-            "unreadable: 2147483647 × 40 × 1 pix",
+            "unreadable: 2147483647 × 40 × 1 pixels in 5504",
         ),
         ("cut.ser", files.ser(COUNTS, scale_m=1e-10)[:300], "unreadable"),
         ("fourier.mrc", files.mrc(COUNTS.astype(np.complex64), cell_A=(56, 40)), r"pixels \(40, 56\) of complex64"),
@@ -303,6 +304,14 @@ def test_what_is_no_image_is_refused(tmp_path):
             read_micrograph(COUNTS, pixel_A=pixel_A)
 
 
+def test_a_tiff_of_unknown_numbers_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "odd.tif", COUNTS, photometric="minisblack", metadata=None)
+    with tifffile.TiffFile(tmp_path / "odd.tif", mode="r+b") as tiff:
+        tiff.pages[0].tags["BitsPerSample"].overwrite(77)
+    with pytest.raises(ValueError, match=r"^odd\.tif: unreadable: pixels of 77 bits"):
+        read_micrograph(tmp_path / "odd.tif")
+
+
 def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
     (tmp_path / "a.png").write_bytes(files.png(BYTES[..., None]))
     content = bytearray((tmp_path / "a.png").read_bytes())
@@ -314,6 +323,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
     head = bytearray(files.mrc(COUNTS, cell_A=(56, 40)))
     head[:8] = (60_000).to_bytes(4, "little") * 2
     (tmp_path / "huge.mrc").write_bytes(head)
+    os.truncate(tmp_path / "huge.mrc", 1024 + 2 * 60_000**2)  # sparse: it takes no room
     with pytest.raises(ValueError, match=r"^huge\.mrc: 60000 × 60000 pixels \(3600 megapixels, 13733 MB of counts\)"):
         read_micrograph(tmp_path / "huge.mrc")
 

@@ -72,8 +72,8 @@ def _scaled_lattice(lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
         volume = abs(np.linalg.det(lattice))
     if not np.isfinite(stated).all() or not stated.all() or (len(stated) == 3 and stated.min() < 0) or not volume > 0:
         raise ValueError(f"no lattice: scale {lines[1]!r} of a cell of {volume:g} Å³")
-    scale = np.full(3, (-stated[0] / volume) ** (1 / 3)) if stated[0] < 0 else np.broadcast_to(stated, 3)
     with np.errstate(all="ignore"):
+        scale = np.full(3, (-stated[0] / volume) ** (1 / 3)) if stated[0] < 0 else np.broadcast_to(stated, 3)
         scaled = lattice * scale
     unit_cell.check_volume(scaled)
     return scale, scaled

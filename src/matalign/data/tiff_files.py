@@ -69,6 +69,8 @@ def _turned_over(frame: Frame) -> Callable[[], Iterator[Piece]]:
 
 def _tiff_meaning(page: Any) -> tuple[np.dtype, tuple[str, ...]]:
     """Type of the counts, and what is done to them."""
+    if page.dtype is None:
+        raise ValueError(f"pixels of {page.bitspersample} bits, sample format {page.sampleformat}")
     if page.photometric == 0:
         return page.dtype, ("white is zero: turned over",)
     if page.photometric == 3:
