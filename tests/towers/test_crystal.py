@@ -9,11 +9,11 @@ from numpy.polynomial import legendre
 from scipy.spatial.transform import Rotation
 
 from matalign.data.dataset import Structures
+from matalign.pretrain.auxiliary import Denoiser
 from matalign.towers.crystal import (
     ILD,
     CGConvTower,
     CrystalTower,
-    Denoiser,
     corrupt,
     descriptors,
     envelope,

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from matalign import towers as registry
 from matalign.config import Pretrain
-from matalign.towers.crystal import Denoiser
+from matalign.pretrain.auxiliary import Denoiser
 
 CRYSTAL = "crystal"  # the modality that the auxiliary objective is about
 
@@ -36,7 +36,7 @@ class AlignModel(nn.Module):
         towers: modality -> module with `.dim` whose forward returns (pooled (n, dim), named intermediates).
         embed_dim: size of the shared space.
         temperature: its initial value.
-        denoiser: heads of the auxiliary objective, if there is one (`towers.crystal.Denoiser`).
+        denoiser: heads of the auxiliary objective, if there is one (`auxiliary.Denoiser`).
     """
 
     def __init__(

@@ -170,14 +170,10 @@ def train(
     classes = np.array([name == METAL for name in names])
     mean, std = standard(labels[parts["train"]], names)
     scaled = torch.from_numpy((labels - mean) / std).float()
-    deciding = [kept_by == name or not kept_by for name in names]
-    loss, score = (
-        partial(masked_error, weights=torch.tensor(w, device=where), classes=torch.from_numpy(classes).to(where))
-        for w, where in (
-            (list(targets.values()), device),
-            ([weight * decides for weight, decides in zip(targets.values(), deciding)], "cpu"),
-        )
-    )
+    weights, kinds = torch.tensor(list(targets.values())), torch.from_numpy(classes)
+    deciding = torch.tensor([kept_by in (name, "") for name in names])
+    loss = partial(masked_error, weights=weights.to(device), classes=kinds.to(device))
+    score = partial(masked_error, weights=weights * deciding, classes=kinds)
     optimizer, schedule = _one_cycle(model, learning_rate, tower_rate, weight_decay=weight_decay, steps=steps)
 
     def error(step: int) -> Tensor:
