@@ -20,7 +20,7 @@ install_import_hook(
         "matalign.tasks.properties.baselines",
         "matalign.tasks.properties.networks",
         "matalign.pretrain.losses",
-        "matalign.data.micrographs",
+        "matalign.data.readers.micrographs",
         "matalign.data.own_data",
         "matalign.release.weights",
         "matalign.release.index",

@@ -24,9 +24,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from matalign.data import manifest
-from matalign.data.crystals import read_structure
-from matalign.data.micrographs import read_micrograph
-from matalign.data.recipe_texts import read_protocol
+from matalign.data.readers.crystals import read_structure
+from matalign.data.readers.micrographs import read_micrograph
+from matalign.data.readers.recipe_texts import read_protocol
 
 LIMIT_S, LIMIT_GB = 10, 2
 HEAD = """data_x

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from matalign.data.micrographs import Micrograph
-    from matalign.data.unit_cell import Cell
+    from matalign.data.readers.micrographs import Micrograph
+    from matalign.data.readers.unit_cell import Cell
     from matalign.release.released import Released
 
 __version__ = "0.1.0"
@@ -25,20 +25,20 @@ def load(profile_or_path: str | Path) -> "Released":
 
 def read_structure(item: Any, *, block: str | None = None, frame: int | None = None) -> "Cell":
     """A crystal from a file, text, record or object of pymatgen or ASE; see `crystals.read_structure`."""
-    from matalign.data import crystals
+    from matalign.data.readers import crystals
 
     return crystals.read_structure(item, block=block, frame=frame)
 
 
 def read_micrograph(item: Any, *, pixel_A: float | None = None, frame: int | None = None) -> "Micrograph":
     """A micrograph and its scale; see `data.micrographs.read_micrograph`."""
-    from matalign.data import micrographs
+    from matalign.data.readers import micrographs
 
     return micrographs.read_micrograph(item, pixel_A=pixel_A, frame=frame)
 
 
 def read_protocol(item: Any, *, level: int = 1) -> str:
     """A protocol as the text tower takes it; see `data.recipe_texts.read_protocol`."""
-    from matalign.data import recipe_texts
+    from matalign.data.readers import recipe_texts
 
     return recipe_texts.read_protocol(item, level=level)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import spglib
 
-from matalign.data import cif, unit_cell
+from matalign.data.readers import cif, unit_cell
 
 pytestmark = pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING")  # spglib, of how it will tell errors one day
 

@@ -13,8 +13,9 @@ from ase.io import write
 from pymatgen.core import Lattice, Molecule, Structure
 
 import matalign
-from matalign.data import crystals, records, sources, unit_cell
-from matalign.data.crystals import read_structure
+from matalign.data import sources
+from matalign.data.readers import crystals, records, unit_cell
+from matalign.data.readers.crystals import read_structure
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from matalign.data import frames
-from matalign.data.micrographs import model_image, read_micrograph, resampled
+from matalign.data.readers import frames
+from matalign.data.readers.micrographs import model_image, read_micrograph, resampled
 
 RNG = np.random.default_rng(0)
 COUNTS = RNG.integers(0, 65536, (40, 56), np.uint16)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from matalign.data.recipe_texts import read_protocol
+from matalign.data.readers.recipe_texts import read_protocol
 
 FIELDS = {
     "target": "BaTiO3",

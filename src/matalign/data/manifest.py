@@ -25,10 +25,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from matalign.data import crystals, recipe_texts
 from matalign.data.formulas import same_composition
-from matalign.data.micrographs import model_image, read_micrograph
 from matalign.data.protocols import Protocol
+from matalign.data.readers import crystals, recipe_texts
+from matalign.data.readers.micrographs import model_image, read_micrograph
 from matalign.data.sources import Crystal
 from matalign.data.units import UNITS, quantity
 

@@ -20,11 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from matalign import paths
-from matalign.data import chunked, cif, crystals, curate, dataset, manifest, protocols, providers
+from matalign.data import chunked, curate, dataset, manifest, protocols, providers
 from matalign.data.dataset import Curated
 from matalign.data.manifest import Entry
-from matalign.data.micrographs import model_image
 from matalign.data.protocols import Protocol
+from matalign.data.readers import cif, crystals
+from matalign.data.readers.micrographs import model_image
 from matalign.data.skipped import Skipped
 from matalign.data.sources import LABELS, Crystal, Material
 

@@ -255,8 +255,8 @@ def vectors(
     """Names and embeddings of the files that can be read, whatever they hold."""
     import numpy as np
 
-    from matalign.data.micrographs import model_image
-    from matalign.data.recipe_texts import read_protocol
+    from matalign.data.readers.micrographs import model_image
+    from matalign.data.readers.recipe_texts import read_protocol
     from matalign.data.structures import Structures
 
     cfg = loaded.config
@@ -280,7 +280,7 @@ def vectors(
 
 def of_crystal(file: Path) -> bool:
     """Whether a JSON file holds a structure; if not, it is taken for a protocol."""
-    from matalign.data import records
+    from matalign.data.readers import records
 
     return records.holds_structure(json.loads(file.read_text(encoding="utf-8-sig")))
 

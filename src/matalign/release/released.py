@@ -118,13 +118,13 @@ class Released:
         if structures is not None:
             return self.tower("crystal").embed_structures(packed(structures))
         if protocols is not None:
-            from matalign.data.recipe_texts import read_protocol
+            from matalign.data.readers.recipe_texts import read_protocol
 
             texts = [read_protocol(item, level=self.config.mask_level) for item in protocols]
             return self.tower("text").embed_texts(texts)
         import torch
 
-        from matalign.data.micrographs import Micrograph, model_image
+        from matalign.data.readers.micrographs import Micrograph, model_image
 
         pairs = ((image, None) if isinstance(image, Micrograph) else image for image in images)
         scale = {"to_pixel_A": self.config.pixel_A, "px": self.config.image_px}

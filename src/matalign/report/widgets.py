@@ -17,8 +17,9 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from matalign import config, paths
-from matalign.data import crystals, dataset, protocols
+from matalign.data import dataset, protocols
 from matalign.data.dataset import Structures
+from matalign.data.readers import crystals
 from matalign.pretrain import encode
 from matalign.release import cli, released
 from matalign.report import style

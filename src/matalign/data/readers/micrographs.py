@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from matalign.data import image_files
-from matalign.data.frames import Frame, Scale, reading
+from matalign.data.readers import image_files
+from matalign.data.readers.frames import Frame, Scale, reading
 
 MAX_COUNTS_BYTES = 2**30  # 16384 × 16384 pixels of 4 bytes
 MIN_PIXELS = 8  # of its own in what the model sees of it

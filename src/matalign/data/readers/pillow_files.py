@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from matalign.data import frames
-from matalign.data.frames import Frame, Piece, check_decoded, luminance
+from matalign.data.readers import frames
+from matalign.data.readers.frames import Frame, Piece, check_decoded, luminance
 
 
 def read(path: Path) -> list[Frame]:

@@ -8,8 +8,8 @@ import re
 
 import numpy as np
 
-from matalign.data import unit_cell
-from matalign.data.unit_cell import Cell
+from matalign.data.readers import unit_cell
+from matalign.data.readers.unit_cell import Cell
 from matalign.elements import NUMBER
 
 

@@ -3,8 +3,8 @@
 import gemmi
 import numpy as np
 
-from matalign.data import symmetry, unit_cell
-from matalign.data.unit_cell import Cell, Sites
+from matalign.data.readers import symmetry, unit_cell
+from matalign.data.readers.unit_cell import Cell, Sites
 from matalign.elements import NUMBER
 
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from matalign.data import cif, pdb, poscar, records, unit_cell
-from matalign.data.unit_cell import Cell
+from matalign.data.readers import cif, pdb, poscar, records, unit_cell
+from matalign.data.readers.unit_cell import Cell
 from matalign.elements import SYMBOLS
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from matalign.data import frames, pillow_files
-from matalign.data.frames import Frame, Piece, Scale, check_decoded, luminance
+from matalign.data.readers import frames, pillow_files
+from matalign.data.readers.frames import Frame, Piece, Scale, check_decoded, luminance
 
 PRINTED_A = 1e4  # 25,400 dots an inch: coarser resolution tags are a printer's
 

@@ -12,9 +12,9 @@ from functools import cached_property
 import gemmi
 import numpy as np
 
-from matalign.data import symmetry, unit_cell
-from matalign.data.symmetry import Setting
-from matalign.data.unit_cell import HEAVIEST, Cell, Formula, Sites
+from matalign.data.readers import symmetry, unit_cell
+from matalign.data.readers.symmetry import Setting
+from matalign.data.readers.unit_cell import HEAVIEST, Cell, Formula, Sites
 from matalign.elements import NUMBER
 
 FULL = 0.002  # an occupancy is 1 within this

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from matalign.data import frames, pillow_files, tiff_files
-from matalign.data.frames import Frame, Piece, check_decoded, luminance, reading
+from matalign.data.readers import frames, pillow_files, tiff_files
+from matalign.data.readers.frames import Frame, Piece, check_decoded, luminance, reading
 
 KINDS = "PNG, JPEG, TIFF, dm3, dm4, emd, mrc, ser"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from matalign.data import symmetry
-from matalign.data.symmetry import Setting
+from matalign.data.readers import symmetry
+from matalign.data.readers.symmetry import Setting
 from matalign.elements import NUMBER, PROPERTIES, SYMBOLS, VALUES
 
 MAX_ATOMS = 2000  # in a cell; those of the curated sets have 200 at most

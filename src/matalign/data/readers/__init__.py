@@ -1,0 +1,1 @@
+"""What people bring: crystals, micrographs and protocols, from files, texts and objects."""
