@@ -44,10 +44,9 @@ def reading() -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
-        except ValueError as error:
-            raise ValueError(f"unreadable: {_line(error)}") from None if "unreadable" not in str(error) else error
         except Exception as error:
-            raise ValueError(f"unreadable: {_line(error)}") from None
+            reason = _line(error)
+            raise ValueError(reason if reason.startswith("unreadable") else f"unreadable: {reason}") from None
 
 
 def _line(error: BaseException) -> str:
