@@ -5,6 +5,7 @@ ignores (the sample's) differs from machine to machine: it is kept in .dvc/tmp, 
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -41,8 +42,11 @@ def repro(*args: str) -> int:
     """
     lock, aside = paths.ROOT / "dvc.lock", paths.ROOT / ".dvc" / "tmp" / "local.lock"
     _write(lock, _stages(aside) | _stages(lock))
+    # stages say `python`: this one, whether its environment is active or not
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    command = [sys.executable, "-m", "dvc", "repro", *args]
     try:
-        return subprocess.run([sys.executable, "-m", "dvc", "repro", *args], cwd=paths.ROOT, check=False).returncode
+        return subprocess.run(command, cwd=paths.ROOT, env=env, check=False).returncode
     finally:
         stages = _stages(lock)
         profiles = {name.partition("@")[2] for name in stages} - {""}
