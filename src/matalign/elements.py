@@ -15,6 +15,7 @@ PROPERTIES = tuple(_ROWS[0][3:])
 NAMES = {symbol: name for _, symbol, name, *_ in _ROWS[1:]}  # symbol -> name, by atomic number
 NUMBER = {symbol: int(z) for z, symbol, *_ in _ROWS[1:]}  # symbol -> atomic number
 SYMBOLS = ("", *(symbol for _, symbol, _, *values in _ROWS[1:] if any(values)))  # by atomic number, to lawrencium
+HEAVIEST = len(SYMBOLS) - 1  # lawrencium: of heavier elements no property is known
 VALUES = np.full((len(_ROWS), len(PROPERTIES)), np.nan)  # (119, 14) by atomic number; nan where unknown
 VALUES[1:] = [[float(value or "nan") for value in row[3:]] for row in _ROWS[1:]]
 

@@ -30,7 +30,6 @@ class Quantity:
 
 ENERGY, GAP, METAL = "formation_energy_eV_atom", "band_gap_eV", "is_metal"  # columns
 ABSOLUTE_ZERO_C = -273.15
-PER_ATOM = {"eV_atom": (1.0, 0.0), "meV_atom": (1e-3, 0.0)}
 PASCAL = {"GPa": (1.0, 0.0), "MPa": (1e-3, 0.0)}
 HOURS = {"h": (1.0, 0.0), "min": (1 / 60, 0.0), "d": (24.0, 0.0), "s": (1 / 3600, 0.0)}
 

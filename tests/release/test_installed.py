@@ -11,6 +11,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from salt import CIF
 
 import matalign
 
@@ -18,26 +19,6 @@ ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "results" / "laptop" / "model"
 ENV = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" and "MATALIGN" not in name}
 pytestmark = pytest.mark.slow
-
-CIF = """data_nacl
-_cell_length_a 3.99
-_cell_length_b 3.99
-_cell_length_c 3.99
-_cell_angle_alpha 60
-_cell_angle_beta 60
-_cell_angle_gamma 60
-loop_
- _symmetry_equiv_pos_as_xyz
- 'x, y, z'
-loop_
- _atom_site_type_symbol
- _atom_site_label
- _atom_site_fract_x
- _atom_site_fract_y
- _atom_site_fract_z
- Na Na1 0 0 0
- Cl Cl1 0.5 0.5 0.5
-"""
 
 
 @pytest.fixture(scope="module")

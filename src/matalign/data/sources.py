@@ -18,12 +18,12 @@ import numpy as np
 import yaml
 
 from matalign import paths
+from matalign.elements import HEAVIEST
 
 ARCHIVE = "MEGNet.tar.gz"
 ARCHIVE_TABLES = ("id_prop.csv", "material_id_hash.csv")
 SYMPREC_A = 0.1  # of space groups: the Materials Project's own tolerance
 LABELS = ("formation_energy_eV_atom", "band_gap_eV", "bulk_modulus_GPa", "shear_modulus_GPa")
-HEAVIEST = 103  # Lr, the last element that pymatgen has data for
 
 
 def catalogue(file: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -162,14 +162,10 @@ class Crystal:
 def parse_cif(text: str) -> Crystal:
     """Read one ordered crystal.
 
-    The space group is spglib's at a tolerance of 0.1 Å, or at a tenth or a hundredth of that where it finds none.
-
     Raises:
         ValueError: "unreadable CIF", "unknown element", "disordered" or "formula mismatch" (the sites make another
             formula than `_chemical_formula_sum`), then ": " and the cause.
     """
-    os.environ.setdefault("SPGLIB_WARNING", "OFF")  # of tolerances that it lowers by itself
-    import spglib  # here: fetching works without a crystallography package
     from pymatgen.core import Composition, DummySpecies
     from pymatgen.io.cif import CifParser
 
@@ -197,7 +193,17 @@ def parse_cif(text: str) -> Crystal:
                     f"formula mismatch: _chemical_formula_sum is {stated_formula}, the sites are {formula}"
                 )
         numbers = np.array([s.Z for s in species], dtype=np.int16)
-        cell = (lattice, frac_coords, numbers)
+    number = space_group(numbers, frac_coords, lattice)
+    return Crystal(numbers, frac_coords, lattice, formula, structure.chemical_system, number)
+
+
+def space_group(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -> int:
+    """International number by spglib at a tolerance of 0.1 Å, or at a tenth or a hundredth of that; 0: none found."""
+    os.environ.setdefault("SPGLIB_WARNING", "OFF")  # of tolerances that it lowers by itself
+    import spglib  # here: fetching works without a crystallography package
+
+    cell = (lattice, frac_coords, numbers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spglib's, of how it will tell errors one day
         symmetries = (spglib.get_symmetry_dataset(cell, symprec=SYMPREC_A * scale) for scale in (1, 0.1, 0.01))
-        space_group = next((found.number for found in symmetries if found is not None), 0)
-    return Crystal(numbers, frac_coords, lattice, formula, structure.chemical_system, space_group)
+        return next((symmetry.number for symmetry in symmetries if symmetry is not None), 0)

@@ -35,7 +35,6 @@ BUCKET = 16  # tokens; texts are padded to the next multiple
 ROWS = 32  # texts in a batch of `features`
 SHARD = 2048  # texts in a file of the cache
 TOKENIZER = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # files of it
-FEATURES = "features.safetensors"  # that were taken along
 
 
 def minilm() -> Path:

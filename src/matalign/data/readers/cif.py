@@ -14,8 +14,8 @@ import numpy as np
 
 from matalign.data.readers import symmetry, unit_cell
 from matalign.data.readers.symmetry import Setting
-from matalign.data.readers.unit_cell import HEAVIEST, Cell, Formula, Sites
-from matalign.elements import NUMBER
+from matalign.data.readers.unit_cell import Cell, Formula, Sites
+from matalign.elements import HEAVIEST, NUMBER
 
 FULL = 0.002  # an occupancy is 1 within this
 MAX_BLOCKS = 8  # that are compared, whether they are one crystal

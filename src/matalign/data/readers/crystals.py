@@ -7,7 +7,6 @@ ASE, reads the rest, and neither is imported before. What cannot be taken is a V
 import bz2
 import gzip
 import lzma
-import os
 import re
 import tempfile
 import warnings
@@ -60,23 +59,14 @@ def read_structure(item: Any, *, block: str | None = None, frame: int | None = N
 
 
 def described(item: Any) -> "Crystal":
-    """As `read_structure`, with formula, chemical system and space group.
-
-    The space group is spglib's at `sources.SYMPREC_A`, or at a tenth or a hundredth of that where it finds none.
-    """
-    os.environ.setdefault("SPGLIB_WARNING", "OFF")  # of tolerances that it lowers by itself
-    import spglib
+    """As `read_structure`, with formula, chemical system and space group (`sources.space_group`)."""
     from pymatgen.core import Composition
 
     from matalign.data import sources
 
     cell = read_structure(item)
     composition = Composition({SYMBOLS[z]: int((cell.numbers == z).sum()) for z in np.unique(cell.numbers)})
-    arrays = (cell.lattice, cell.frac_coords, cell.numbers)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # spglib's, of how it will tell errors one day
-        found = (spglib.get_symmetry_dataset(arrays, symprec=sources.SYMPREC_A * scale) for scale in (1, 0.1, 0.01))
-        number = next((symmetry.number for symmetry in found if symmetry is not None), 0)
+    number = sources.space_group(*cell.arrays)
     return sources.Crystal(*cell.arrays, composition.reduced_formula, composition.chemical_system, number)
 
 

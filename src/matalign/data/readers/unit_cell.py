@@ -10,12 +10,11 @@ import numpy as np
 
 from matalign.data.readers import symmetry
 from matalign.data.readers.symmetry import Setting
-from matalign.elements import NUMBER, PROPERTIES, SYMBOLS, VALUES
+from matalign.elements import HEAVIEST, NUMBER, PROPERTIES, SYMBOLS, VALUES
 
 MAX_ATOMS = 2000  # in a cell; those of the curated sets have 200 at most
 MIN_DISTANCE_A = 0.5  # no two atoms of a crystal are nearer: H2 has 0.74 Å
 MAX_LENGTH_A = 1000.0  # of a cell
-HEAVIEST = 103  # Lr, the last element that the towers' table has
 DUPLICATE_A = 0.01  # two sites of one element nearer than this are one site, listed twice
 SANE_DISTANCE = 0.7  # of the sum of two atomic radii: where symmetry leaves a choice, no two atoms are nearer
 SAME_SHIFT_A = 0.005  # two crystals are one if their distances, up to `COMPARED_A`, differ by no more on average
