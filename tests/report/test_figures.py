@@ -15,7 +15,7 @@ from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from matalign.pretrain import losses
-from matalign.report import ablations, figures, paper, printing, style, tables
+from matalign.report import ablations, figures, printing, style, tables
 
 MADE = (
     "curation",

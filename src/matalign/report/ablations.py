@@ -86,9 +86,10 @@ def tables(metrics: Metrics, *, own: bool) -> dict[str, Table]:
         )
         for group, part in results.groupby("group", sort=False)
     }
-    note = f"Files results/{metrics['profile']}/tables/ablations_*, with more tasks; seeds: {span(r['seeds'] for r in rows)}. "
-    note += f"Formation energy in eV/atom, from {metrics['label_percent']:g} % of the training labels "
-    note += f"(n = {span(metrics['n_labels'])})."
+    seeds = span(r["seeds"] for r in rows)
+    where = f"Files results/{metrics['profile']}/tables/ablations_*, with more tasks; seeds: {seeds}."
+    labels = f"{metrics['label_percent']:g} % of the training labels (n = {span(metrics['n_labels'])})"
+    note = f"{where} Formation energy in eV/atom, from {labels}."
     return (parts if own else {}) | {
         "ablations": Table(pd.DataFrame(rows), header, cells, note),
         "ablations_statements": Table(

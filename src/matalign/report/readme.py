@@ -23,9 +23,8 @@ LINKS = (
 def cost(made: Mapping[str, Mapping[str, Any]]) -> str:
     """A table of the minutes of each stage, and of the machine; `made` as `paper.provenance` gives it."""
     cells = [
-        [stage, f"{r['minutes']:.1f}", *(str(n) for n in (r["machine"]["cores"], len(r["machine"]["gpus"])))]
-        + [r["machine"]["cpu"]]
-        for stage, r in made.items()
+        [stage, f"{r['minutes']:.1f}", str(m["cores"]), str(len(m["gpus"])), m["cpu"]]
+        for stage, r, m in ((stage, r, r["machine"]) for stage, r in made.items())
     ]
     everything = ["all", f"{sum(r['minutes'] for r in made.values()):.1f}", "", "", ""]
     return markdown(["stage", "minutes", "cores", "GPUs", "processor"], [*cells, everything])
