@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from matalign import cache, config, paths, stats
-from matalign.claims import ALPHA, Claim
+from matalign.claims import ALPHA, claim
 from matalign.config import Retrieval
 from matalign.data import dataset
 from matalign.data.dataset import Curated
@@ -255,21 +255,11 @@ def comparisons(study: Study, ranked: Sequence[Outcome]) -> list[dict[str, Any]]
         family = []
         for level in sorted({key[3] for key in by if key[:3] == (query, target, gallery) and key[4] == "structure"}):
             at = (query, target, gallery, level)
+            cell = {"level": level, "gallery": gallery, "query": query, "target": target, "arm": "structure"}
             for baseline in BASELINES:
                 d = stats.paired(by[*at, "structure"], by[*at, baseline], chemsys, **options)
-                family.append(
-                    {"level": level, "gallery": gallery, "query": query, "target": target, "arm": "structure"}
-                    | {
-                        "baseline": baseline,
-                        "metric": "MRR",
-                        "difference": d.value,
-                        "low": d.low,
-                        "high": d.high,
-                        "p": d.p,
-                    }
-                )
-        for row, p in zip(family, stats.holm([row["p"] for row in family]), strict=True):
-            rows.append({**row, "p_holm": float(p)})
+                family.append({**cell, "baseline": baseline, "metric": "MRR", **d.bounds("difference")})
+        rows += stats.adjusted(family)
     return rows
 
 
@@ -286,37 +276,33 @@ def claims(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]
         return next((r for r in table if all(r[k] == v for k, v in wanted.items())), None)
 
     tested = []
-    own = find(rows, level=1, arm="structure", metric="R@10")
-    if own:
-        counting = find(rows, level=1, arm="jaccard", metric="R@10")
-        also = "also passes" if counting["value"] > THRESHOLD else "does not pass"
-        note = f"element Jaccard, which only counts elements, gets {counting['value']:.3f} and {also}"
+    if own := find(rows, level=1, arm="structure", metric="R@10"):
+        counting = find(rows, level=1, arm="jaccard", metric="R@10")["value"]
+        also = "also passes" if counting > THRESHOLD else "does not pass"
+        note = f"element Jaccard, which only counts elements, gets {counting:.3f} and {also}"
         name = "Recall@10 > 80 % for synthesis retrieval (L1)"
-        tested.append(Claim.of(name, own, threshold=THRESHOLD, passed=own["low"] > THRESHOLD, note=note))
+        tested.append(claim(name, own, threshold=THRESHOLD, passed=own["low"] > THRESHOLD, note=note))
     for level, baseline, name in (
         (1, "jaccard", "element Jaccard"),
-        *((n, "composition", "composition only") for n in (1, 2)),
+        (1, "composition", "composition only"),
+        (2, "composition", "composition only"),
     ):
-        d = find(differences, level=level, baseline=baseline)
-        if d:
-            scores = (
-                find(rows, level=level, arm=arm, metric="MRR")["value"] for arm in ("structure", baseline, "pretrained")
-            )
+        if d := find(differences, level=level, baseline=baseline):
+            arms = ("structure", baseline, "pretrained")
+            scores = (find(rows, level=level, arm=arm, metric="MRR")["value"] for arm in arms)
             note = "MRR {:.3f} against {:.3f}; as pretraining left it {:.3f}; ".format(*scores)
             note += f"p = {d['p_holm']:.3g} (Holm)"
             name = f"structure tower beats {name} in MRR (L{level})"
             passed = d["low"] > 0 and d["p_holm"] < ALPHA
-            tested.append(Claim.of(name, {**d, "value": d["difference"]}, threshold=0.0, passed=passed, note=note))
-    return [claim.row() for claim in tested]
+            tested.append(claim(name, {**d, "value": d["difference"]}, passed=passed, note=note))
+    return tested
 
 
 def metrics(study: Study, ranked: Sequence[Outcome]) -> dict[str, Any]:
     """What `results/<profile>/metrics/retrieval.json` holds."""
-    cfg = study.cfg
     rows, differences = results(study, ranked), comparisons(study, ranked)
-    head = {"stage": "retrieval", "profile": cfg.profile, "synthetic": study.curated.synthetic, "seed": cfg.seed}
     return {
-        **head,
+        **study.cfg.head(synthetic=study.curated.synthetic),
         "results": rows,
         "comparisons": differences,
         "gallery_curve": gallery_curve(study, ranked),

@@ -14,7 +14,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from matalign import paths, stats
-from matalign.claims import ALPHA, Claim
+from matalign.claims import ALPHA, claim
 from matalign.config import Recommendation
 from matalign.data import formulas, recipes
 from matalign.data.protocols import KINDS, Protocol
@@ -137,17 +137,12 @@ def ceilings(study: Study) -> list[dict[str, Any]]:
 
 def metrics(study: Study, ranked: Mapping[str, Sequence[Sequence[frozenset[str]]]]) -> dict[str, Any]:
     """What `results/<profile>/metrics/recommendation.json` holds, from the ranked sets of the test targets."""
-    cfg = study.cfg
     table, compared = _precursor_rows(study, ranked)
     heat, heat_compared = _temperature_rows(study)
-    differences = [*compared, *heat_compared]
-    for row, p in zip(differences, stats.holm([row["p"] for row in differences])):
-        row["p_holm"] = float(p)
-    head = {"stage": "recommendation", "profile": cfg.profile, "synthetic": study.synthetic}
+    differences = stats.adjusted([*compared, *heat_compared])
     counts = {"known": len(study.known), "training": len(study.training), "vocabulary": len(study.vocabulary.names)}
     return {
-        **head,
-        "seed": cfg.seed,
+        **study.cfg.head(synthetic=study.synthetic),
         "counts": {**counts, "val": len(study.val), "test": len(study.test)},
         "precursors": table,
         "temperatures": heat,
@@ -171,7 +166,7 @@ def _precursor_rows(study: Study, ranked: Mapping[str, Sequence]) -> tuple[list[
             rows.append({"arm": name, "k": k, "value": values[i], "low": None, "high": None, **n, "published": True})
         interval = stats.paired(scores["assembled"][i], scores["popularity"][i], systems, **shape)
         cell = {"task": f"precursors, top-{k}", "arm": "assembled", "baseline": "popularity", "unit": ""}
-        compared.append({**cell, **interval.bounds(), "p": interval.p})
+        compared.append({**cell, **interval.bounds()})
     return rows, compared
 
 
@@ -198,7 +193,7 @@ def _temperature_rows(study: Study) -> tuple[list[dict], list[dict]]:
                 rows.append({**cell, "arm": "SyntMTE", **published, "n_test": len(test), "published": True})
             interval = stats.paired(errors["recipes"], errors["boosting"], systems, **shape)
             task = {"task": f"{kind} temperature, {name}", "arm": "recipes", "baseline": "boosting", "unit": "°C"}
-            compared.append({**task, **interval.bounds(), "p": interval.p})
+            compared.append({**task, **interval.bounds()})
     return rows, compared
 
 
@@ -221,7 +216,7 @@ def claims(table: Sequence[dict], heat: Sequence[dict], differences: Sequence[di
 def _claim(name: str, row: Mapping[str, Any], unit: str, better: bool, note: str) -> dict[str, Any]:
     note = f"{note}; p = {row['p_holm']:.3g} (Holm)"
     passed = better and row["p_holm"] < ALPHA
-    return Claim.of(name, row, threshold=0.0, passed=passed, unit=unit, note=note).row()
+    return claim(name, row, passed=passed, unit=unit, note=note)
 
 
 def recommend(study: Study, formula: str, *, k: int) -> dict[str, Any]:
