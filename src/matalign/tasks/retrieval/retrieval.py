@@ -11,11 +11,9 @@ material's score is the mean over its protocols. Every arm maps both sides to fe
     image         the same, where a micrograph is one side
 """
 
-import dataclasses
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -60,22 +58,6 @@ class Study:
         """(N,) rows of the curated set that are in the gallery, the same at every level."""
         return self.gallery(0).rows
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the model's config and weights."""
-        config = {k: v for k, v in dataclasses.asdict(self.model.config).items() if k != "profile"}
-        hasher = hashlib.blake2b(cache.digest(config).encode(), digest_size=8)
-        for name, tensor in sorted(self.model.aligned.state_dict().items()):
-            hasher.update(name.encode())
-            hasher.update(tensor.cpu().contiguous().numpy().data)
-        return hasher.hexdigest()
-
-    def memo(self, stage: str, key: dict[str, Any], compute: Callable[[], cache.Result]) -> cache.Result:
-        """`cache.memo`, keyed by data, model and version besides."""
-        common = {"data": self.curated.digest, "model": self.fingerprint, "threads": self.cfg.threads}
-        key = {**key, **common, "per_material": self.cfg.protocols_per_material}
-        return cache.memo(stage, {**key, "version": config.version("retrieval")}, compute)
-
     def crystals(self) -> tuple[np.ndarray, np.ndarray]:
         """(N, width) pooled features of the crystal tower; (N, embed_dim) where its head puts them."""
         made = encode.features(self.cfg.profile, modality="crystal")
@@ -92,12 +74,13 @@ class Study:
         material = np.sqrt(gallery.fractions)
         if name == "structure":
             material = np.concatenate([material, self.crystals()[0]], axis=1)
-        options = {k: getattr(self.cfg, k) for k in ("epochs", "batch_size", "learning_rate", "seed")}
-        stored = self.memo(
-            "retrieval",
-            {"arm": name, "level": gallery.level, **options},
-            lambda: matchers.train(torch.from_numpy(material).float(), texts, gallery, **options),
-        )
+        cfg = self.cfg
+        options = {k: getattr(cfg, k) for k in ("epochs", "batch_size", "learning_rate", "seed")}
+        key = {"arm": name, "level": gallery.level, **options, "threads": cfg.threads, "data": self.curated.digest}
+        key |= {"model": encode.fingerprint(cfg.profile, "pretrained"), "text": self.model.towers["text"].fingerprint}
+        key |= {"per_material": cfg.protocols_per_material, "version": config.version("retrieval")}
+        material = torch.from_numpy(material).float()
+        stored = cache.memo("retrieval", key, lambda: matchers.train(material, texts, gallery, **options))
         return Arm(stored["materials"], stored["texts"])
 
     def paired(self, query: str, target: str, arm: str) -> bool | None:
@@ -175,12 +158,8 @@ def image_outcomes(study: Study) -> list[Outcome]:
     ranked: list[Outcome] = []
     for name, a, b in (("random", same, same), ("image", structures, images)):
         for query, target, left, right in (("structure", "image", a, b), ("image", "structure", b, a)):
-            ranks = rank(
-                lambda queries, left=left, right=right: matchers.cosine(left[queries], right),
-                gallery.queries,
-                gallery.queries,
-                gallery.neighbours,
-            )
+            products = partial(lambda left, right, queries: left[queries] @ right.T, left, right)
+            ranks = rank(products, gallery.queries, gallery.queries, gallery.neighbours)
             ranked += outcome(gallery, ranks, query=query, target=target, arm=name)
     return ranked
 
@@ -229,11 +208,8 @@ def gallery_curve(study: Study, ranked: Sequence[Outcome]) -> list[dict[str, Any
     """
     chemsys = study.gallery(0).chemsys
     rows = []
-    for o in ranked:
-        if (o.query, o.target, o.gallery) != ("structure", "text", "full"):
-            continue
-        if o.arm not in CURVE or o.level not in CURVE_LEVELS:
-            continue
+    shown = [o for o in ranked if (o.query, o.target, o.gallery) == ("structure", "text", "full")]
+    for o in (o for o in shown if o.arm in CURVE and o.level in CURVE_LEVELS):
         for n in (*(n for n in CURVE_SIZES if n < o.n_gallery), o.n_gallery):
             for metric in CURVE_METRICS:
                 scores = o.ranks.metric_among(metric, n, gallery=o.n_gallery)
