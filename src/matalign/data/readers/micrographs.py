@@ -1,8 +1,7 @@
 """Micrographs as people hold them -> counts with a scale, and these at a model's scale and size.
 
 The scale that a file states is read with its unit and held against the one that is given. Memory: the counts (4 bytes
-a pixel for up to 16 bits and floats, else 8; at most `MAX_COUNTS_BYTES`) and one decoded piece of the file (64 to 512
-MB).
+a pixel for up to 16 bits and floats, else 8; at most `MAX_COUNTS_BYTES`) and what is decoded of them.
 """
 
 import math
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from matalign.data.readers import image_files
-from matalign.data.readers.frames import Frame, Scale, reading
+from matalign.data.readers.image_files import Frame, Scale, reading
 
 MAX_COUNTS_BYTES = 2**30  # 16384 × 16384 pixels of 4 bytes
 MIN_PIXELS = 8  # of its own in what the model sees of it
@@ -75,7 +74,11 @@ def read_micrograph(item: Any, *, pixel_A: float | None = None, frame: int | Non
             raise FileNotFoundError(f"{path}: no such file; expected an image")
         found, notes = _chosen(image_files.read(path), frame)
         pixel_A, said = _scale(found.scales, pixel_A)
-        return Micrograph(_assembled(found), pixel_A, (*notes, *found.notes, *said), name)
+        _check(found.shape, found.dtype, found.samples)  # before anything is decoded
+        with reading():
+            counts = found.decode().astype(_counts_dtype(found.dtype))
+        counts = np.ascontiguousarray(_oriented(_finite(counts), found.orientation))
+        return Micrograph(counts, pixel_A, (*notes, *found.notes, *said), name)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -142,9 +145,7 @@ def _weights(n: int, *, pixel_A: float, to_pixel_A: float, px: int) -> Float[np.
 def _of_array(counts: np.ndarray, pixel_A: float | None, frame: int | None) -> Micrograph:
     if frame is not None:
         raise ValueError(f"frame {frame} of an array; give the frame itself, (height, width)")
-    if counts.ndim != 2 or not counts.size or counts.dtype.kind not in "biuf":
-        raise ValueError(f"an array {counts.shape} of {counts.dtype}; expected numbers (height, width)")
-    _check_size(counts.shape, counts.dtype)
+    _check(counts.shape, counts.dtype)
     return Micrograph(_finite(counts.astype(_counts_dtype(counts.dtype))), pixel_A)
 
 
@@ -163,25 +164,17 @@ def _counts_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
 
 
-def _check_size(shape: tuple[int, ...], dtype: np.dtype) -> None:
+def _check(shape: tuple[int, ...], dtype: np.dtype, samples: int = 1) -> None:
+    """Refuse what is no image, or too large a one."""
+    if len(shape) != 2 or 0 in shape or dtype.kind not in "biuf":
+        raise ValueError(f"pixels {shape} of {dtype}; expected real numbers (height, width)")
     height, width = shape
-    size = height * width * _counts_dtype(dtype).itemsize
+    size = height * width * _counts_dtype(dtype).itemsize * samples
     if size > MAX_COUNTS_BYTES:
         raise ValueError(
             f"{width} × {height} pixels ({width * height / 1e6:.0f} megapixels, {size / 2**20:.0f} MB of counts); at "
             f"most {MAX_COUNTS_BYTES // 2**20} MB are taken: crop or bin it"
         )
-
-
-def _assembled(frame: Frame) -> np.ndarray:
-    if frame.dtype.kind not in "biuf" or 0 in frame.shape:
-        raise ValueError(f"pixels {frame.shape} of {frame.dtype}; expected real numbers (height, width)")
-    _check_size(frame.shape, frame.dtype)  # before anything is decoded
-    counts = np.zeros(frame.shape, _counts_dtype(frame.dtype))
-    with reading():
-        for place, block in frame.pieces():
-            counts[place] = block
-    return np.ascontiguousarray(_oriented(_finite(counts), frame.orientation))
 
 
 def _finite(counts: np.ndarray) -> np.ndarray:
