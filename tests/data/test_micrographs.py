@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from matalign.data.readers.micrographs import model_image, read_micrograph, resampled
+from matalign.data.readers.micrographs import model_image, read_micrograph
 
 RNG = np.random.default_rng(0)
 COUNTS = RNG.integers(0, 65536, (40, 56), np.uint16)
@@ -398,5 +398,5 @@ def test_a_chosen_frame_at_the_files_scale(tmp_path):
     (tmp_path / "a.dm3").write_bytes(files.dm(np.stack([COUNTS, COUNTS[::-1]]), scale=0.03))
     found = model_image(tmp_path / "a.dm3", frame=1, to_pixel_A=0.2, px=40)
     np.testing.assert_allclose(found, model_image(COUNTS[::-1], pixel_A=0.3, to_pixel_A=0.2, px=40), atol=1e-5)
-    again = resampled(read_micrograph(tmp_path / "a.dm3", frame=1), to_pixel_A=0.2, px=40)
+    again = model_image(read_micrograph(tmp_path / "a.dm3", frame=1), to_pixel_A=0.2, px=40)
     np.testing.assert_array_equal(found, again)
