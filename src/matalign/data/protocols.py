@@ -13,21 +13,17 @@ levels take that away step by step:
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from typing import Any
 
-import yaml
-
 from matalign.data import formulas
-from matalign.data.formulas import precursor_class, same_composition, with_names
+from matalign.data.formulas import VOCABULARY, precursor_class, same_composition, with_names
 
 METHODS = ("solid-state", "sol-gel")
 LEVELS = (0, 1, 2, 3)
 ABSOLUTE_ZERO_C = -273.15
 
-_WORDS = yaml.safe_load(resources.files("matalign.data").joinpath("vocabulary.yaml").read_text(encoding="utf-8"))
-ATMOSPHERES, MEDIA, VERBS = (tuple(map(tuple, _WORDS[name])) for name in ("atmospheres", "media", "verbs"))
-WORD_FORMULA, TYPES = _WORDS["formulas"], _WORDS["types"]
+ATMOSPHERES, MEDIA, VERBS = (tuple(map(tuple, VOCABULARY[name])) for name in ("atmospheres", "media", "verbs"))
+WORD_FORMULA, TYPES = VOCABULARY["formulas"], VOCABULARY["types"]
 KINDS = ("sintering", "calcination")
 STEPS = {"sintered": "sintering", "calcined": "calcination", "annealed": "calcination"}  # gives 99.8 % of the labels
 

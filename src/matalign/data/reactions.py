@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matalign.data import sources
-from matalign.data.formulas import COMMON, composition, normalise, readable, spells
-from matalign.data.groups import plain
+from matalign.data.formulas import COMMON, composition, normalise, plain, readable, spells
 from matalign.data.protocols import (
     ABSOLUTE_ZERO_C,
     ATMOSPHERES,

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matalign.data import protocols
-from matalign.data.formulas import composition, normalise, spells
-from matalign.data.groups import plain
+from matalign.data.formulas import composition, normalise, plain, spells
 from matalign.data.protocols import Operation, Protocol
 from matalign.data.units import UNITS, quantity
 
