@@ -4,7 +4,7 @@ One row a material. Columns, of which `id` is asked for; quantities carry their 
 a column beside it (`temperature`, `temperature_unit`):
 
     id                                      unique
-    structure                               path of a CIF, POSCAR, JSON or any file that pymatgen or ASE reads
+    structure                               path of a CIF, POSCAR, JSON or any file that ASE reads
     protocol                                path of a .txt or .json file, or the text itself
     target precursors method doi            or the protocol's fields, as `recipe_texts.record` takes them; formulas
     action temperature time                 parted by ";"
