@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from matalign.data import sources
-from matalign.data.formulas import COMMON, composition, normalise, plain, readable, spells
+from matalign.data.formulas import COMMON, composition, normalise, readable, spells
 from matalign.data.protocols import (
     ABSOLUTE_ZERO_C,
     ATMOSPHERES,
     MEDIA,
     METHODS,
     TYPES,
-    VERBS,
     Operation,
     Protocol,
+    closed,
+    verb_of,
 )
 from matalign.elements import NAMES
 from matalign.quantities import HOURS
@@ -188,8 +189,7 @@ def _supplies(precursor: str, elements: set[str]) -> bool:
 
 
 def _operation(step: Mapping[str, Any]) -> Operation:
-    token, conditions = (step.get("token") or "").lower(), step.get("conditions") or {}
-    verb = next((verb for stem, verb in VERBS if re.search(stem, token)), "")
+    verb, conditions = verb_of(step.get("token") or ""), step.get("conditions") or {}
     if not verb or step.get("type") == "StartingSynthesis":
         verb = TYPES.get(step.get("type") or "", "treated")
     temperatures = [t for entry in _listed(conditions.get("heating_temperature")) if (t := _celsius(entry)) is not None]
@@ -198,8 +198,8 @@ def _operation(step: Mapping[str, Any]) -> Operation:
         verb=verb,
         temperature_C=max(temperatures, default=None),
         hours=max(hours, default=None),
-        atmospheres=_words(conditions.get("heating_atmosphere"), ATMOSPHERES),
-        media=_words(conditions.get("mixing_media"), MEDIA),
+        atmospheres=closed(map(str, _listed(conditions.get("heating_atmosphere"))), ATMOSPHERES),
+        media=closed(map(str, _listed(conditions.get("mixing_media"))), MEDIA),
     )
 
 
@@ -230,11 +230,3 @@ def _hours(entry: Any) -> float | None:
     unit = ((entry.get("units") or "h") if isinstance(entry, Mapping) else "h").strip().lower()
     factor = next((HOURS[u][0] for u in sorted(HOURS, key=len, reverse=True) if unit.startswith(u)), None)
     return None if value is None or factor is None or value <= 0 else value * factor
-
-
-def _words(value: Any, vocabulary: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    words = []
-    for item in _listed(value):
-        text = plain(str(item)).strip().lower()
-        words.append(next((word for pattern, word in vocabulary if re.fullmatch(pattern, text)), "other"))
-    return tuple(sorted(set(words)))
