@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,7 +257,7 @@ def load(stage: str, profile: str, *, file: Path | None = None) -> Stage:
         ValueError: see `build`; or an unknown stage or profile.
     """
     file = file or paths.PARAMS
-    params = yaml.safe_load(file.read_text())
+    params = parameters(file.read_text())
     if stage not in STAGES:
         raise ValueError(f"no stage {stage!r}; one of {', '.join(STAGES)}")
     profiles = [key for key in params if key not in ("base", "profiles", "versions")]
@@ -285,4 +286,10 @@ def version(kind: str) -> int | str:
     """
     if kind not in KINDS:
         raise ValueError(f"no kind of result {kind!r}; one of {', '.join(KINDS)}")
-    return yaml.safe_load(paths.PARAMS.read_text())["versions"][kind] if paths.PARAMS.exists() else __version__
+    return parameters(paths.PARAMS.read_text())["versions"][kind] if paths.PARAMS.exists() else __version__
+
+
+@functools.lru_cache(maxsize=4)
+def parameters(text: str) -> dict[str, Any]:
+    """What a params.yaml holds; parsed once, not for each key of a result."""
+    return yaml.safe_load(text)
