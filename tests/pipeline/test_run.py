@@ -39,7 +39,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
     monkeypatch.setenv("MATALIGN_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setattr(paths, "PARAMS", tmp_path / "params.yaml")
-    for name in ("MATALIGN_FITS", *run.ALLOCATOR):  # run sets them: put back afterwards
+    for name in ("MATALIGN_FITS", "OMP_NUM_THREADS", *run.ENVIRONMENT):  # run sets them: put back afterwards
         monkeypatch.setenv(name, "")
         del os.environ[name]
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
