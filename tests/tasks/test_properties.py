@@ -398,7 +398,7 @@ def test_metrics_by_hand(root):
 )
 def test_verdicts(gain, low, prereg, verdict):
     row = {"gain_percent": gain, "low": low, "high": 40}
-    assert properties._gain_claim("c", row, "n", prereg=prereg).verdict == verdict
+    assert properties._gain_claim("c", row, "n", prereg=prereg)["verdict"] == verdict
 
 
 @pytest.mark.parametrize(("size", "verdict"), [(0.15, "FAIL"), (0.25, "PASS")])
