@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-from collections import Counter
 from fractions import Fraction
 
 import numpy as np
@@ -490,11 +489,3 @@ def test_settings_of_one_crystal_are_one_and_a_strained_one_is_not():
 def test_what_is_no_cif_is_unreadable(broken):
     with pytest.raises(ValueError, match=r"^unreadable CIF: "):
         cif.read(broken)
-
-
-def test_many_texts_are_read_one_by_one():
-    good = text("O1 O 0 0 0")
-    results = list(cif.parse_many([good, "nothing", good]))
-    assert [type(each).__name__ for each in results] == ["Cell", "ValueError", "Cell"]
-    assert Counter(results[0].numbers.tolist()) == {8: 1}
-    assert list(itertools.islice(cif.parse_many([]), 1)) == []

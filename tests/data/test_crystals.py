@@ -307,7 +307,7 @@ PDB = (
         ("x.pdb", "HETATM" + PDB.partition("HETATM")[2], "no lattice: no CRYST1"),
         ("x.pdb", PDB.format(group="P 1").replace("          NA\n", "\n"), "unknown element: columns 77 and 78"),
         ("x.pdb", PDB.format(group="P 1").replace(" 1.00  0.00          N", " 0.50  0.00          N"), "disordered"),
-        ("notes.txt", "nothing of the kind", "unreadable: .*neither pymatgen nor ASE"),
+        ("notes.txt", "nothing of the kind", "unreadable: .*ASE cannot read it"),
         ("x.json", "{", "unreadable: not JSON"),
         ("x.json", "[1, 2]", "several structures|unreadable"),
         ("x.json", '{"a": 1}', "unreadable: a JSON object of a"),

@@ -10,13 +10,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from matalign import __version__, cache, paths
 from matalign.data import dataset
 from matalign.data.sources import catalogue, file_hash
 
-TYPES = {pa.string(): "TEXT", pa.int64(): "INT64", pa.float64(): "FLOAT64", pa.bool_(): "BOOL"}  # of mlcroissant
+TYPES = {"text": "TEXT", "texts": "TEXT", "integer": "INT64", "number": "FLOAT64", "bool": "BOOL"}  # of mlcroissant
 FORMATS = {".parquet": "application/x-parquet", ".safetensors": "application/octet-stream"}
 LIMITS = (
     "Micrographs are not part of the set: they are simulated from the structures. A protocol is tied to a composition, "
@@ -84,8 +82,8 @@ def _records(mlc: Any, context: Any, table: str) -> Any:
                 id=f"{table}/{column}",
                 name=column,
                 description=about,
-                data_types=[getattr(mlc.DataType, TYPES[kind.value_type if isinstance(kind, pa.ListType) else kind])],
-                repeated=isinstance(kind, pa.ListType),
+                data_types=[getattr(mlc.DataType, TYPES[kind])],
+                repeated=kind == "texts",
                 source=mlc.Source(ctx=context, file_object=f"{table}.parquet", extract=extract),
             )
         )

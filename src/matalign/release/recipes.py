@@ -65,7 +65,7 @@ class Cookbook:
         formula = formulas.spelled(crystal.numbers)
         with checkpoint.on_threads(self._study.cfg.threads):
             sets = recommendation.recommend(self._study, formula, k=k)["sets"]
-        spelled = [" + ".join(map(formulas.respelled, row["precursors"].split(" + "))) for row in sets]
+        spelled = [" + ".join(map(formulas.spelled, row["precursors"].split(" + "))) for row in sets]
         return Recipes(
             formula=formula,
             protocols=near.rename(columns={"text_L0": "text"})[COLUMNS],

@@ -5,7 +5,7 @@ the notes, or refused with the item and its value.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -32,7 +32,12 @@ OPERATIONS = (
 CENTRINGS = "space_group_symop_magn_centering_xyz"
 MODULATED = ("cell_modulation_dimension", "space_group_ssg_name", "space_group_symop_ssg_operation_algebraic",
              "space_group_symop_magn_ssg_operation_algebraic")  # fmt: skip
-DISORDER = ("atom_site_disorder_group", "atom_site_disorder_assembly", "atom_site_label_alt_id")
+NOT_FULL = {  # items of a site that must not be stated, and what it is otherwise
+    "disorder_group": "disordered: {}; expected each site full",
+    "disorder_assembly": "disordered: {}; expected each site full",
+    "label_alt_id": "disordered: {}; expected each site full",
+    "attached_hydrogens": "incomplete: {} without places",
+}
 
 
 def read(text: str, *, block: str | None = None) -> Cell:
@@ -92,8 +97,8 @@ def _one_crystal(blocks: Sequence["Block"]) -> Cell:
         raise ValueError(f"{refusal} ({error})") from None
     if not all(unit_cell.same_crystal(cells[0], cell) for cell in cells[1:]):
         raise ValueError(refusal)
-    notes = (*cells[0].notes, f"{len(names)} blocks ({', '.join(names)}) are one crystal: {names[0]} is read")
-    return Cell(cells[0].numbers, cells[0].frac_coords, cells[0].lattice, notes)
+    note = f"{len(names)} blocks ({', '.join(names)}) are one crystal: {names[0]} is read"
+    return replace(cells[0], notes=(*cells[0].notes, note))
 
 
 class Block:
@@ -104,17 +109,12 @@ class Block:
         self.raw: dict[str, list[str]] = {}
         self.twice: set[str] = set()
         for item in block:
-            if item.pair is not None:
-                self._add(item.pair[0], [item.pair[1]])
-            elif item.loop is not None:
-                width, values = item.loop.width(), item.loop.values
-                for k, tag in enumerate(item.loop.tags):
-                    self._add(tag, values[k::width])
-
-    def _add(self, tag: str, values: list[str]) -> None:
-        key = tag[1:].lower().replace(".", "_")
-        if self.raw.setdefault(key, values) != values:
-            self.twice.add(key)
+            loop = item.loop
+            columns = {tag: loop.values[k :: loop.width()] for k, tag in enumerate(loop.tags)} if loop else {}
+            for tag, values in (columns | ({item.pair[0]: [item.pair[1]]} if item.pair else {})).items():
+                key = tag[1:].lower().replace(".", "_")
+                if self.raw.setdefault(key, values) != values:
+                    self.twice.add(key)
 
     @property
     def has_sites(self) -> bool:
@@ -143,7 +143,7 @@ class Block:
         if self._formula and any(self.value(name) for name in OPERATIONS):  # the multiplicity can tell nothing more
             sites = replace(sites, multiplicity=np.zeros_like(sites.multiplicity))
         filled = unit_cell.fill(sites, lattice, settings, stated=stated, known=self._formula)
-        return Cell(filled.numbers, filled.frac_coords, filled.lattice, (*notes, *filled.notes))
+        return replace(filled, notes=(*notes, *filled.notes))
 
     @cached_property
     def _formula(self) -> Formula | None:
@@ -184,10 +184,10 @@ class Block:
 
     def _check_order(self, labels: Sequence[str], notes: list[str]) -> None:
         """Refuse sites that are not one full atom."""
-        for name in DISORDER:
-            for label, value in zip(labels, self.column(name), strict=False):
+        for name, refusal in NOT_FULL.items():
+            for label, value in zip(labels, self.column(f"atom_site_{name}"), strict=False):
                 if value not in ("", "0"):
-                    raise ValueError(f"disordered: site {label} has _{name} {value}; expected each site full")
+                    raise ValueError(refusal.format(f"site {label} has _atom_site_{name} {value}"))
         for label, value in zip(labels, self.column("atom_site_occupancy"), strict=False):
             occupancy = _number(value, f"_atom_site_occupancy of {label}") if value else 1.0
             if abs(occupancy - 1) > FULL:
@@ -196,9 +196,6 @@ class Block:
                 notes.append(f"the occupancy {value} of {label} is taken as 1")
         if "?" in self.raw.get("atom_site_occupancy", ()):
             notes.append("an _atom_site_occupancy of ? is taken as 1")
-        for label, value in zip(labels, self.column("atom_site_attached_hydrogens"), strict=False):
-            if value not in ("", "0"):
-                raise ValueError(f"incomplete: site {label} has _atom_site_attached_hydrogens {value} without places")
         for label, value in zip(labels, self.column("atom_site_calc_flag"), strict=False):
             if value.lower() in ("dum", "dummy"):
                 raise ValueError(f"unknown element: site {label} is a dummy (_atom_site_calc_flag {value})")
@@ -345,12 +342,3 @@ def element_of_label(text: str, within: Iterable[int] = ()) -> tuple[int, bool] 
     options += [1] if letters == "D" else []
     likely = [number for number in dict.fromkeys(options) if number in within]
     return (likely[0], False) if len(likely) == 1 else None
-
-
-def parse_many(texts: Iterable[str]) -> Iterator[Cell | ValueError]:
-    """Each CIF's crystal, or why there is none."""
-    for text in texts:
-        try:
-            yield read(text)
-        except ValueError as error:
-            yield error

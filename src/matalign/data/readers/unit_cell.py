@@ -10,13 +10,12 @@ import numpy as np
 
 from matalign.data.readers import symmetry
 from matalign.data.readers.symmetry import Setting
-from matalign.elements import HEAVIEST, NUMBER, PROPERTIES, SYMBOLS, VALUES
+from matalign.elements import HEAVIEST, NUMBER, SYMBOLS
 
 MAX_ATOMS = 2000  # in a cell; those of the curated sets have 200 at most
 MIN_DISTANCE_A = 0.5  # no two atoms of a crystal are nearer: H2 has 0.74 Å
 MAX_LENGTH_A = 1000.0  # of a cell
 DUPLICATE_A = 0.01  # two sites of one element nearer than this are one site, listed twice
-SANE_DISTANCE = 0.7  # of the sum of two atomic radii: where symmetry leaves a choice, no two atoms are nearer
 SAME_SHIFT_A = 0.005  # two crystals are one if their distances, up to `COMPARED_A`, differ by no more on average
 COMPARED_A = 6.0
 
@@ -146,14 +145,7 @@ def lattice_vectors(lengths: Sequence[float], angles: Sequence[float]) -> np.nda
     )
 
 
-def checked(
-    numbers: np.ndarray,
-    frac_coords: np.ndarray,
-    lattice: np.ndarray,
-    *,
-    notes: Sequence[str] = (),
-    near: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
-) -> Cell:
+def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *, notes: Sequence[str] = ()) -> Cell:
     """The arrays, if they make a crystal that the models take.
 
     Args:
@@ -161,7 +153,6 @@ def checked(
         frac_coords: (n, 3).
         lattice: (3, 3), Å.
         notes: of the reading.
-        near: `pairs` within `MIN_DISTANCE_A`, where they are known.
 
     Raises:
         ValueError: no atoms, more than `MAX_ATOMS`, an unknown element, no volume, atoms on top of one another.
@@ -176,7 +167,7 @@ def checked(
     if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all()):
         raise ValueError("unreadable: cell or coordinates are not finite")
     check_volume(lattice)
-    first, second, distance = near or pairs(frac_coords, lattice, MIN_DISTANCE_A)
+    first, second, distance = pairs(frac_coords, lattice, MIN_DISTANCE_A)
     if len(distance):
         k = np.lexsort([second, first])[0]
         where = f"{first[k]} and {second[k]} are {distance[k]:.2f} Å apart"
@@ -226,7 +217,7 @@ def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stat
         sites: as listed.
         lattice: (3, 3), Å.
         settings: what the symmetry may be. Those that do not fit cell, formula or distances are left out; where more
-            than one remains, they must make the same crystal, or all but one bring atoms absurdly near one another.
+            than one remains, they must make the same crystal.
         stated: the symmetry as it is stated, for messages.
         known: the stated formula.
 
@@ -250,7 +241,12 @@ def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stat
             causes.append(error)
     if not cells:
         raise causes[0]
-    setting, cell = _one_of(cells, stated)
+    setting, cell = cells[0]
+    if not all(same_crystal(cell, other) for _, other in cells[1:]):
+        names = ", ".join(each.name for each, _ in cells[:4])
+        raise ValueError(
+            f"symmetry: {stated} is ambiguous: {names} make different crystals of these sites; expected the operations"
+        )
     if sites.doubtful and known is None:
         raise ValueError(f"unknown element: site {sites.doubtful[0]!r} names none for certain, and no formula tells")
     if len(fitting) > 1 or setting.rare:
@@ -260,17 +256,14 @@ def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stat
 
 def _filled(sites: Sites, lattice: np.ndarray, setting: Setting, known: Formula | None) -> Cell:
     origin, frac_coords, notes = symmetry.expand(sites.frac_coords, lattice, setting, labels=sites.labels)
-    near = pairs(frac_coords, lattice, MIN_DISTANCE_A)
-    twins = _twins(sites.numbers, origin, *near)
-    notes += [f"{sites.labels[k]} is listed twice: it is an image of {sites.labels[other]}" for k, other in twins]
-    if twins:
+    if twins := _twins(sites.numbers[origin], origin, *pairs(frac_coords, lattice, DUPLICATE_A)):
+        notes += [f"{sites.labels[k]} is listed twice: it is an image of {sites.labels[other]}" for k, other in twins]
         kept = ~np.isin(origin, [k for k, _ in twins])
         origin, frac_coords = origin[kept], frac_coords[kept]
-        near = pairs(frac_coords, lattice, MIN_DISTANCE_A)
     numbers = sites.numbers[origin]
     if known and (mismatch := known.mismatch(numbers)):
         raise ValueError(mismatch)
-    cell = checked(numbers, frac_coords, lattice, notes=notes, near=near)
+    cell = checked(numbers, frac_coords, lattice, notes=notes)
     counts = np.bincount(origin, minlength=len(sites.labels))
     wrong = np.flatnonzero((sites.multiplicity > 0) & (counts > 0) & (counts != sites.multiplicity))
     if len(wrong) and not (known and known.units):
@@ -283,36 +276,11 @@ def _filled(sites: Sites, lattice: np.ndarray, setting: Setting, known: Formula 
 
 
 def _twins(
-    numbers: np.ndarray, origin: np.ndarray, first: np.ndarray, second: np.ndarray, distance: np.ndarray
+    numbers: np.ndarray, origin: np.ndarray, first: np.ndarray, second: np.ndarray, _: np.ndarray
 ) -> list[tuple[int, int]]:
     """Listed sites that are images of an earlier site of the same element, with that site; from near pairs of atoms."""
-    late, early = origin[first], origin[second]
-    same = (distance < DUPLICATE_A) & (late > early) & (numbers[late] == numbers[early])
-    return sorted(dict(zip(late[same].tolist(), early[same].tolist(), strict=True)).items())
-
-
-def _one_of(cells: list[tuple[Setting, Cell]], stated: str) -> tuple[Setting, Cell]:
-    """The one crystal among several readings of a symmetry."""
-    if _one_crystal(cells):
-        return cells[0]
-    sane = [(setting, cell) for setting, cell in cells if nearest_of_radii(cell) >= SANE_DISTANCE]
-    if sane and _one_crystal(sane):
-        return sane[0]
-    names = ", ".join(setting.name for setting, _ in (sane or cells)[:4])
-    raise ValueError(
-        f"symmetry: {stated} is ambiguous: {names} make different crystals of these sites; expected the operations"
-    )
-
-
-def _one_crystal(cells: list[tuple[Setting, Cell]]) -> bool:
-    return all(same_crystal(cells[0][1], cell) for _, cell in cells[1:])
-
-
-def nearest_of_radii(cell: Cell) -> float:
-    """The smallest distance of two atoms over the sum of their atomic radii."""
-    radius = np.nan_to_num(VALUES[cell.numbers, PROPERTIES.index("radius_A")], nan=1.0)
-    first, second, distance = pairs(cell.frac_coords, cell.lattice, SANE_DISTANCE * 2 * radius.max())
-    return float((distance / (radius[first] + radius[second])).min()) if len(distance) else math.inf
+    same = (origin[first] > origin[second]) & (numbers[first] == numbers[second])
+    return sorted(dict(zip(origin[first[same]].tolist(), origin[second[same]].tolist(), strict=True)).items())
 
 
 def same_crystal(one: Cell, other: Cell) -> bool:
@@ -320,26 +288,23 @@ def same_crystal(one: Cell, other: Cell) -> bool:
 
     Compared are volume per atom, composition, and the distances between each pair of elements.
     """
-    volumes = [abs(np.linalg.det(cell.lattice)) / len(cell.numbers) for cell in (one, other)]
+    atoms = len(one.numbers), len(other.numbers)
+    volumes = [abs(np.linalg.det(cell.lattice)) / n for cell, n in zip((one, other), atoms, strict=True)]
     if formula(one.numbers) != formula(other.numbers) or abs(volumes[0] / volumes[1] - 1) > 2e-3:
         return False
-    shells = [_shells(cell) for cell in (one, other)]
-    return set(shells[0]) == set(shells[1]) and all(
-        _shift(shells[0][pair], shells[1][pair]) <= SAME_SHIFT_A for pair in shells[0]
-    )
+    mine, its = _shells(one), _shells(other)
+    return mine.keys() == its.keys() and all(_shift(mine[pair], its[pair], atoms) <= SAME_SHIFT_A for pair in mine)
 
 
-def _shells(cell: Cell) -> dict[tuple[int, int], tuple[np.ndarray, float]]:
-    """Sorted distances of each pair of elements, and the weight of each: 1 over the atoms in the cell."""
+def _shells(cell: Cell) -> dict[tuple[int, int], np.ndarray]:
+    """Sorted distances of each pair of elements."""
     first, second, distance = pairs(cell.frac_coords, cell.lattice, COMPARED_A)
-    kinds = np.sort(np.stack([cell.numbers[first], cell.numbers[second]]), axis=0)
-    present = {tuple(int(z) for z in pair) for pair in kinds.T}
-    weight = 1 / len(cell.numbers)
-    return {pair: (np.sort(distance[(pair == kinds.T).all(1)]), weight) for pair in present}
+    kinds = np.sort(np.stack([cell.numbers[first], cell.numbers[second]]), axis=0).T
+    return {tuple(pair): np.sort(distance[(pair == kinds).all(1)]) for pair in np.unique(kinds, axis=0).tolist()}
 
 
-def _shift(one: tuple[np.ndarray, float], other: tuple[np.ndarray, float]) -> float:
-    """Å by which distances must move on average to make one list of the other."""
-    at = np.sort(np.concatenate([one[0], other[0], [COMPARED_A]]))
-    counts = [np.searchsorted(distances, at[:-1], side="right") * weight for distances, weight in (one, other)]
+def _shift(one: np.ndarray, other: np.ndarray, atoms: tuple[int, int]) -> float:
+    """Å by which distances must move on average to make one list of the other, of cells with so many atoms."""
+    at = np.sort(np.concatenate([one, other, [COMPARED_A]]))
+    counts = [np.searchsorted(found, at[:-1], side="right") / n for found, n in zip((one, other), atoms, strict=True)]
     return float((np.abs(counts[0] - counts[1]) * np.diff(at)).sum() / max(counts[0].max(), counts[1].max()))
