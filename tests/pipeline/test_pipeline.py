@@ -167,7 +167,7 @@ def test_a_profile_is_named_in_one_block_of_the_parameters(copy):
     assert after == before.replace("\nprofiles:\n  tiny:\n", "\nprofiles:\n  sample:\n") != before
     wrong = copy.command(sys.executable, "-m", "matalign.pipeline.repro", "--profile", "lptop")
     assert wrong.returncode != 0
-    assert wrong.stdout.startswith("error: params.yaml: no profile 'lptop'; one of sample, laptop")
+    assert wrong.stdout.startswith("error: params.yaml: no profile 'lptop', the nearest is 'laptop'; of sample, laptop")
 
 
 def test_a_wrong_parameter_stops_the_first_stage_within_seconds(copy):
@@ -176,9 +176,8 @@ def test_a_wrong_parameter_stops_the_first_stage_within_seconds(copy):
     params.write_text(params.read_text().replace("    embed_dim: 16\n", "    embed_dims: 16\n"))
     stopped = copy.command(*REPRO)
     assert stopped.returncode != 0
-    assert (
-        "error: params.yaml: tiny.pretrain: unknown parameter 'embed_dims'; the nearest valid one is 'embed_dim'"
-        in (stopped.stdout)
+    assert "error: params.yaml: tiny.pretrain: unknown parameter 'embed_dims', the nearest is 'embed_dim'" in (
+        stopped.stdout
     )
     assert ran(stopped.stdout) == [f"curate@{PROFILE}"]  # the first, not the one whose section is wrong
 
