@@ -20,6 +20,11 @@ class Stage:
     seed: int  # of every random draw
     threads: int  # of torch and of BLAS, in every process
 
+    def head(self, *, synthetic: bool) -> dict[str, Any]:
+        """What the metrics of every stage begin with."""
+        stage = type(self).__name__.lower()
+        return {"stage": stage, "profile": self.profile, "synthetic": synthetic, "seed": self.seed}
+
 
 @dataclass(frozen=True)
 class Curate(Stage):

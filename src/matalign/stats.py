@@ -13,9 +13,10 @@ is added as a draw from Student's t of S − 1 degrees, its variance that betwee
 have counted already, as in two-way clustering (Cameron, Gelbach & Miller, J. Bus. Econ. Stat. 29, 238, 2011).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
@@ -35,9 +36,10 @@ class Interval:
     high: float
     p: float | None = None
 
-    def bounds(self) -> dict[str, float]:
-        """Value, low and high, as the rows of metrics hold them."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+    def bounds(self, name: str = "value") -> dict[str, float]:
+        """Value (by the name given), low, high and, of a comparison, p: as the rows of metrics hold them."""
+        found = {name: self.value, "low": self.low, "high": self.high}
+        return found if self.p is None else {**found, "p": self.p}
 
 
 def bootstrap(
@@ -131,6 +133,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
     return adjusted
+
+
+def adjusted(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one family of tests, `p_holm` added: their `p` by Holm's adjustment."""
+    return [{**row, "p_holm": float(p)} for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True)]
 
 
 def calibration_error(probability: np.ndarray, observed: np.ndarray, *, bins: int = BINS) -> float:

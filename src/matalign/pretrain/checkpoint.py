@@ -11,13 +11,15 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 
 from matalign import cache
 from matalign.pretrain import align
@@ -63,6 +65,24 @@ def _on_cpu(value: Any) -> Any:
 def load(file: Path) -> dict[str, Any]:
     """Read what `save` wrote, on the CPU; nothing but tensors and plain values is unpickled."""
     return torch.load(file, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Torch and OpenMP on so many threads, deterministic algorithms only."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable with it
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.set_num_threads(count)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def export(examples: Examples, at: Progress, folder: Path) -> None:

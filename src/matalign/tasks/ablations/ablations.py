@@ -54,17 +54,12 @@ def metrics(cfg: Ablations, results: Mapping[Fit, cache.Result]) -> dict[str, An
                 )
                 if variant != BASE and metric in COMPARED and (task_, metric) in base:
                     d = stats.paired(values, base[task_, metric], clusters, **options)
-                    family.append({**cell, "difference": d.value, "low": d.low, "high": d.high, "p": d.p})
-        adjusted = stats.holm([row["p"] for row in family])
-        differences += [{**row, "p_holm": float(p)} for row, p in zip(family, adjusted, strict=True)]
-    about = {"synthetic": curated.synthetic, "seed": cfg.seed}
-    labels = sorted({result["n_labels"] for result in results.values()})
+                    family.append({**cell, **d.bounds("difference")})
+        differences += stats.adjusted(family)
     return {
-        "stage": "ablations",
-        "profile": cfg.profile,
-        **about,
+        **cfg.head(synthetic=curated.synthetic),
         "label_percent": cfg.label_percent,
-        "n_labels": labels,
+        "n_labels": sorted({result["n_labels"] for result in results.values()}),
         "results": rows,
         "comparisons": differences,
         "pairs": pairs,

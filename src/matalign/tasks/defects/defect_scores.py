@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from matalign import stats
-from matalign.claims import Claim
+from matalign.claims import claim
 from matalign.config import Defects
 from matalign.tasks.defects.contexts import ARMS, TEXT_ARMS
 from matalign.tasks.defects.defects import Predictions, predict
@@ -145,13 +145,13 @@ class Scorer:
         """Rows {arm, baseline, metric, difference, low, high, p, p_holm, seeds, n_test}, paired by image."""
         label, hosts = self.label, self.predictions.mp_id[of]
         options = {"statistic": _macro_f1, **self.options}
-        gains = [stats.paired(label[a][:, of], label[b][:, of], hosts, **options) for a, b in pairs]
         about = {"seeds": self.cfg.seeds, "n_test": int(of.sum())}
-        return [
-            {"arm": arm, "baseline": baseline, "metric": "macro_F1", "difference": gain.value}
-            | {"low": gain.low, "high": gain.high, "p": gain.p, "p_holm": float(p), **about}
-            for (arm, baseline), gain, p in zip(pairs, gains, stats.holm([g.p for g in gains]), strict=True)
+        rows = [
+            {"arm": a, "baseline": b, "metric": "macro_F1"}
+            | stats.paired(label[a][:, of], label[b][:, of], hosts, **options).bounds("difference")
+            for a, b in pairs
         ]
+        return [{**row, **about} for row in stats.adjusted(rows)]
 
     def with_protocol(self, text_pairs: Sequence[tuple[str, str]]) -> dict:
         """Scores on the test hosts that have a protocol: only there has the text arm more to read."""
@@ -179,10 +179,7 @@ def score(predictions: Predictions, cfg: Defects) -> dict:
     flawed, seen, doses = test.kind > 0, test.visibility >= ROSE, dose_bins(test.dose_e_A2)
     of_defect = {defect: test.visibility[test.kind == i] for i, defect in enumerate(DEFECTS) if i}
     return {
-        "stage": "defects",
-        "profile": cfg.profile,
-        "synthetic": predictions.synthetic,
-        "seed": cfg.seed,
+        **cfg.head(synthetic=predictions.synthetic),
         "results": results,
         "recall": scorer.recall(),
         "dose": scorer.dose(),
@@ -221,46 +218,30 @@ def dose_bins(dose_e_A2: np.ndarray) -> list[tuple[dict[str, float | bool], np.n
 
 
 def _claims(results: list[dict], comparisons: list[dict]) -> list[dict]:
-    unit = "macro-F1"
     gains = {(r["arm"], r["baseline"]): {**r, "value": r["difference"]} for r in comparisons}
     context = next(r for r in results if (r["arm"], r["metric"]) == ("context", "macro_F1"))
     image = gains["majority", "image"]
     image = {"value": -image["value"], "low": -image["high"], "high": -image["low"]}
-    own, other = gains["image_structure", "image"], gains["image_other", "image"]
-    claims = [
-        Claim.of(
-            "without the image, defects cannot be told apart",
-            context,
-            threshold=CHANCE_F1,
-            passed=context["value"] <= CHANCE_F1,
-            unit=unit,
-            note="macro-F1 of the context-only arm, at most the threshold; more would mean that the set leaks",
-        ),
-        Claim.of(
-            "the micrograph alone tells defects apart",
-            image,
-            threshold=0.0,
-            passed=image["low"] > 0,
-            unit=unit,
-            note="image only less majority class",
-        ),
-        Claim.of(
-            "knowing the host's structure helps",
-            own,
-            threshold=0.0,
-            passed=own["low"] > 0 and gains["image_structure", "image_other"]["low"] > 0,
-            unit=unit,
-            note="image + aligned structure less image only; with another host's embedding instead of its own: "
-            + _signed(other),
-        ),
+    own, other, true_host = (
+        gains[pair]
+        for pair in (("image_structure", "image"), ("image_other", "image"), ("image_structure", "image_other"))
+    )
+    leak = "macro-F1 of the context-only arm, at most the threshold; more would mean that the set leaks"
+    note = "image + aligned structure less image only; with another host's embedding instead of its own: "
+    none = {"threshold": CHANCE_F1, "passed": context["value"] <= CHANCE_F1, "note": leak}
+    alone = {"passed": image["low"] > 0, "note": "image only less majority class"}
+    helps = {"passed": own["low"] > 0 and true_host["low"] > 0, "note": note + _signed(other)}
+    tested = [
+        ("without the image, defects cannot be told apart", context, none),
+        ("the micrograph alone tells defects apart", image, alone),
+        ("knowing the host's structure helps", own, helps),
     ]
     if TEXT_ARMS in gains:
         text, wrong = gains["image_text", "image_structure"], gains[TEXT_ARMS]
         note = "image + structure + text less image + structure, all hosts; less that with another host's text: "
-        passed = text["low"] > 0 and wrong["low"] > 0
-        statement = "the host's protocol helps beyond its structure"
-        claims.append(Claim.of(statement, text, threshold=0.0, passed=passed, unit=unit, note=note + _signed(wrong)))
-    return [claim.row() for claim in claims]
+        helps = {"passed": text["low"] > 0 and wrong["low"] > 0, "note": note + _signed(wrong)}
+        tested.append(("the host's protocol helps beyond its structure", text, helps))
+    return [claim(name, interval, unit="macro-F1", **how) for name, interval, how in tested]
 
 
 def _signed(row: dict) -> str:

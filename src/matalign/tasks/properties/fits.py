@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from matalign import cache, config, paths, towers
 from matalign.config import Properties
 from matalign.pretrain import encode
-from matalign.quantities import ENERGY
-from matalign.tasks import parallel
-from matalign.tasks.fit import on_threads, weights
+from matalign.pretrain.checkpoint import on_threads
+from matalign.tasks.fit import weights
 from matalign.tasks.properties import baselines, networks
 from matalign.tasks.properties.arms import NETWORKS, Fit, groups, read
 from matalign.tasks.properties.features import features_key, frozen, graphs
@@ -127,21 +126,8 @@ def _train(t: Task, fit: Fit, labels: np.ndarray, parts: Mapping[str, np.ndarray
     others = [frozen(cfg, modality)[arm.others] for modality in read(fit.arm, fit.cohort, t.model.towers)]
     inputs = networks.Inputs(graphs(cfg), others, t.device)
     model = network(t, fit, inputs.pooled(parts["train"]))
-    predicted = networks.train(
-        model,
-        inputs,
-        labels,
-        parts,
-        targets=fit.weights,
-        kept_by=ENERGY if ENERGY in fit.weights else "",
-        steps=fit.steps,
-        batch_size=cfg.batch_size,
-        learning_rate=cfg.learning_rate,
-        weight_decay=cfg.weight_decay,
-        seed=fit.seed,
-        tower_rate=arm.tower_rate,
-        state=state,
-    )
+    how = {"targets": fit.weights, "steps": fit.steps, "seed": fit.seed, "tower_rate": arm.tower_rate, "state": state}
+    predicted = networks.train(model, inputs, labels, parts, schedule=cfg, **how)
     mean, std = standard(labels[parts["train"]], list(fit.weights))
     kept = {f"weight.{name}": w.numpy() for name, w in weights(model).items()}
     return predicted | {"mean": mean, "std": std} | kept
@@ -168,4 +154,4 @@ def fit_all(cfg: Properties, fits: Sequence[Fit]) -> dict[Fit, dict[str, Any]]:
         frozen(cfg, modality)
     short = sum(fit.steps for fit in pending) * cfg.batch_size < WORTH_A_PROCESS
     processes = 1 if t.device.type == "cuda" or short else min(cfg.threads, len(pending))
-    return parallel.results(partial(fit_or_load, cfg), fits, pending, processes=processes, title="fits")
+    return dict(zip(fits, cache.each(partial(fit_or_load, cfg), fits, processes=processes, title="fits")))

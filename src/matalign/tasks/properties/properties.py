@@ -6,13 +6,13 @@ that its mean is the error rate, 1 − accuracy.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from matalign import quantities, stats
-from matalign.claims import ALPHA, Claim
+from matalign.claims import ALPHA, claim
 from matalign.config import Properties
 from matalign.quantities import ENERGY, METAL
 from matalign.tasks.properties import fits
@@ -73,10 +73,7 @@ def metrics(cfg: Properties, results: Result) -> dict[str, Any]:
     }
     tables = {"results": _results(cfg, places), "comparisons": _comparisons(cfg, places)}
     return {
-        "stage": "properties",
-        "profile": cfg.profile,
-        "synthetic": t.curated.synthetic,
-        "seed": cfg.seed,
+        **cfg.head(synthetic=t.curated.synthetic),
         **tables,
         "claims": _claims(places, tables),
         "fits": sorted((_fit_row(t, f, r) for f, r in results.items()), key=lambda row: str(tuple(row.values())[:6])),
@@ -157,9 +154,7 @@ def _comparisons(cfg: Properties, places: Mapping[Place, Mapping[str, Scores]]) 
                 | {"gain_percent": 100 * (0 - i.value), "low": 100 * (0 - i.high), "high": 100 * (0 - i.low)}
                 | {"difference": float(b.mean() - a.mean()), "p": i.p, "seeds": len(b), "n_test": b.shape[1]}
             )
-    for row, adjusted in zip(table, stats.holm([row["p"] for row in table])):
-        row["p_holm"] = float(adjusted)
-    return table
+    return stats.adjusted(table)
 
 
 def _claims(places: Mapping[Place, Mapping[str, Scores]], tables: Mapping[str, list]) -> list[dict[str, Any]]:
@@ -167,68 +162,51 @@ def _claims(places: Mapping[Place, Mapping[str, Scores]], tables: Mapping[str, l
 
     All from cohort A, from the structure alone.
     """
-    gains, over_control, of_control = (
-        {
-            (r["split"], r["label_percent"]): r
-            for r in tables["comparisons"]
-            if (r["cohort"], r["target"], r["arm"], r["baseline"]) == ("A", ENERGY, arm, baseline)
-        }
-        for arm, baseline in (("pretrained", "scratch"), ("pretrained", CONTROL), (CONTROL, "scratch"))
-    )
-    claims = []
-    chemsys = [percent for split, percent in gains if split == "chemsys"]
-    if chemsys:
+    by = {
+        (r["arm"], r["baseline"], r["split"], r["label_percent"]): r
+        for r in tables["comparisons"]
+        if (r["cohort"], r["target"]) == ("A", ENERGY)
+    }
+    claims, headline = [], ("pretrained", "scratch")
+    if chemsys := [percent for *pair, split, percent in by if (*pair, split) == (*headline, "chemsys")]:
         percent = min(chemsys, key=lambda p: (abs(math.log(p / 5)), p))
-        row = gains["chemsys", percent]
-        exact = percent == 5 and row["seeds"] == 5
-        where = f"chemsys split, {percent:g} % of labels, seeds: {row['seeds']}"
-        note = (
-            "the pre-registered cell"
-            if exact
-            else "not the pre-registered cell (5 %, 5 seeds), the nearest this run holds"
-        )
-        claims.append(
-            _gain_claim("pre-registered: E_f, pretrained against scratch", row, f"{where}; {note}", prereg=True)
-        )
-        if control := over_control.get(("chemsys", percent)):
-            passed = control["low"] > 0 and control["p_holm"] < ALPHA
-            gain = "{gain_percent:.1f} [{low:.1f}, {high:.1f}] % on scratch".format(**of_control["chemsys", percent])
-            p = f"p = {control['p_holm']:.3g} (Holm)"
-            claims.append(
-                Claim.of(
-                    "of that gain, the contrastive loss has a share",
-                    {**control, "value": control["gain_percent"]},
-                    threshold=0.0,
-                    passed=passed,
-                    unit="%",
-                    note=f"pretrained against the auxiliary objective alone, which gains {gain}; {p}",
-                )
+        row = by[*headline, "chemsys", percent]
+        note = "the pre-registered cell"
+        if percent != 5 or row["seeds"] != 5:
+            note = "not the pre-registered cell (5 %, 5 seeds), the nearest this run holds"
+        note = f"chemsys split, {percent:g} % of labels, seeds: {row['seeds']}; {note}"
+        claims.append(_gain_claim("pre-registered: E_f, pretrained against scratch", row, note, prereg=True))
+        if control := by.get(("pretrained", CONTROL, "chemsys", percent)):
+            gain = "{gain_percent:.1f} [{low:.1f}, {high:.1f}] % on scratch"
+            gain = gain.format(**by[CONTROL, "scratch", "chemsys", percent])
+            note = f"pretrained against the auxiliary objective alone, which gains {gain}; "
+            note += f"p = {control['p_holm']:.3g} (Holm)"
+            passed, row = (
+                control["low"] > 0 and control["p_holm"] < ALPHA,
+                {**control, "value": control["gain_percent"]},
             )
+            name = "of that gain, the contrastive loss has a share"
+            claims.append(claim(name, row, passed=passed, unit="%", note=note))
     for split in ("chemsys", "random"):
-        if row := gains.get((split, 100.0)):
+        if row := by.get((*headline, split, 100.0)):
             note = f"the proposal's claim as written; {split} split, all labels, seeds: {row['seeds']}"
             claims.append(_gain_claim(f"E_f gain of at least 15 %, all labels, {split} split", row, note, prereg=False))
     for split in ("random", "chemsys"):
         if found := _best(places, split):
             percent, arm = found
-            row = next(
-                r
-                for r in tables["results"]
-                if (r["cohort"], r["split"], r["label_percent"], r["target"], r["arm"], r["metric"])
-                == ("A", split, percent, ENERGY, arm, "MAE")
-            )
+            cell = _key(("A", split, percent, ENERGY), arm) | {"metric": "MAE"}
+            row = next(r for r in tables["results"] if cell.items() <= r.items())
             note = f"{arm}, best on validation of the structure-only arms; {percent:g} % of labels"
             name, passed = f"E_f MAE below 0.1 eV/atom, {split} split", row["high"] < 0.1
-            claims.append(Claim.of(name, row, threshold=0.1, passed=passed, unit=unit(ENERGY), note=note))
-    return [claim.row() for claim in claims]
+            claims.append(claim(name, row, threshold=0.1, passed=passed, unit=unit(ENERGY), note=note))
+    return claims
 
 
-def _gain_claim(claim: str, row: Mapping[str, Any], note: str, *, prereg: bool) -> Claim:
+def _gain_claim(name: str, row: Mapping[str, Any], note: str, *, prereg: bool) -> dict[str, Any]:
     """PASS: gain at least 15 % and lower bound above 0; STRONG (pre-registered cell): lower bound at least 15 %."""
     passed = row["gain_percent"] >= 15 and row["low"] > 0
-    row = {**row, "value": row["gain_percent"]}
-    found = Claim.of(claim, row, threshold=15.0, passed=passed, unit="%", note=note)
-    return replace(found, verdict="STRONG") if prereg and passed and row["low"] >= 15 else found
+    found = claim(name, {**row, "value": row["gain_percent"]}, threshold=15.0, passed=passed, unit="%", note=note)
+    return found | {"verdict": "STRONG"} if prereg and passed and row["low"] >= 15 else found
 
 
 def _best(places: Mapping[Place, Mapping[str, Scores]], split: str) -> tuple[float, str] | None:
