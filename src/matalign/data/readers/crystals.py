@@ -103,11 +103,7 @@ def _read(item: Any, block: str | None, frame: int | None) -> Cell:
     if isinstance(item, str | PathLike):
         return _of_file(Path(item), block, frame)
     if isinstance(item, list | tuple) and item and not all(isinstance(each, Mapping) for each in item):
-        if len(item) > 1 and frame is None:
-            raise ValueError(f"several structures: {len(item)}; choose one by `frame`, from 0")
-        if not -len(item) <= (frame or 0) < len(item):
-            raise ValueError(f"no frame {frame}: there are {len(item)}")
-        return _read(item[frame or 0], block, None)
+        return _read(unit_cell.chosen(item, frame), block, None)
     if isinstance(item, Mapping | list | tuple):
         return records.read(item, frame=frame)
     if hasattr(item, "get_scaled_positions"):
