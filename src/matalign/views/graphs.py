@@ -40,7 +40,7 @@ def neighbour_lists(
     """Neighbour graphs of crystals; one pass over all their edges picks the neighbours.
 
     Args:
-        crystals: of each (n,) atomic numbers, (n, 3) fractional coordinates of any image, (3, 3) lattice vectors, angstrom.
+        crystals: numbers (n,), frac_coords (n, 3) of any image and lattice (3, 3) of each, rows are vectors, angstrom.
         cutoff_A: no neighbour beyond, angstrom.
         neighbours: the cutoff of an atom is the distance of its next one after these.
 
