@@ -20,21 +20,17 @@ CRYSTALS_PER_TASK = 256  # what a killed run may lose, in each worker
 Maker = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # numbers, frac_coords, lattice -> floats of a shape
 
 
-def parse_cifs(
-    texts: Sequence[str], *, workers: int, read: Callable[[str], Crystal] | None = None
-) -> dict[str, Crystal | str]:
+def parse_cifs(texts: Sequence[str], *, workers: int) -> dict[str, Crystal | str]:
     """Parse CIFs in parallel; what a killed run has parsed is found again.
 
     Args:
         texts: of the CIFs, distinct.
         workers: processes; with one, this process does it.
-        read: raises a ValueError of a text that it cannot read; by default `sources.parse_cif`.
 
     Returns:
         Text -> the crystal, or the reason why it has none.
     """
-    key = {"reader": read.__qualname__ if read else ""}
-    chunks = _chunks(read or sources.parse_cif, _pack, texts, key=key, workers=workers, what="crystals")
+    chunks = _chunks(sources.parse_cif, _pack, texts, key={}, workers=workers, what="crystals")
     return dict(zip(texts, chain.from_iterable(map(_unpacked, chunks))))
 
 
@@ -94,19 +90,17 @@ def _chunks(
     """Of each chunk of items what could be made, packed, and `failures`: of each item the reason, or ""."""
     chunks = [items[i : i + CRYSTALS_PER_TASK] for i in range(0, len(items), CRYSTALS_PER_TASK)]
     workers = workers if len(chunks) >= 2 * workers else 1  # else starting the processes would take longer
-    parallel = joblib.Parallel(workers, return_as="generator", batch_size=1)
+    ending = {"initializer": cache.die_with_parent, "initargs": (os.getpid(),)}  # before a worker has its first chunk
+    parallel = joblib.Parallel(workers, return_as="generator", batch_size=1, **ending)
     made = []
     with tqdm(total=len(items), desc=what, unit="crystal", mininterval=1) as bar:
-        for result in parallel(joblib.delayed(_chunk)(os.getpid(), make, pack, chunk, key) for chunk in chunks):
+        for result in parallel(joblib.delayed(_chunk)(make, pack, chunk, key) for chunk in chunks):
             bar.update(len(result["failures"]))
             made.append(result)
     return made
 
 
-def _chunk(starter: int, make: Callable, pack: Callable, items: Sequence, key: Mapping[str, Any]) -> cache.Result:
-    if os.getppid() == starter:
-        cache.die_with_parent(starter)
-
+def _chunk(make: Callable, pack: Callable, items: Sequence, key: Mapping[str, Any]) -> cache.Result:
     def compute() -> cache.Result:
         made = [_attempt(make, item) for item in items]
         good = [each for each in made if not isinstance(each, str)]
