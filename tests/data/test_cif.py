@@ -321,6 +321,20 @@ def test_a_formula_agrees_or_is_no_formula(formula):
     assert counts(found) == {55: 1, 35: 1}
 
 
+def test_the_formula_of_the_cell_may_stand_beside_a_count_of_molecules():
+    """As pymatgen writes both, of chlorine: Cl4, and Z = 2 of Cl2."""
+    rows = [f"Cl{k} Cl {x} 0 0" for k, x in enumerate((0, 0.2, 0.5, 0.7))]
+    assert len(cif.read(text(*rows, symmetry=P1, formula="Cl4", units="2", a=10, b=5, c=5)).numbers) == 4
+    with pytest.raises(ValueError, match="the cell holds 3 x Cl4, the sites are 4 atoms"):
+        cif.read(text(*rows, symmetry=P1, formula="Cl4", units="3", a=10, b=5, c=5))
+
+
+def test_a_third_written_with_four_digits_is_a_third():
+    rows = ["Cs1 Cs 0.3333 0.66667 0.3334", "Br1 Br 0.5 0.5 0.8"]
+    found = cif.read(text(*rows, symmetry=P1)).frac_coords[0]
+    assert found.tolist() == [1 / 3, 2 / 3, 0.3334]
+
+
 def test_a_formula_is_compared_in_fractions_and_with_its_count():
     rows = ["Cs1 Cs 0 0 0", "Cs2 Cs 0.5 0 0", "Br1 Br 0.25 0.5 0.5", "I1 I 0.75 0.5 0.5"]
     cell = {"a": 8.5, "b": 4.25, "c": 4.25}

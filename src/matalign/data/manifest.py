@@ -27,6 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from matalign import quantities
+from matalign.data import sources
 from matalign.data.formulas import same_composition
 from matalign.data.protocols import Protocol
 from matalign.data.readers import crystals, recipe_texts
@@ -183,7 +184,7 @@ def _path(cell: str, folder: Path) -> Path:
 
 def _structure(row: Mapping[str, str], folder: Path) -> Crystal | None:
     cell = row.get("structure")
-    return crystals.described(_path(cell, folder)) if cell else None
+    return sources.described(crystals.read_structure(_path(cell, folder))) if cell else None
 
 
 def _protocol(row: Mapping[str, str], folder: Path, formula: str) -> Protocol | str | None:

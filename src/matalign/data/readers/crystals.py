@@ -16,17 +16,12 @@ from dataclasses import replace
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from matalign.data import formulas
 from matalign.data.readers import cif, pdb, poscar, records, unit_cell
 from matalign.data.readers.unit_cell import Cell
-from matalign.elements import SYMBOLS
-
-if TYPE_CHECKING:
-    from matalign.data.sources import Crystal
 
 MAX_FILE_MB = 32  # of a structure, unpacked
 MASS_TOLERANCE = 0.2  # atomic units
@@ -66,15 +61,6 @@ def read_structure(item: Any, *, block: str | None = None, frame: int | None = N
         return read()
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-
-
-def described(item: Any) -> "Crystal":
-    """As `read_structure`, with formula, chemical system and space group (`sources.space_group`)."""
-    from matalign.data import sources
-
-    cell = read_structure(item)
-    chemsys = "-".join(sorted(SYMBOLS[z] for z in np.unique(cell.numbers)))
-    return sources.Crystal(*cell.arrays, formulas.spelled(cell.numbers), chemsys, sources.space_group(*cell.arrays))
 
 
 def _reader(item: Any, block: str | None, frame: int | None) -> tuple[str, Callable[[], Cell]]:
