@@ -8,12 +8,13 @@ with its tails, and the root that `stabilise` takes of counts.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from matalign.data.structures import Structures
-from matalign.views.micrographs import CROSS_SECTION_A2, Optics, projected_lattice
+from matalign.views.micrographs import CROSS_SECTION_A2, ZONE_AXES, Optics, projected_lattice
 
 FINEST = 1.25  # cycles/Å: the probe passes next to nothing beyond
 WAVES = 512  # of a reference at most
@@ -121,3 +122,24 @@ def _waves(
     power = np.cumsum(np.abs(found[order]) ** 2)
     order = order[: min(WAVES, 1 + np.searchsorted(power, ENERGY * power[-1]))]
     return index[order], wave[order], found[order] / max(math.sqrt(2 * power[-1]), 1e-12)
+
+
+def low_index(structures: Structures, row: int, *, mirrored: bool = False, **options: Any) -> References:
+    """One crystal along all zone axes of low index; of those that look alike the first, in the usual order.
+
+    Args:
+        structures: where the crystal is.
+        row: which.
+        mirrored: seen from behind.
+        options: of `references`.
+    """
+    axes = sorted(range(len(ZONE_AXES)), key=lambda i: (sum(map(abs, ZONE_AXES[i])), [-n for n in ZONE_AXES[i]]))
+    refs = references(structures, [row] * len(axes), axes, mirrored=mirrored, **options)
+    length = np.linalg.norm(refs.wave, axis=1)
+    kept: dict[bytes, int] = {}
+    for r in reversed(range(len(axes))):  # the same waves, whatever their directions and phases
+        waves = slice(refs.ptr[r], min(refs.ptr[r + 1], refs.ptr[r] + 24))
+        seen = np.round(np.stack([np.abs(refs.coefficient[waves]), length[waves]]), 2) + 0.0
+        kept[seen[:, np.lexsort(seen)].tobytes()] = r
+    chosen = sorted(kept.values())
+    return references(structures, [row] * len(chosen), np.array(axes)[chosen], mirrored=mirrored, **options)

@@ -86,7 +86,7 @@ def register(
     *,
     pixel_A: float | tuple[float, float],
     tolerance: float = 0.03,
-    keep: int = 3,
+    keep: int = 4,
     steps: int = 4,
 ) -> Registration:
     """Find crystals in images.
@@ -370,7 +370,16 @@ def _result(fit: _Fit, images: Tensor, basis: Tensor, choice: Tensor) -> tuple[T
     cells = torch.linalg.solve(basis.transpose(1, 2), fit.values[:, 4:6, None])
     origin = -(fit.values[:, None, 4:6] - cells.round().transpose(1, 2) @ basis)
     drift = torch.stack([-e0 / (1 + e0), -e1 / (1 + e0)], dim=1) * (pixel_A * shape[0])[:, None]
-    error = torch.linalg.inv(fit.normal)[:, 1, 1].clamp(min=0).sqrt()
+    error = (torch.linalg.inv(fit.normal)[:, 1, 1].clamp(min=0) * _correlated(residual.view(-1, *shape))).sqrt()
     pictures = (each.view(-1, 1, *shape) for each in (reference, residual))
     shift = (origin @ turn)[:, 0]
     return fit.correlation, choice, rotation, shift, drift, pixel_A, error, fit.values[:, 6], gain, offset, *pictures
+
+
+def _correlated(residual: Tensor) -> Tensor:
+    """(B,) by how much a variance grows as the noise in residuals (B, H, W) is correlated: Σ ρ² over short lags."""
+    full = [2 * n for n in residual.shape[1:]]
+    power = torch.fft.irfft2(torch.fft.rfft2(residual, s=full).abs().square(), s=full)
+    near = [torch.cat([torch.arange(n // 8 + 1), torch.arange(-(n // 8), 0)]) for n in residual.shape[1:]]
+    lags = power[:, near[0]][:, :, near[1]] / power[:, :1, :1].clamp(min=1e-12)
+    return lags.square().sum((1, 2))
