@@ -15,7 +15,8 @@ from matalign.views.registration import Registration
 SMOOTH_A = 0.5  # standard deviation of the Gaussian that residuals are smoothed with: about a probe's
 APART_A = 1.5  # candidates lie farther from one another
 ON_COLUMN_A = 0.8  # what is nearer to a column is at it
-SIGNIFICANT = 4.0  # over the robust standard deviation of the smoothed residual
+SIGNIFICANT = 4.0  # over the robust standard deviation of the smoothed residual,
+STRONG = (1.0, 2.5)  # or contrast and significance: a fault across the frame makes this standard deviation large
 MOST = 5  # candidates of an image
 
 
@@ -70,7 +71,8 @@ def anomalies(found: Registration, refs: References, chosen: np.ndarray, structu
     for i, reference in enumerate(chosen):
         pixel_A = found.pixel_A[i].item()
         z, places = _extrema(maps[i, 0], pixel_A=pixel_A)
-        keep = np.abs(z) >= SIGNIFICANT * noise[i].item()
+        size, sigma = np.abs(z), noise[i].item()
+        keep = (size >= SIGNIFICANT * sigma) | ((size >= STRONG[0]) & (size >= STRONG[1] * sigma))
         z, places = z[keep], places[keep]
         sites, elements = columns(found, i, refs, int(reference), structures)
         listed: list[Anomaly] = []
@@ -92,7 +94,7 @@ def anomalies(found: Registration, refs: References, chosen: np.ndarray, structu
                     down_A=float(place[0]),
                     right_A=float(place[1]),
                     contrast=float(value),
-                    significance=float(value / noise[i].item()),
+                    significance=float(value / sigma),
                     column="/".join(dict.fromkeys(elements[np.hypot(*(sites - sites[nearest]).T) < ON_COLUMN_A / 2])),
                     distance_A=float(distance[nearest]),
                 )
