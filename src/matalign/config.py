@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,7 +266,7 @@ def load(stage: str, profile: str, *, file: Path | None = None) -> Stage:
         ValueError: see `build`; or an unknown stage or profile.
     """
     file = file or paths.PARAMS
-    params = yaml.safe_load(file.read_text())
+    params = parameters(file.read_text())
     known(stage, STAGES, "unknown stage")
     known(profile, [key for key in params if key not in ("base", "profiles", "versions")], f"{file.name}: no profile")
     for section in ("base", profile):
@@ -288,4 +289,10 @@ def version(kind: str) -> int | str:
         ValueError: no such kind.
     """
     known(kind, KINDS, "no kind of result")
-    return yaml.safe_load(paths.PARAMS.read_text())["versions"][kind] if paths.PARAMS.exists() else __version__
+    return parameters(paths.PARAMS.read_text())["versions"][kind] if paths.PARAMS.exists() else __version__
+
+
+@functools.lru_cache(maxsize=4)
+def parameters(text: str) -> dict[str, Any]:
+    """What a params.yaml holds; parsed once, not for each key of a result."""
+    return yaml.safe_load(text)

@@ -19,21 +19,17 @@ CRYSTALS_PER_TASK = 256  # what a killed run may lose, in each worker
 Maker = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # numbers, frac_coords, lattice -> floats of a shape
 
 
-def parse_cifs(
-    texts: Sequence[str], *, workers: int, read: Callable[[str], Crystal] | None = None
-) -> dict[str, Crystal | str]:
+def parse_cifs(texts: Sequence[str], *, workers: int) -> dict[str, Crystal | str]:
     """Parse CIFs in parallel; what a killed run has parsed is found again.
 
     Args:
         texts: of the CIFs, distinct.
         workers: processes; with one, this process does it.
-        read: raises a ValueError of a text that it cannot read; by default `sources.parse_cif`.
 
     Returns:
         Text -> the crystal, or the reason why it has none.
     """
-    key = {"reader": read.__qualname__ if read else ""}
-    chunks = _chunks(read or sources.parse_cif, _pack, texts, key=key, workers=workers, what="crystals")
+    chunks = _chunks(sources.parse_cif, _pack, texts, key={}, workers=workers, what="crystals")
     return dict(zip(texts, chain.from_iterable(map(_unpacked, chunks))))
 
 

@@ -4,10 +4,11 @@ Nothing is dropped and nothing guessed in silence: what a file leaves open is de
 the notes, or refused with the item and its value.
 """
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import gemmi
 import numpy as np
@@ -18,6 +19,7 @@ from matalign.data.readers.unit_cell import Cell, Formula, Sites
 from matalign.elements import HEAVIEST, NUMBER
 
 FULL = 0.002  # an occupancy is 1 within this
+THIRD = 1e-4  # relative: a coordinate this near to 1/3 or 2/3 is that, written with four digits or more
 MAX_BLOCKS = 8  # that are compared, whether they are one crystal
 NAMES = (
     "symmetry_space_group_name_h-m", "space_group_name_h-m_alt", "space_group_name_h-m_full", "space_group_name_h-m",
@@ -67,7 +69,8 @@ def read(text: str, *, block: str | None = None) -> Cell:
 
 def _blocks(text: str) -> list[gemmi.cif.Block]:
     """Data blocks; one that is no CIF is left out if it lists no atoms. Letters beyond ASCII may stand anywhere."""
-    text = re.sub(r"[^\x00-\x7f]", "_", text.removeprefix("\ufeff").replace("\N{MINUS SIGN}", "-"))
+    if not text.isascii():
+        text = re.sub(r"[^\x00-\x7f]", "_", text.removeprefix("\ufeff").replace("\N{MINUS SIGN}", "-"))
     try:
         return list(gemmi.cif.read_string(text, 0))
     except (RuntimeError, ValueError, MemoryError) as error:
@@ -130,7 +133,7 @@ class Block:
 
     def value(self, *names: str) -> str:
         """The first value that is stated under one of these names; "" if none is."""
-        return next((value for name in names for value in self.column(name) if value), "")
+        return next((value for name in names if name in self.raw for value in self.column(name) if value), "")
 
     def cell(self) -> Cell:
         """The crystal; see `read`."""
@@ -161,7 +164,7 @@ class Block:
         return unit_cell.lattice_vectors(lengths, angles)
 
     def _number(self, name: str) -> float:
-        return _number(self.value(name), f"_{name}")
+        return _number(self.value(name), name)
 
     # Sites
 
@@ -175,7 +178,7 @@ class Block:
         self._check_order(labels, notes)
         elements = [self._element(kind, label) for kind, label in zip(kinds or [""] * rows, labels, strict=True)]
         doubtful = tuple(label for label, (_, sure) in zip(labels, elements, strict=True) if not sure)
-        if any(re.sub("[^A-Za-z]", "", kind).upper() == "D" for kind in kinds):
+        if any(re.sub("[^A-Za-z]", "", kind).upper() == "D" for kind in set(kinds)):
             notes.append("deuterium (D) is taken as hydrogen")
         stated = self.column("atom_site_symmetry_multiplicity") or self.column("atom_site_site_symmetry_multiplicity")
         multiplicity = [int(value) if value.isdigit() else 0 for value in stated or [""] * rows]
@@ -189,7 +192,7 @@ class Block:
                 if value not in ("", "0"):
                     raise ValueError(refusal.format(f"site {label} has _atom_site_{name} {value}"))
         for label, value in zip(labels, self.column("atom_site_occupancy"), strict=False):
-            occupancy = _number(value, f"_atom_site_occupancy of {label}") if value else 1.0
+            occupancy = _number(value, "atom_site_occupancy", label) if value else 1.0
             if abs(occupancy - 1) > FULL:
                 raise ValueError(f"disordered: site {label} has _atom_site_occupancy {value}; expected each site full")
             if occupancy != 1:
@@ -202,7 +205,7 @@ class Block:
 
     def _element(self, kind: str, label: str) -> tuple[int, bool]:
         """Atomic number, and whether it is certain."""
-        within = self._formula.amounts if self._formula else {}
+        within = frozenset(self._formula.amounts if self._formula else ())
         item, text = ("_atom_site_type_symbol", kind) if kind else ("_atom_site_label", label)
         found = element_of_type(kind, within) if kind else element_of_label(label, within)
         if found is None:
@@ -216,11 +219,13 @@ class Block:
         if missing := [name for name in names if len(self.raw.get(name, ())) != len(labels)]:
             raise ValueError(f"incomplete: _{missing[0]} is missing")
         columns = [
-            [_number(value, f"_{name} of {label}") for label, value in zip(labels, self.column(name), strict=True)]
+            [_number(value, name, label) for label, value in zip(labels, self.column(name), strict=True)]
             for name in names
         ]
         positions = np.array(columns).T
         if form == "fract":
+            for third in (1 / 3, 2 / 3):
+                positions[np.abs(positions / third - 1) <= THIRD] = third
             return positions
         if np.abs(lattice - np.diag(np.diag(lattice))).max() > 1e-6 or any(
             key.startswith(("atom_sites_cartn_tran_matrix", "atom_sites_fract_tran_matrix")) for key in self.raw
@@ -304,14 +309,16 @@ def _by_number(text: str) -> tuple[Setting, ...]:
     return symmetry.by_number(int(text)) if text.isdigit() else ()
 
 
-def _number(text: str, item: str) -> float:
+def _number(text: str, name: str, label: str = "") -> float:
     found = gemmi.cif.as_number(text)
-    if not np.isfinite(found):
+    if not math.isfinite(found):
+        item = f"_{name} of {label}" if label else f"_{name}"
         raise ValueError(f"unreadable: {item} is {text or '?'!r}; expected a number")
     return found
 
 
-def element_of_type(text: str, within: Iterable[int] = ()) -> tuple[int, bool] | None:
+@lru_cache(maxsize=4096)
+def element_of_type(text: str, within: frozenset[int] = frozenset()) -> tuple[int, bool] | None:
     """Atomic number of a type symbol (`Na1+`, `O2-`, `Cval`), and whether it is certain; None: no element.
 
     Args:
@@ -329,7 +336,8 @@ def element_of_type(text: str, within: Iterable[int] = ()) -> tuple[int, bool] |
     return (number, not group) if not group or number in within or not within else None
 
 
-def element_of_label(text: str, within: Iterable[int] = ()) -> tuple[int, bool] | None:
+@lru_cache(maxsize=4096)
+def element_of_label(text: str, within: frozenset[int] = frozenset()) -> tuple[int, bool] | None:
     """As `element_of_type`, of a site's label (`Mg1`, `O1A`, `SiT`); certain if the letters are an element's symbol.
 
     Of two (`Si/Al`), or of water (`H2O`), it is not certain.

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import gemmi
 import numpy as np
@@ -30,7 +30,7 @@ class Setting:
     translations: np.ndarray
     rare: bool = False  # a reading of a short symbol that only the cell's angles can ask for
 
-    @property
+    @cached_property
     def key(self) -> frozenset[bytes]:
         """The operations as a set, to compare settings by."""
         parts = np.rint(self.translations * PARTS).astype(int) % PARTS

@@ -5,9 +5,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from matalign.data.formulas import composition, spelled
 from matalign.data.readers import symmetry
 from matalign.data.readers.symmetry import Setting
 from matalign.elements import HEAVIEST, NUMBER, SYMBOLS
@@ -18,6 +20,7 @@ MAX_LENGTH_A = 1000.0  # of a cell
 DUPLICATE_A = 0.01  # two sites of one element nearer than this are one site, listed twice
 SAME_SHIFT_A = 0.005  # two crystals are one if their distances, up to `COMPARED_A`, differ by no more on average
 COMPARED_A = 6.0
+FEW = 100  # atoms, up to which all pairs are faster than a tree
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,12 @@ class Formula:
 
     @property
     def _of_cell(self) -> bool:
-        """Whether it may be that of the whole cell, as pymatgen writes `Si2` beside Z = 2."""
-        whole = [round(amount) for amount in self.amounts.values()]
-        return whole == list(self.amounts.values()) and math.gcd(*whole) == self.units
+        """Whether it may be that of the whole cell, as pymatgen writes `Si2` and `Cl4` beside Z = 2."""
+        whole = {z: round(amount) for z, amount in self.amounts.items()}
+        if whole != self.amounts:
+            return False
+        unit = composition(spelled(Counter(whole).elements()))
+        return sum(whole.values()) == self.units * sum(unit.values())
 
     def mismatch(self, numbers: np.ndarray) -> str:
         """How the atoms of a cell differ from it, "" if they do not; amounts with decimals may be rounded."""
@@ -108,7 +114,7 @@ class Formula:
         )
         if not same:
             return f"formula mismatch: _chemical_formula_sum is {self.text}, the sites are {formula(numbers)}"
-        units = [self.units, *([1.0] if self._of_cell else [])]
+        units = [self.units, 1.0] if scale != self.units and self._of_cell else [self.units]
         if self.units and min(abs(scale / each - 1) for each in units) > 1e-6 + spread / total:
             cell = f"{self.units:g} x {self.text}"
             return f"formula mismatch: the cell holds {cell}, the sites are {len(numbers)} atoms, {formula(numbers)}"
@@ -145,7 +151,14 @@ def lattice_vectors(lengths: Sequence[float], angles: Sequence[float]) -> np.nda
     )
 
 
-def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *, notes: Sequence[str] = ()) -> Cell:
+def checked(
+    numbers: np.ndarray,
+    frac_coords: np.ndarray,
+    lattice: np.ndarray,
+    *,
+    notes: Sequence[str] = (),
+    near: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+) -> Cell:
     """The arrays, if they make a crystal that the models take.
 
     Args:
@@ -153,6 +166,7 @@ def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *
         frac_coords: (n, 3).
         lattice: (3, 3), Å.
         notes: of the reading.
+        near: the `pairs` within `MIN_DISTANCE_A`, where they are known.
 
     Raises:
         ValueError: no atoms, more than `MAX_ATOMS`, an unknown element, no volume, atoms on top of one another.
@@ -166,14 +180,24 @@ def checked(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *
         raise ValueError(f"unknown element: atomic number {unknown[0]}; known are 1 to {HEAVIEST}")
     if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all()):
         raise ValueError("unreadable: cell or coordinates are not finite")
-    check_volume(lattice)
-    first, second, distance = pairs(frac_coords, lattice, MIN_DISTANCE_A)
+    if near is None:
+        check_volume(lattice)
+    first, second, distance = near or pairs(frac_coords, lattice, MIN_DISTANCE_A)
     if len(distance):
         k = np.lexsort([second, first])[0]
         where = f"{first[k]} and {second[k]} are {distance[k]:.2f} Å apart"
         raise ValueError(f"overlapping atoms: {where}; expected at least {MIN_DISTANCE_A} Å")
     arrays = np.asarray(numbers, np.int16), np.asarray(frac_coords, np.float64), np.asarray(lattice, np.float64)
     return Cell(*arrays, tuple(notes))
+
+
+def chosen(items: Sequence[Any], frame: int | None, what: str = "") -> Any:
+    """One of several structures; a ValueError where none is chosen, or none of that number is there."""
+    if frame is None and len(items) > 1:
+        raise ValueError(f"several structures: {len(items)}{what}; choose one by `frame`, from 0")
+    if not -len(items) <= (frame or 0) < len(items):
+        raise ValueError(f"no frame {frame}: there are {len(items)}")
+    return items[frame or 0]
 
 
 def check_volume(lattice: np.ndarray) -> None:
@@ -184,7 +208,7 @@ def check_volume(lattice: np.ndarray) -> None:
     if not volume >= 1e-3:
         raise ValueError("no lattice: the cell has no volume; expected a crystal, periodic in three directions")
     longest = np.linalg.norm(lattice, axis=1).max()
-    height = volume / np.linalg.norm(np.cross(np.roll(lattice, -1, 0), np.roll(lattice, -2, 0)), axis=1).max()
+    height = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max()
     if longest > MAX_LENGTH_A or height < MIN_DISTANCE_A:
         raise ValueError(f"no lattice: a cell as long as {longest:.4g} Å and as low as {height:.4g} Å is no crystal's")
 
@@ -194,6 +218,11 @@ def pairs(frac_coords: np.ndarray, lattice: np.ndarray, cutoff: float) -> tuple[
     inside = frac_coords % 1
     heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
     reach = cutoff / heights
+    if reach.max() < 0.5 and len(inside) <= FEW:  # then one image of each atom can be near
+        apart = inside[:, None] - inside
+        distance = np.linalg.norm((apart - np.rint(apart)) @ lattice, axis=-1)
+        first, second = np.nonzero((distance <= cutoff) & ~np.eye(len(inside), dtype=bool))
+        return first, second, distance[first, second]
     cells = [np.arange(-math.ceil(each), math.ceil(each) + 1) for each in reach]
     shifts = np.stack(np.meshgrid(*cells, indexing="ij"), axis=-1).reshape(-1, 3)
     images = (inside[:, None] + shifts).reshape(-1, 3)
@@ -256,14 +285,16 @@ def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stat
 
 def _filled(sites: Sites, lattice: np.ndarray, setting: Setting, known: Formula | None) -> Cell:
     origin, frac_coords, notes = symmetry.expand(sites.frac_coords, lattice, setting, labels=sites.labels)
-    if twins := _twins(sites.numbers[origin], origin, *pairs(frac_coords, lattice, DUPLICATE_A)):
+    near = pairs(frac_coords, lattice, MIN_DISTANCE_A)
+    if twins := _twins(sites.numbers[origin], origin, *near):
         notes += [f"{sites.labels[k]} is listed twice: it is an image of {sites.labels[other]}" for k, other in twins]
         kept = ~np.isin(origin, [k for k, _ in twins])
         origin, frac_coords = origin[kept], frac_coords[kept]
+        near = pairs(frac_coords, lattice, MIN_DISTANCE_A)
     numbers = sites.numbers[origin]
     if known and (mismatch := known.mismatch(numbers)):
         raise ValueError(mismatch)
-    cell = checked(numbers, frac_coords, lattice, notes=notes)
+    cell = checked(numbers, frac_coords, lattice, notes=notes, near=near)
     counts = np.bincount(origin, minlength=len(sites.labels))
     wrong = np.flatnonzero((sites.multiplicity > 0) & (counts > 0) & (counts != sites.multiplicity))
     if len(wrong) and not (known and known.units):
@@ -276,10 +307,10 @@ def _filled(sites: Sites, lattice: np.ndarray, setting: Setting, known: Formula 
 
 
 def _twins(
-    numbers: np.ndarray, origin: np.ndarray, first: np.ndarray, second: np.ndarray, _: np.ndarray
+    numbers: np.ndarray, origin: np.ndarray, first: np.ndarray, second: np.ndarray, distance: np.ndarray
 ) -> list[tuple[int, int]]:
     """Listed sites that are images of an earlier site of the same element, with that site; from near pairs of atoms."""
-    same = (origin[first] > origin[second]) & (numbers[first] == numbers[second])
+    same = (distance < DUPLICATE_A) & (origin[first] > origin[second]) & (numbers[first] == numbers[second])
     return sorted(dict(zip(origin[first[same]].tolist(), origin[second[same]].tolist(), strict=True)).items())
 
 
