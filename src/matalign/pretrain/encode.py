@@ -126,8 +126,6 @@ def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
     folder = Path(profile_or_path)
     if not (folder / "config.json").exists():
         folder = paths.results(str(profile_or_path)) / "pretrained"
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"no model in {folder}; the stage `pretrain` makes it, or give its folder")
     cfg, text_model = settings(folder)
     model = align.build(cfg, initialise=False)
     align.load(model, folder)
@@ -137,7 +135,13 @@ def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
 
 
 def settings(folder: Path) -> tuple[Pretrain, str | None]:
-    """Parameters that the model in a folder was trained with, and the hash of its text model, if it has one."""
+    """Parameters that the model in a folder was trained with, and the hash of its text model, if it has one.
+
+    Raises:
+        FileNotFoundError: there is no model; the message says how to make it.
+    """
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"no model in {folder}; the stage `pretrain` makes it, or give its folder")
     about = json.loads((folder / "config.json").read_text())
     return config.build(Pretrain, about["pretrain"], where=str(folder / "config.json")), about.get("text_model_hash")
 
