@@ -90,6 +90,25 @@ def test_an_origin_that_nothing_decides_is_refused_and_a_stated_one_is_taken():
 
 
 @pytest.mark.parametrize(
+    ("symbol", "cell", "rows", "formula", "origin"),
+    [
+        ("P 4/n m m", (3.77, 5.52), ["Fe1 Fe 0 0 0", "Se1 Se 0 0.5 0.2673"], "'Fe Se'", 1),
+        ("P 4/n m m", (3.77, 5.52), ["Fe1 Fe 0.75 0.25 0", "Se1 Se 0.25 0.25 0.2673"], "'Fe Se'", 2),
+        ("P n -3 m", (4.27, 4.27), ["Cu1 Cu 0.25 0.25 0.25", "O1 O 0 0 0"], "'Cu2 O'", 1),
+        ("P n -3 m", (4.27, 4.27), ["Cu1 Cu 0 0 0", "O1 O 0.25 0.25 0.25"], "'Cu2 O'", 2),
+        ("F d -3 m", (7.04, 7.04), ["Mg1 Mg 0 0 0", "Cu1 Cu 0.625 0.625 0.625"], "'Cu2 Mg'", 1),
+    ],
+)
+def test_the_formula_tells_the_origin_of_a_known_crystal(symbol, cell, rows, formula, origin):
+    a, c = cell
+    found = cif.read(text(*rows, symmetry=named(symbol), formula=formula, a=a, b=a, c=c))
+    assert found.notes[0].endswith(f"is read as {symbol}:{origin}")
+    # the bonds of FeSe and Cu2O, and the edge of the tetrahedra of copper in MgCu2
+    bond = {"'Fe Se'": math.hypot(a / 2, 0.2673 * c), "'Cu2 O'": a * math.sqrt(3) / 4, "'Cu2 Mg'": a / math.sqrt(8)}
+    assert nearest(found) == pytest.approx(bond[formula], abs=1e-3)
+
+
+@pytest.mark.parametrize(
     ("symmetry", "axes", "atoms"),
     [
         (named("R -3 m"), "H", 15),

@@ -482,7 +482,7 @@ def test_view_of_a_material_does_not_depend_on_which_others_there_are(project, b
     [
         (
             {"loss": "triplet"},
-            "one of pairwise, anchored, proposal, proposal-noself, sigmoid, got 'triplet'",
+            "unknown loss 'triplet', .* of pairwise, anchored, proposal, proposal-noself, sigmoid",
         ),
         (
             {"loss": "anchored", "modalities": "text image", "auxiliary_weight": 0.0},

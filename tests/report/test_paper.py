@@ -14,6 +14,13 @@ from matalign.release import predictors
 from matalign.report import paper, printing, readme, style, tables
 
 TITLE = "One space"
+TEXT_END_PT = 72 * (11 - 0.85) + 1  # US letter less the bottom margin of main.typ
+
+
+def overflowing(folder, *, title, source=paper.SOURCE):
+    """Figures and tables that run below the text area of their page; a layout to mend."""
+    ends = json.loads(paper.compiler(folder, title=title, source=source).query("<end>"))
+    return [f"{end['name']}, page {end['page']}" for end in (e["value"] for e in ends) if end["y"] > TEXT_END_PT]
 
 
 def prepare(folder, metrics):
@@ -85,8 +92,8 @@ def test_repeats_to_the_byte_and_fits_six_pages(results):
     first = paper.typeset(a, title=TITLE).read_bytes()
     assert first == paper.typeset(a, title=TITLE).read_bytes()
     assert first == paper.typeset(b, title=TITLE).read_bytes()
-    assert 4 <= len(paper.pages(a, title=TITLE, ppi=20)) <= 6
-    assert paper.overflowing(a, title=TITLE) == []
+    assert 4 <= len(paper.document(a, title=TITLE, format="png", ppi=20)) <= 6
+    assert overflowing(a, title=TITLE) == []
 
 
 def test_captions_count_what_the_rows_hold(results):
@@ -149,7 +156,7 @@ def test_synthetic_data_is_named_under_the_title_and_in_captions(results):
 def test_holds_with_parts_missing(results, change):
     folder = results(plausible.metrics(**change))
     assert paper.typeset(folder, title=TITLE).stat().st_size > 50_000
-    assert paper.overflowing(folder, title=TITLE) == []
+    assert overflowing(folder, title=TITLE) == []
 
 
 def provenance(folder, *, sha="0123456789abcdef"):
@@ -180,7 +187,7 @@ def test_a_number_leads_to_the_notebook_and_the_commit_that_made_it(results):
     assert "The last runs of all stages took 106 minutes" in text
     assert "02_pretrain.ipynb" in text
     assert "fffffff" in text
-    assert len(paper.pages(folder, title=TITLE)) <= 6
+    assert len(paper.document(folder, title=TITLE, format="png", ppi=20)) <= 6
 
 
 def test_the_readme_of_results_says_what_was_claimed_what_it_took_and_who_computed_it(results):
@@ -208,13 +215,13 @@ def test_what_runs_off_the_page_is_named(results, tmp_path):
     shutil.copytree(paper.SOURCE, source)
     text = (source / "main.typ").read_text()
     (source / "main.typ").write_text(text.replace("width: 100%, alt:", "width: 100%, height: 12in, alt:"))
-    found = paper.overflowing(results(plausible.metrics()), title=TITLE, source=source)
+    found = overflowing(results(plausible.metrics()), title=TITLE, source=source)
     assert {f.split(",")[0] for f in found} >= {"method", "learning_curve", "defects"}
 
 
 @pytest.mark.parametrize("folder", sorted((paths.ROOT / "results").glob("*/paper.pdf")), ids=lambda f: f.parent.name)
 def test_nothing_runs_off_the_pages_of_a_run(folder):
-    assert paper.overflowing(folder.parent, title=config.load("paper", folder.parent.name).title) == []
+    assert overflowing(folder.parent, title=config.load("paper", folder.parent.name).title) == []
 
 
 def test_holds_when_everything_optional_is_empty(results):

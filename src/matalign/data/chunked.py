@@ -1,6 +1,6 @@
 """What is made of each crystal, in chunks on several processes: a killed run goes on with the chunks it has done."""
 
-import os
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 import joblib
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from matalign import cache, config
 from matalign.data import dataset, sources
@@ -89,18 +88,12 @@ def _chunks(
 ) -> list[cache.Result]:
     """Of each chunk of items what could be made, packed, and `failures`: of each item the reason, or ""."""
     chunks = [items[i : i + CRYSTALS_PER_TASK] for i in range(0, len(items), CRYSTALS_PER_TASK)]
-    workers = workers if len(chunks) >= 2 * workers else 1  # else starting the processes would take longer
-    ending = {"initializer": cache.die_with_parent, "initargs": (os.getpid(),)}  # before a worker has its first chunk
-    parallel = joblib.Parallel(workers, return_as="generator", batch_size=1, **ending)
-    made = []
-    with tqdm(total=len(items), desc=what, unit="crystal", mininterval=1) as bar:
-        for result in parallel(joblib.delayed(_chunk)(make, pack, chunk, key) for chunk in chunks):
-            bar.update(len(result["failures"]))
-            made.append(result)
-    return made
+    processes = workers if len(chunks) >= 2 * workers else 1  # else starting the processes would take longer
+    work = functools.partial(_chunk, make, pack, key)
+    return list(cache.each(work, chunks, processes=processes, title=what, unit="crystal", size=len))
 
 
-def _chunk(make: Callable, pack: Callable, items: Sequence, key: Mapping[str, Any]) -> cache.Result:
+def _chunk(make: Callable, pack: Callable, key: Mapping[str, Any], items: Sequence) -> cache.Result:
     def compute() -> cache.Result:
         made = [_attempt(make, item) for item in items]
         good = [each for each in made if not isinstance(each, str)]

@@ -31,6 +31,7 @@ TYPES["texts"] = pa.list_(pa.string())
 CONTRACT = yaml.safe_load(resources.files("matalign.data").joinpath("contract.yaml").read_text(encoding="utf-8"))
 TABLES = {table: {name: TYPES[kind] for name, (kind, _) in columns.items()} for table, columns in CONTRACT.items()}
 MATERIALS, PROTOCOLS, SPLITS = TABLES.values()
+FILES = ("materials.parquet", "structures.safetensors", "protocols.parquet", "splits.parquet", "extras.safetensors")
 TENSORS = {"numbers": np.int16, "frac_coords": np.float64, "lattice": np.float64, "ptr": np.int64}
 
 
@@ -111,7 +112,11 @@ class Curated:
 def write(folder: Path, curated: Curated) -> None:
     """Write the six files, each under a temporary name and then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in _files(curated).items():
+    tensors = {k: np.ascontiguousarray(getattr(curated.structures, k), dtype=v) for k, v in TENSORS.items()}
+    extras = {name: np.ascontiguousarray(values) for name, values in curated.extras.items()}
+    files = {f"{name}.parquet": _parquet(getattr(curated, name), types) for name, types in TABLES.items()}
+    files |= {"structures.safetensors": save_tensors(tensors), "extras.safetensors": save_tensors(extras)}
+    for name, content in files.items():
         temporary = folder / f".{name}"
         temporary.write_bytes(content)
         temporary.rename(folder / name)
@@ -136,16 +141,6 @@ def read(folder: Path) -> Curated:
     structures = Structures(**load_tensors(files["structures.safetensors"]))
     extras = load_tensors(files["extras.safetensors"])
     return Curated(structures=structures, audit=audit, extras=extras, **tables)
-
-
-FILES = ("materials.parquet", "structures.safetensors", "protocols.parquet", "splits.parquet", "extras.safetensors")
-
-
-def _files(curated: Curated) -> dict[str, bytes]:
-    tensors = {k: np.ascontiguousarray(getattr(curated.structures, k), dtype=v) for k, v in TENSORS.items()}
-    extras = {name: np.ascontiguousarray(values) for name, values in curated.extras.items()}
-    files = {f"{name}.parquet": _parquet(getattr(curated, name), types) for name, types in TABLES.items()}
-    return {**files, "structures.safetensors": save_tensors(tensors), "extras.safetensors": save_tensors(extras)}
 
 
 def _parquet(frame: pd.DataFrame, types: dict[str, pa.DataType]) -> bytes:

@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -31,13 +30,11 @@ PAUSE_S = 0.1  # before the first of these, doubled each time
 CONNECTIONS = 8  # at once, for a source of many small files
 
 
-def fetch(name: str, *, raw: Path | None = None, entries: dict[str, dict[str, Any]] | None = None) -> Path:
-    """Bring one source into `<raw>/<name>` and check it; what is there already and right stays.
+def fetch(name: str) -> Path:
+    """Bring one source into `data/raw/<name>` and check it; what is there already and right stays.
 
     Args:
         name: a key of `sources.yaml`.
-        raw: folder of the raw files.
-        entries: the catalogue.
 
     Returns:
         The source's folder.
@@ -47,14 +44,13 @@ def fetch(name: str, *, raw: Path | None = None, entries: dict[str, dict[str, An
         FileNotFoundError: the mirror or the server does not have a url.
         ConnectionError: a url cannot be reached.
     """
-    raw, entries = raw or paths.RAW, entries or catalogue()
+    entries = catalogue()
     if name not in entries:
         raise ValueError(f"no source {name!r}; one of {', '.join(entries)}")
-    entry, folder = entries[name], raw / name
+    entry, folder = entries[name], paths.RAW / name
     folder.mkdir(parents=True, exist_ok=True)
     if "each" in entry:
-        reactions = fetch(entry["named_by"], raw=raw, entries=entries)
-        ids = named_mp_ids(reactions) - set(entry["absent"].split()) | set(entry["also"].split())
+        ids = named_mp_ids(fetch(entry["named_by"])) - set(entry["absent"].split()) | set(entry["also"].split())
         _fetch_each(entry["each"], sorted(ids), folder, expected=entry["content_sha256"])
     for file, about in entry.get("files", {}).items():
         content = about.get("content_sha256")

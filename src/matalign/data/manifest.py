@@ -26,23 +26,25 @@ from typing import Any
 
 from tqdm import tqdm
 
+from matalign import quantities
 from matalign.data import sources
 from matalign.data.formulas import same_composition
 from matalign.data.protocols import Protocol
 from matalign.data.readers import crystals, recipe_texts
 from matalign.data.readers.micrographs import model_image, read_micrograph
 from matalign.data.sources import Crystal
-from matalign.data.units import UNITS, quantity
 
 NAME = "manifest.csv"
 SHOWN = 20  # errors in one message
 LONGEST = 300  # characters of one of them
 LONG = 100  # more rows than this show a progress bar
 PROPERTIES = ("formation_energy", "band_gap", "bulk_modulus", "shear_modulus")
-FIELDS = tuple(name for name in recipe_texts.FIELDS + recipe_texts.STEP if name not in ("operations", *UNITS))
+FIELDS = tuple(
+    name for name in recipe_texts.FIELDS + recipe_texts.STEP if name not in ("operations", *quantities.UNITS)
+)
 WORDS = ("id", "structure", "protocol", "image", "image_frame", *FIELDS)  # columns that are no quantities
 COLUMNS = WORDS + tuple(
-    f"{name}{end}" for name, units in UNITS.items() for end in ("", "_unit", *(f"_{u}" for u in units))
+    f"{name}{end}" for name, units in quantities.UNITS.items() for end in ("", "_unit", *(f"_{u}" for u in units))
 )
 # How an image is looked at to see whether it can be used at all: the scale and size of most models.
 LOOK = {"to_pixel_A": 0.2, "px": 64}
@@ -129,12 +131,12 @@ def _header(header: list[str]) -> list[str]:
     """What is wrong with the columns."""
     errors = [f"the column {c!r} stands there twice" for c in dict.fromkeys(header) if header.count(c) > 1]
     for column in (c for c in header if c not in COLUMNS):
-        base = next((name for name in UNITS if column.startswith(f"{name}_")), "")
+        base = next((name for name in quantities.UNITS if column.startswith(f"{name}_")), "")
         nearest = difflib.get_close_matches(column, COLUMNS, n=1)
         hint = f"is it {nearest[0]!r}?" if nearest else f"known are {', '.join(WORDS)} …"
         if base:
             unit = column.removeprefix(f"{base}_")
-            errors.append(f"unknown unit {unit!r} in the column {column!r}; one of {', '.join(UNITS[base])}")
+            errors.append(f"unknown unit {unit!r} in the column {column!r}; one of {', '.join(quantities.UNITS[base])}")
         else:
             errors.append(f"unknown column {column!r}; {hint}")
     return errors if "id" in header else [*errors, "no column 'id'"]
@@ -155,7 +157,7 @@ def _entry(row: Mapping[str, str], file: Path, number: int, errors: list[str]) -
     structure = attempt(_structure, row, file.parent)
     protocol = attempt(_protocol, row, file.parent, structure.formula if structure else "")
     image, pixel_A, frame = attempt(_image, row, file.parent) or (None, None, None)
-    properties = {f"{name}_{next(iter(UNITS[name]))}": attempt(_property, row, name) for name in PROPERTIES}
+    properties = {f"{name}_{next(iter(quantities.UNITS[name]))}": attempt(_property, row, name) for name in PROPERTIES}
     properties = {column: value for column, value in properties.items() if value is not None}
     if not errors and structure is None and protocol is None and image is None:
         errors.append("neither structure nor protocol nor image")
@@ -210,7 +212,7 @@ def _protocol(row: Mapping[str, str], folder: Path, formula: str) -> Protocol | 
 
 
 def _image(row: Mapping[str, str], folder: Path) -> tuple[Path, float | None, int | None] | None:
-    cell, pixel_A = row.get("image"), quantity(row, "pixel_size")
+    cell, pixel_A = row.get("image"), quantities.given(row, "pixel_size")
     if not cell:
         return None
     number = row.get("image_frame")
@@ -223,7 +225,7 @@ def _image(row: Mapping[str, str], folder: Path) -> tuple[Path, float | None, in
 
 
 def _property(row: Mapping[str, str], name: str) -> float | None:
-    value = quantity(row, name)
+    value = quantities.given(row, name)
     if value is not None and name == "band_gap" and value < 0:
         raise ValueError(f"{name} is {value:g}; expected at least 0")
     if value is not None and name.endswith("modulus") and value <= 0:

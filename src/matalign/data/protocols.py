@@ -22,7 +22,6 @@ from matalign.data.formulas import VOCABULARY, plain, precursor_class, same_comp
 
 METHODS = ("solid-state", "sol-gel")
 LEVELS = (0, 1, 2, 3)
-ABSOLUTE_ZERO_C = -273.15
 
 ATMOSPHERES, MEDIA, VERBS = (tuple(map(tuple, VOCABULARY[name])) for name in ("atmospheres", "media", "verbs"))
 WORD_FORMULA, TYPES = VOCABULARY["formulas"], VOCABULARY["types"]

@@ -15,9 +15,9 @@ from typing import Any
 
 from matalign.data import protocols, sources
 from matalign.data.formulas import COMMON, composition, normalise, readable, spells
-from matalign.data.protocols import ABSOLUTE_ZERO_C, METHODS, Operation, Protocol
+from matalign.data.protocols import METHODS, Operation, Protocol
 from matalign.elements import NAMES
-from matalign.quantities import HOURS
+from matalign.quantities import ABSOLUTE_ZERO_C, HOURS
 
 MAX_TEMPERATURE_C = 2500.0  # above: absurd
 

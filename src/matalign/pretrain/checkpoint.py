@@ -21,7 +21,8 @@ import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
 
-from matalign import cache
+from matalign import cache, config
+from matalign.config import Pretrain
 from matalign.pretrain import align
 from matalign.pretrain.batches import VALIDATION, Examples, rank, world
 
@@ -121,9 +122,9 @@ def metrics(folder: Path) -> dict[str, Any]:
     """
     about = json.loads((folder / "config.json").read_text())
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    cfg = about.pop("pretrain")
-    head = {"stage": "pretrain", "profile": cfg["profile"], "synthetic": about.pop("synthetic"), "seed": cfg["seed"]}
-    made_of = {"modalities": cfg["modalities"], "loss": cfg["loss"], "text_model": cfg["text_model"]}
+    cfg = config.build(Pretrain, about.pop("pretrain"), where=str(folder / "config.json"))
+    head = cfg.head(synthetic=about.pop("synthetic"))
+    made_of = {"modalities": cfg.modalities, "loss": cfg.loss, "text_model": cfg.text_model}
     return {**head, **made_of, **about, "steps": [line for line in lines if "step" in line]}
 
 
@@ -176,20 +177,18 @@ def epochs(folder: Path) -> list[dict[str, float]]:
         epoch; minutes, all told; materials_per_s, of its steps; waiting, the share of the steps' time that went into
         graphs and texts of the batch (images are made in the step); peak_memory_GiB so far.
     """
-    out = []
-    for epoch, lines in pd.read_json(folder / "times.jsonl", lines=True).groupby("epoch"):
-        steps = lines[lines.rows > 0]
-        if len(steps):
-            out.append(
-                {
-                    "epoch": epoch,
-                    "minutes": round(lines.seconds.sum() / 60, 2),
-                    "materials_per_s": round(steps.rows.sum() / steps.seconds.sum(), 1),
-                    "waiting": round(steps.waited_s.sum() / steps.seconds.sum(), 4),
-                    "peak_memory_GiB": lines.peak_memory_GiB.max(),
-                }
-            )
-    return out
+    lines = pd.read_json(folder / "times.jsonl", lines=True)
+    whole, steps = lines.groupby("epoch"), lines[lines.rows > 0].groupby("epoch")
+    took = steps.seconds.sum()
+    table = pd.DataFrame(
+        {
+            "minutes": (whole.seconds.sum() / 60).round(2),
+            "materials_per_s": (steps.rows.sum() / took).round(1),
+            "waiting": (steps.waited_s.sum() / took).round(4),
+            "peak_memory_GiB": whole.peak_memory_GiB.max(),
+        }
+    )
+    return table.dropna().reset_index().to_dict("records")
 
 
 def seconds(folder: Path) -> float:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -81,6 +80,8 @@ def proposal_loss_faults(faults: Mapping[str, list[dict[str, Any]]]) -> Figure:
     Args:
         faults: as from `losses.proposal_loss_faults`.
     """
+    import seaborn as sns  # here: its import takes a second
+
     floor = pd.DataFrame(faults["floor"])
     fig, ((cost, gradient),) = panels(1, 2, width=COLUMN_IN, height=1.9)
     lines = {"hue": "loss", "palette": LOSS_COLOURS, "errorbar": None}
@@ -252,6 +253,8 @@ def reliability(metrics: Metrics) -> Figure:
 
 def defects(metrics: Metrics) -> Figure:
     """Macro-F1 of every arm, and recall of every defect class, above it the share that the noise leaves visible."""
+    import seaborn as sns
+
     rows = {r["arm"]: r for r in metrics["results"] if r["metric"] == "macro_F1"}
     names = ordered(rows)
     fig, ((score, recall),) = panels(1, 2, width=PAGE_IN, height=0.85 + 0.155 * len(names), width_ratios=[1, 1.2])

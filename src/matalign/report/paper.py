@@ -17,8 +17,6 @@ STAGES = ("curate", "pretrain", "properties", "release", "retrieval", "recommend
 SOURCE = paths.ROOT / "paper"
 EPOCH = 1_735_689_600  # 2025-01-01, the time every PDF is stamped with: the same input gives the same bytes
 
-TEXT_END_PT = 72 * (11 - 0.85) + 1  # US letter less the bottom margin of main.typ
-
 Metrics = Mapping[str, Any]
 
 
@@ -58,8 +56,10 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
     return drawn | (ablations.figures(metrics["ablations"]) if own else {})
 
 
-def typeset(folder: Path, *, title: str, source: Path = SOURCE) -> Path:
-    """Typeset the paper from `metrics/`, `tables/` and `figures/` of a results folder.
+def document(
+    folder: Path, *, title: str, source: Path = SOURCE, format: str = "pdf", ppi: float | None = None
+) -> list[bytes]:
+    """The paper from `metrics/`, `tables/` and `figures/` of a results folder.
 
     Needs no network and none of the machine's fonts: typst brings its own, packages are not used.
 
@@ -67,29 +67,15 @@ def typeset(folder: Path, *, title: str, source: Path = SOURCE) -> Path:
         folder: `results/<profile>`, with tables and figures made.
         title: of the paper.
         source: folder of `main.typ`, `references.bib` and `deviations.csv`.
-
-    Returns:
-        `folder / "paper.pdf"`.
+        format: pdf, or png for a page an item.
+        ppi: of images.
 
     Raises:
         ValueError: the source does not compile, with the place; or typst warns (unknown font, unsettled layout).
     """
-    pdf = folder / "paper.pdf"
-    pdf.write_bytes(document(folder, title=title, source=source)[0])
-    return pdf
-
-
-def pages(folder: Path, *, title: str, source: Path = SOURCE, ppi: float = 100) -> list[bytes]:
-    """The paper's pages as PNG images, to look at."""
-    return document(folder, title=title, source=source, format="png", ppi=ppi)
-
-
-def document(folder: Path, *, title: str, source: Path, format: str = "pdf", ppi: float | None = None) -> list[bytes]:
-    """The paper in the given format, one item a page for images. Arguments as `typeset`."""
+    options = {"format": format, "ppi": ppi, "timestamp": EPOCH}
     try:
-        out, warnings = compiler(folder, title=title, source=source).compile_with_warnings(
-            format=format, ppi=ppi, timestamp=EPOCH
-        )
+        out, warnings = compiler(folder, title=title, source=source).compile_with_warnings(**options)
     except typst.TypstError as error:
         raise ValueError(error.diagnostic) from None
     if warnings:
@@ -97,18 +83,19 @@ def document(folder: Path, *, title: str, source: Path, format: str = "pdf", ppi
     return out if isinstance(out, list) else [out]
 
 
-def compiler(folder: Path, *, title: str, source: Path) -> typst.Compiler:
+def typeset(folder: Path, *, title: str, source: Path = SOURCE) -> Path:
+    """Write the paper as `folder / "paper.pdf"`; arguments and errors as `document`."""
+    pdf = folder / "paper.pdf"
+    pdf.write_bytes(document(folder, title=title, source=source)[0])
+    return pdf
+
+
+def compiler(folder: Path, *, title: str, source: Path = SOURCE) -> typst.Compiler:
     """Typst set up for a results folder; all paths in the document are relative to what it and `source` share."""
     folder, source = folder.resolve(), source.resolve()
     root = Path(os.path.commonpath([folder, source]))
     inputs = {"results": f"/{folder.relative_to(root)}", "title": title, "origins": json.dumps(origins(folder))}
     return typst.Compiler(source / "main.typ", root=root, ignore_system_fonts=True, sys_inputs=inputs)
-
-
-def overflowing(folder: Path, *, title: str, source: Path = SOURCE) -> list[str]:
-    """Figures and tables that run below the text area of their page; a layout to mend. Arguments as `typeset`."""
-    ends = json.loads(compiler(folder, title=title, source=source).query("<end>"))
-    return [f"{end['name']}, page {end['page']}" for end in (e["value"] for e in ends) if end["y"] > TEXT_END_PT]
 
 
 def provenance(folder: Path, stages: Iterable[str]) -> dict[str, dict[str, Any]]:

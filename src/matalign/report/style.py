@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -86,39 +86,8 @@ class Drawing(Figure):
 
 
 def use() -> None:
-    """Set seaborn and matplotlib for this paper: 7-8 pt at printed size, TrueType fonts, no timestamp in any file."""
-    sns.set_theme(
-        context="paper",
-        style="ticks",
-        rc={
-            "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
-            "font.size": 7.5,
-            "axes.labelsize": 7.5,
-            "axes.titlesize": 7.5,
-            "xtick.labelsize": 7,
-            "ytick.labelsize": 7,
-            "legend.fontsize": 7,
-            "legend.frameon": False,
-            "legend.handlelength": 1.4,
-            "axes.linewidth": 0.6,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "xtick.major.width": 0.6,
-            "ytick.major.width": 0.6,
-            "xtick.major.size": 2.5,
-            "ytick.major.size": 2.5,
-            "xtick.minor.size": 1.5,
-            "ytick.minor.size": 1.5,
-            "lines.linewidth": 1.2,
-            "lines.markersize": 4,
-            "figure.dpi": 150,
-            "savefig.dpi": 300,
-            "pdf.fonttype": 42,
-            "ps.fonttype": 42,
-            "svg.hashsalt": "matalign",
-            "mathtext.default": "it",
-        },
-    )
+    """Set matplotlib for this paper, as `paper.mplstyle` says; no file gets a timestamp."""
+    plt.style.use(Path(__file__).with_name("paper.mplstyle"))
 
 
 def save(fig: Figure, folder: Path, name: str) -> list[Path]:

@@ -11,7 +11,7 @@ import re
 import tempfile
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import BytesIO
 from os import PathLike
@@ -56,53 +56,38 @@ def read_structure(item: Any, *, block: str | None = None, frame: int | None = N
         ValueError: naming the item: unreadable, several structures, no lattice, disorder, an unknown element, unclear
             symmetry, atoms on top of one another, more than `unit_cell.MAX_ATOMS` atoms.
     """
-    name = _name(item)
+    name, read = _reader(item, block, frame)
     try:
-        return _read(item, block, frame)
+        return read()
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _name(item: Any) -> str:
-    """What messages call the item."""
-    if isinstance(item, str) and _is_text(item):
+def _reader(item: Any, block: str | None, frame: int | None) -> tuple[str, Callable[[], Cell]]:
+    """What messages call the item, and what reads it."""
+    if isinstance(item, str) and ("\n" in item or "\r" in item or item.lstrip()[:1] in ("{", "[")):
         kind = kind_of(item, "")
-        return kind.upper() if kind in ("cif", "poscar", "pdb", "json") else "text"
+        name = kind.upper() if kind in ("cif", "poscar", "pdb", "json") else "text"
+        return name, lambda: _of_text(item, "", block, frame)
     if isinstance(item, str | PathLike):
-        return Path(item).name
-    if isinstance(item, Mapping | list | tuple):
-        return records.name(item)
-    if hasattr(item, "get_scaled_positions"):
-        return f"ASE Atoms {item.symbols}"
-    if hasattr(item, "frac_coords") and hasattr(item, "formula"):
-        return f"Structure {item.formula}"
-    return type(item).__name__
-
-
-def _is_text(item: str) -> bool:
-    return "\n" in item or "\r" in item or item.lstrip()[:1] in ("{", "[")
-
-
-def _read(item: Any, block: str | None, frame: int | None) -> Cell:
-    if isinstance(item, str) and _is_text(item):
-        return _of_text(item, "", block, frame)
-    if isinstance(item, str | PathLike):
-        return _of_file(Path(item), block, frame)
+        return Path(item).name, lambda: _of_file(Path(item), block, frame)
     if isinstance(item, list | tuple) and item and not all(isinstance(each, Mapping) for each in item):
-        if len(item) > 1 and frame is None:
-            raise ValueError(f"several structures: {len(item)}; choose one by `frame`, from 0")
-        if not -len(item) <= (frame or 0) < len(item):
-            raise ValueError(f"no frame {frame}: there are {len(item)}")
-        return _read(item[frame or 0], block, None)
+        return type(item).__name__, lambda: _reader(unit_cell.chosen(item, frame), block, None)[1]()
     if isinstance(item, Mapping | list | tuple):
-        return records.read(item, frame=frame)
+        return records.name(item), lambda: records.read(item, frame=frame)
     if hasattr(item, "get_scaled_positions"):
-        return _of_ase(item)
+        return f"ASE Atoms {item.symbols}", lambda: _of_ase(item)
     if hasattr(item, "frac_coords") and hasattr(item, "is_ordered"):
-        return _of_pymatgen(item)
-    if all(hasattr(item, name) for name in ("numbers", "frac_coords", "lattice")):
-        return unit_cell.checked(*map(np.asarray, (item.numbers, item.frac_coords, item.lattice)))
-    raise ValueError("is no crystal; expected a pymatgen Structure, ASE Atoms, a path, a text or an OPTIMADE record")
+        return f"Structure {item.formula}", lambda: _of_pymatgen(item)
+    return type(item).__name__, lambda: _of_arrays(item)
+
+
+def _of_arrays(item: Any) -> Cell:
+    if not all(hasattr(item, name) for name in ("numbers", "frac_coords", "lattice")):
+        raise ValueError(
+            "is no crystal; expected a pymatgen Structure, ASE Atoms, a path, a text or an OPTIMADE record"
+        )
+    return unit_cell.checked(*map(np.asarray, (item.numbers, item.frac_coords, item.lattice)))
 
 
 # Files and texts

@@ -12,10 +12,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from matalign import quantities
 from matalign.data import protocols
 from matalign.data.formulas import composition, normalise, plain, spells
 from matalign.data.protocols import Operation, Protocol
-from matalign.data.units import UNITS, quantity
 
 MAX_CHARACTERS = 20_000  # of a text; the text tower reads its first 128 tokens
 MAX_TEMPERATURE_C = 3500.0
@@ -148,15 +148,23 @@ def record(fields: Mapping[str, Any]) -> Protocol:
 def _check_names(fields: Any, allowed: tuple[str, ...], *, of: str = "") -> None:
     if not isinstance(fields, Mapping):
         raise ValueError(f"{of} {fields!r} is no dict of fields")
-    known = {*allowed, *(f"{name}_{unit}" for name in allowed if name in UNITS for unit in ("unit", *UNITS[name]))}
+    known = {
+        *allowed,
+        *(
+            f"{name}_{unit}"
+            for name in allowed
+            if name in quantities.UNITS
+            for unit in ("unit", *quantities.UNITS[name])
+        ),
+    }
     if unknown := [key for key in fields if key not in known]:
         raise ValueError(f"unknown field {unknown[0]!r}{of and f' of an {of}'}; known are {', '.join(allowed)}")
 
 
 def _operation(step: Mapping[str, Any]) -> Operation | None:
     """None where the step says nothing."""
-    temperature, hours = quantity(step, "temperature"), quantity(step, "time")
-    if temperature is not None and not protocols.ABSOLUTE_ZERO_C < temperature <= MAX_TEMPERATURE_C:
+    temperature, hours = quantities.given(step, "temperature"), quantities.given(step, "time")
+    if temperature is not None and not quantities.ABSOLUTE_ZERO_C < temperature <= MAX_TEMPERATURE_C:
         raise ValueError(f"a temperature of {temperature:g} °C; expected at most {MAX_TEMPERATURE_C:g} °C")
     if hours is not None and hours <= 0:
         raise ValueError(f"a time of {hours:g} h; expected more than 0")

@@ -76,12 +76,8 @@ def _listed(record: Any) -> Sequence[Any]:
 def _one_of(listed: Sequence[Any], frame: int | None) -> Mapping[str, Any]:
     if not listed:
         raise ValueError("no structures: an empty list")
-    if frame is None and len(listed) > 1:
-        ids = ", ".join(str(each.get("id", "?")) if isinstance(each, Mapping) else "?" for each in listed[:3])
-        raise ValueError(f"several structures: {len(listed)} records ({ids} …); choose one by `frame`, from 0")
-    if not -len(listed) <= (frame or 0) < len(listed):
-        raise ValueError(f"no frame {frame}: there are {len(listed)}")
-    record = listed[frame or 0]
+    ids = ", ".join(str(each.get("id", "?")) if isinstance(each, Mapping) else "?" for each in listed[:3])
+    record = unit_cell.chosen(listed, frame, f" records ({ids} …)")
     if not isinstance(record, Mapping):
         raise ValueError(f"unreadable: a JSON {type(record).__name__}; expected a structure")
     return record

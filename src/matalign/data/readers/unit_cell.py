@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -188,6 +189,15 @@ def checked(
         raise ValueError(f"overlapping atoms: {where}; expected at least {MIN_DISTANCE_A} Å")
     arrays = np.asarray(numbers, np.int16), np.asarray(frac_coords, np.float64), np.asarray(lattice, np.float64)
     return Cell(*arrays, tuple(notes))
+
+
+def chosen(items: Sequence[Any], frame: int | None, what: str = "") -> Any:
+    """One of several structures; a ValueError where none is chosen, or none of that number is there."""
+    if frame is None and len(items) > 1:
+        raise ValueError(f"several structures: {len(items)}{what}; choose one by `frame`, from 0")
+    if not -len(items) <= (frame or 0) < len(items):
+        raise ValueError(f"no frame {frame}: there are {len(items)}")
+    return items[frame or 0]
 
 
 def check_volume(lattice: np.ndarray) -> None:

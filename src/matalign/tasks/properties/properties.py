@@ -63,21 +63,19 @@ def metrics(cfg: Properties, results: Result) -> dict[str, Any]:
         `results`, `comparisons`, `claims`, `fits`, `parity` (and the head every stage has): plain values, rows sorted.
     """
     t = task(cfg)
-    by: dict[Place, dict[str, list[Fit]]] = {}
+    by: dict[Place, dict[str, dict[Fit, Any]]] = {}
     for fit in sorted(results, key=lambda f: (ARMS.index(f.arm), f.seed)):
         for target in fit.weights:
-            by.setdefault((fit.cohort, fit.split, fit.percent, target), {}).setdefault(fit.arm, []).append(fit)
-    places = {
-        place: {arm: _scores(t, {f: results[f] for f in same}, place[-1]) for arm, same in arms.items()}
-        for place, arms in sorted(by.items())
-    }
+            place = (fit.cohort, fit.split, fit.percent, target)
+            by.setdefault(place, {}).setdefault(fit.arm, {})[fit] = results[fit]
+    places = {p: {arm: _scores(t, same, p[-1]) for arm, same in arms.items()} for p, arms in sorted(by.items())}
     tables = {"results": _results(cfg, places), "comparisons": _comparisons(cfg, places)}
     return {
         **cfg.head(synthetic=t.curated.synthetic),
         **tables,
         "claims": _claims(places, tables),
         "fits": sorted((_fit_row(t, f, r) for f, r in results.items()), key=lambda row: str(tuple(row.values())[:6])),
-        "parity": _parity(t, results, places),
+        "parity": _parity(places),
     }
 
 
@@ -93,17 +91,16 @@ def unit(target: str) -> str:
 
 def _scores(t: Task, results: Result, target: str) -> Scores:
     """Scores of one arm from its fits, one a seed."""
-    labels = t.labels[target].to_numpy()
-    first = next(iter(results.values()))["test_rows"]
+    labels, first = t.labels[target].to_numpy(), next(iter(results.values()))["test_rows"]
     tested = first[~np.isnan(labels[first])]
-    columns = [(r, list(f.weights).index(target)) for f, r in results.items()]
-    predicted = np.stack([r["test"][~np.isnan(labels[r["test_rows"]]), k] for r, k in columns])
+    made = [(r["test"][:, list(f.weights).index(target)], r["test_rows"]) for f, r in results.items()]
+    predicted = np.stack([values[~np.isnan(labels[rows])] for values, rows in made])
     return Scores(
         predicted=predicted,
         true=labels[tested],
         errors=np.stack([errors(p, labels[tested], target) for p in predicted]),
         clusters=t.curated.materials.chemsys.to_numpy()[tested],
-        n_train=round(np.mean([(~np.isnan(labels[r["train_rows"]])).sum() for r in results.values()])),
+        n_train=round(np.mean([np.isfinite(labels[r["train_rows"]]).sum() for r in results.values()])),
         val_error=float(np.mean([_val_error(t, f, r, target) for f, r in results.items()])),
     )
 
@@ -120,17 +117,13 @@ def _key(place: Place, arm: str) -> dict[str, Any]:
 def _results(cfg: Properties, places: Mapping[Place, Mapping[str, Scores]]) -> list[dict[str, Any]]:
     table = []
     for place, arms in places.items():
+        about = {"unit": unit(place[-1])}
         for arm, s in arms.items():
+            n = {"n_train": s.n_train, "n_test": len(s.true), "n_chemsys": len(set(s.clusters)), "seeds": len(s.errors)}
             for metric in ("accuracy", "F1") if place[-1] == METAL else ("MAE", "RMSE"):
                 values, statistic = s.values(metric)
                 i = stats.bootstrap(values, s.clusters, statistic=statistic, resamples=cfg.bootstrap, seed=cfg.seed)
-                table.append(
-                    _key(place, arm)
-                    | {"metric": metric, "unit": unit(place[-1])}
-                    | i.bounds()
-                    | {"n_train": s.n_train, "n_test": len(s.true), "n_chemsys": len(set(s.clusters))}
-                    | {"seeds": len(s.errors)}
-                )
+                table.append(_key(place, arm) | {"metric": metric, **about, **i.bounds(), **n})
     return table
 
 
@@ -140,14 +133,12 @@ def _comparisons(cfg: Properties, places: Mapping[Place, Mapping[str, Scores]]) 
     `difference` is the reduction itself: of an error rate, the gain in accuracy. A baseline without any error leaves
     nothing to compare.
     """
-    table = []
+    table, options = [], {"relative": True, "resamples": cfg.bootstrap, "seed": cfg.seed}
+    pairs = [(arm, baseline) for arm, others in COMPARED.items() for baseline in others]
     for place, arms in places.items():
-        for arm, baseline in ((a, b) for a in COMPARED for b in COMPARED[a] if a in arms and b in arms):
+        for arm, baseline in ((a, b) for a, b in pairs if a in arms and b in arms and arms[b].errors.any()):
             a, b = arms[arm].errors, arms[baseline].errors
-            if not b.any():
-                continue
-            kwargs = {"relative": True, "resamples": cfg.bootstrap, "seed": cfg.seed}
-            i = stats.paired(a, b, arms[baseline].clusters, **kwargs)
+            i = stats.paired(a, b, arms[baseline].clusters, **options)
             table.append(
                 _key(place, arm)
                 | {"baseline": baseline, "error": "error rate" if place[-1] == METAL else "MAE"}
@@ -224,7 +215,7 @@ def _fit_row(t: Task, fit: Fit, result: Mapping[str, Any]) -> dict[str, Any]:
     return order | sizes | {"val_error": {name: _val_error(t, fit, result, name) for name in fit.weights}}
 
 
-def _parity(t: Task, results: Result, places: Mapping[Place, Mapping[str, Scores]]) -> dict[str, list[float]]:
+def _parity(places: Mapping[Place, Mapping[str, Scores]]) -> dict[str, list[float]]:
     """True and predicted E_f of test materials of the random split, of the structure-only arm best on validation."""
     if not (found := _best(places, "random")):
         return {"true": [], "predicted": []}
