@@ -27,9 +27,12 @@ TRAINED = salts(*((11, 17, 5.9 + 0.04 * i) for i in range(6)))  # NaCl, 25.7 to 
 FEATURES = np.array([[0, 0], [2, 0], [0, 2], [2, 2], [1, 1], [1, 1]], np.float32)
 
 
+ERRORS = np.array([[1], [2], [3], [np.nan], [4], [9]], np.float64)  # the mean stands for what is not known: 2.5
+
+
 @pytest.fixture(scope="module")
 def known():
-    return Depth.fit(FEATURES, TRAINED, train=np.arange(5), val=np.array([5]))
+    return Depth.fit(FEATURES, ERRORS, TRAINED, train=np.arange(5), val=np.array([5]))
 
 
 def test_distance_is_the_mean_to_the_five_nearest_over_their_deviations(known):
@@ -37,16 +40,29 @@ def test_distance_is_the_mean_to_the_five_nearest_over_their_deviations(known):
     asked = np.array([[1, 1], [-3, 0]], np.float32)
     # four at √2 and one at nil; (0,0), (2,0), (0,2), (2,2), (1,1) from (−3, 0)
     expected = np.array([4 * 2**0.5, 3 + 5 + 13**0.5 + 29**0.5 + 17**0.5]) / 5 / std
-    np.testing.assert_allclose(known.distance(asked), expected, rtol=0.01)  # int8
+    distance, errors = known.around(asked)
+    np.testing.assert_allclose(distance, expected, rtol=0.01)  # int8
     np.testing.assert_allclose(known.reach, expected[0], rtol=0.01)  # validation is the middle
+    np.testing.assert_allclose(errors, 2.5)  # of five in all
+
+
+def test_the_error_nearby_is_a_mean_over_neighbours_of_means_over_neighbours():
+    """Two clusters of five on a line: errors 1 … 5 and 11 … 15; no single error is kept."""
+    features = np.repeat([[0.0], [10.0]], 5, 0).astype(np.float32) + np.tile(np.arange(5) / 10, 2)[:, None]
+    errors = np.concatenate([np.arange(1, 6), np.arange(11, 16)])[:, None].astype(float)
+    found = Depth.fit(
+        features.astype(np.float32), errors, salts(*((11, 17, 6.0),) * 10), train=np.arange(10), val=np.arange(10)
+    )
+    np.testing.assert_allclose(found.errors[:, 0], [3] * 5 + [13] * 5)
+    np.testing.assert_allclose(found.around(np.array([[-1], [11]], np.float32))[1][:, 0], [3, 13])
 
 
 def test_reasons_and_what_counts_as_far(known):
     crystals = salts((11, 17, 6.0), (11, 36, 6.0), (11, 17, 9.0), (11, 17, 6.0))
     middle, outside = FEATURES[4], np.array([9, 9], np.float32)
-    distance, reasons = known(np.stack([middle, middle, middle, outside]), crystals)
+    found, reasons = known(np.stack([middle, middle, middle, outside]), crystals)
     assert reasons == [[], ["hardly any training with Kr"], [STRANGE], [UNLIKE]]
-    farthest = known.reach[1].item()
+    distance, farthest = found[0, :, 0], known.reach[1].item()
     np.testing.assert_allclose(distance[:3], farthest)
     assert distance[3] > 5 * farthest
 
@@ -62,7 +78,7 @@ def test_it_is_written_and_read(known, tmp_path):
     found = depth.read(tmp_path)
     assert len(found) == 2
     asked = np.array([[1, 1], [-3, 0]], np.float32)
-    np.testing.assert_allclose(found[1].distance(asked), known.distance(asked), rtol=1e-6)
+    np.testing.assert_allclose(found[1].around(asked)[0], known.around(asked)[0], rtol=1e-6)
 
 
 # In a released model
@@ -98,9 +114,10 @@ def test_intervals_are_as_wide_as_distance_says(model, made):
     found, about = model.predict(curated.structures), json.loads((made[0] / "config.json").read_text())
     store = crystal.graphs(model.config, curated.structures)
     (said, features), known = model.predictors[0](store), depth.read(made[0])[0]
-    distance, _ = known(features, curated.structures)
+    found_around, _ = known(features, curated.structures)
+    distance, error = found_around[0].T
     row = about["calibrations"]["formation_energy_eV_atom"]
-    s = said[:, :, 0].std(0, ddof=1) + row["floor"] * np.maximum(distance / row["distance"], 0.5)
+    s = said[:, :, 0].std(0, ddof=1) + (row["floor"] + error) * np.maximum(distance / row["distance"], 0.5)
     half = (found.formation_energy_eV_atom_high - found.formation_energy_eV_atom_low) / 2
     np.testing.assert_allclose(half, row["factor"] * s, rtol=1e-6)
 

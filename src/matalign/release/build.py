@@ -76,19 +76,20 @@ def build(cfg: Release) -> dict[str, Any]:
     ensembles = released.ensembles(folder, about)
     members, features = predictors.member_predictions(ensembles, store)
     parts_of = {target: rows(t, fit) for fit in planned for target in fit.weights}
-    depths, far, warned = [], {}, {}
+    depths, around, warned = [], {}, {}
     for predictor, z in zip(ensembles, features, strict=True):
         parts = parts_of[predictor.targets[0]]
-        depths.append(depth.Depth.fit(z, t.curated.structures, train=parts["train"], val=parts["val"]))
-        distance, reasons = depths[-1](z, t.curated.structures)
-        far |= dict.fromkeys(predictor.targets, distance)
+        errors = np.stack([np.abs(members[name].mean(0) - t.labels[name]) for name in predictor.targets], 1)
+        depths.append(depth.Depth.fit(z, errors, t.curated.structures, train=parts["train"], val=parts["val"]))
+        found, reasons = depths[-1](z, t.curated.structures)
+        around |= dict(zip(predictor.targets, found, strict=True))
         warned |= dict.fromkeys(predictor.targets, np.array([bool(each) for each in reasons]))
     calibrations: dict[str, Calibration] = {}
     for target, parts in ((target, parts_of[target]) for target in members):
         if target != METAL:
-            calibrations[target] = calibrate(t, target, members[target], far[target], parts["val"])
-        tables.append(scores(cfg, t, target, members[target], far[target], warned[target], parts))
-    vectors, names = contents(t, model, predictors.values(members, calibrations, far))
+            calibrations[target] = calibrate(t, target, members[target], around[target], parts["val"])
+        tables.append(scores(cfg, t, target, members[target], around[target], warned[target], parts))
+    vectors, names = contents(t, model, predictors.values(members, calibrations, around))
     built = index.build(vectors, names, size=cfg.index_size)
     about["files"] |= hashes(folder, [*index.write(folder, built), *depth.write(folder, depths)])
     about["calibrations"] = {target: asdict(c) for target, c in calibrations.items()}
@@ -163,12 +164,12 @@ def known(t: Task, target: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def calibrate(
-    t: Task, target: str, members: np.ndarray, far: np.ndarray, rows: np.ndarray, *, level: float = predictors.LEVEL
+    t: Task, target: str, members: np.ndarray, around: np.ndarray, rows: np.ndarray, *, level: float = predictors.LEVEL
 ) -> Calibration:
-    """The calibration of a target on some materials; members and distances are of all."""
+    """The calibration of a target on some materials; members and what is around are of all."""
     rows, true = known(t, target, rows)
     systems = t.curated.materials.chemsys.to_numpy()[rows]
-    return predictors.calibrate(members[:, rows], true, far[rows], systems, level=level)
+    return predictors.calibrate(members[:, rows], true, around[rows], systems, level=level)
 
 
 def scores(
@@ -176,7 +177,7 @@ def scores(
     t: Task,
     target: str,
     members: np.ndarray,
-    far: np.ndarray,
+    around: np.ndarray,
     warned: np.ndarray,
     parts: Mapping[str, np.ndarray],
 ) -> dict[str, list[dict[str, Any]]]:
@@ -187,7 +188,7 @@ def scores(
         t: data.
         target: its name.
         members: (members, M) predictions for all materials.
-        far: (M,) their distances from training.
+        around: (M, 2) what training is around, as `depth.Depth` has it.
         warned: (M,) bool.
         parts: rows of materials.
     """
@@ -216,7 +217,9 @@ def scores(
         row("results", np.abs(mean - true), which, {"materials": name, "metric": "MAE", "unit": unit(target)})
     subsets += [(WARNED, warned[test])] if warned[test].any() else []
     for level in LEVELS:
-        half = calibrate(t, target, members, far, parts["val"], level=level).half_width(members[:, test], far[test])
+        half = calibrate(t, target, members, around, parts["val"], level=level).half_width(
+            members[:, test], around[test]
+        )
         for name, which in subsets:
             widths = {"half_width": float(np.median(half[which])), "half_width_mean": float(half[which].mean())}
             held = (np.abs(mean - true) <= half).astype(float)

@@ -42,8 +42,8 @@ test materials whose set of elements no training material has.
 
 {results}
 
-Of the test labels, the intervals of {level:.0%} (split-conformal by chemical system, scaled by the members' spread and
-by the distance from training) hold the share below; *out of depth* are materials that `predict` warns of:
+Of the test labels, the intervals of {level:.0%} hold the share below (split-conformal by chemical system, scaled by the
+members' spread, the distance from training and the error of training nearby). *Out of depth*: `predict` warns of them.
 
 {coverage}
 
@@ -56,7 +56,7 @@ Retrieval, recommendation and defects have stages of their own, with their metri
 ## Limits
 
 - Energies, gaps and moduli are those of one level of theory; gaps are known to come out too small.
-- Intervals are calibrated on materials like those of the random split. They widen with the distance from training, by
+- Intervals are calibrated on materials like those of the random split. They widen with distance from training, by
   a rule that can be checked no farther away than the test part goes.
 - The range given for P(metal) is that of the {members} members, not a calibrated interval.
 - Micrographs are simulated; the model has never seen a measured one.

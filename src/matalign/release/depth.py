@@ -1,9 +1,10 @@
-"""How far a crystal is from those that a predictor was trained on.
+"""How far a crystal is from those that a predictor was trained on, and how well those around it are known.
 
 Its distance is the mean Euclidean one to the nearest training crystals, in the features that the first member of the
 ensemble pools, each over its standard deviation there: of index vectors, compositions and these, they tell most of the
 error (on validation, by chemical systems). Features of elements that training hardly has, and of cells of a volume that
 it has not, are extrapolated, and may lie anywhere; such a crystal counts as no nearer than the farthest of validation.
+What is kept of training errors are means over neighbours, from which no label can be had.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ class Depth:
     """Crystals that a predictor was trained on."""
 
     features: Float[Tensor, "n d"]  # over `scale`; as int8 on disk
+    errors: Float[Tensor, "n targets"]  # mean over the nearest of each
     scale: Float[Tensor, " d"]
     share: Float[Tensor, " 119"]  # of the training crystals, by the element that they hold
     volume: Float[Tensor, " 119"]  # Å³ of an atom of each element, by least squares
@@ -44,40 +46,57 @@ class Depth:
     def fit(
         cls,
         features: Float[np.ndarray, "m d"],
+        errors: Float[np.ndarray, "m targets"],
         crystals: Structures,
         *,
         train: Int[np.ndarray, " n"],
         val: Int[np.ndarray, " v"],
     ) -> "Depth":
-        """Of m crystals those of the rows `train`; `val` tells which distances are common."""
+        """Of m crystals those of the rows `train`; `val` tells which distances are common.
+
+        Args:
+            features: that the first member pools.
+            errors: of the predictions, NaN where there is no label.
+            crystals: m.
+            train: rows.
+            val: rows.
+        """
         scale = torch.from_numpy(features[train].std(0)).clamp(min=1e-6)
-        whole, row_scale = weights.quantise(torch.from_numpy(features[train]) / scale)
+        rounded = weights.dequantise(*weights.quantise(torch.from_numpy(features[train]) / scale))
         fractions, volumes = crystals.fractions()[train], _volumes(crystals)[train]
         volume = np.linalg.lstsq(fractions, volumes, rcond=None)[0]
+        own = np.where(np.isnan(errors[train]), np.nanmean(errors[train], 0), errors[train])
         parts = {
-            "features": weights.dequantise(whole, row_scale),
+            "features": rounded,
+            "errors": torch.from_numpy(own).half(),
             "scale": scale,
             "share": torch.from_numpy((fractions > 0).mean(0)).float(),
             "volume": torch.from_numpy(volume),
             "usual": torch.from_numpy(np.quantile(volumes / _expected(fractions, volume), MIDDLE)),
+            "reach": torch.zeros(2),
         }
-        distance = cls(**parts, reach=torch.zeros(2)).distance(features[val])
-        return cls(**parts, reach=torch.from_numpy(np.quantile(distance, [FAR, 1])))
+        parts["errors"] = torch.from_numpy(cls(**parts).around(features[train])[1]).half()
+        distance, _ = cls(**parts).around(features[val])
+        return cls(**parts | {"reach": torch.from_numpy(np.quantile(distance, [FAR, 1]))})
 
-    def distance(self, features: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " m"]:
-        """Mean distance to the nearest training crystals."""
-        k, out = min(NEAREST, len(self.features)), [torch.zeros(0)]
+    def around(
+        self, features: Float[np.ndarray, "m d"]
+    ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, "m targets"]]:
+        """Mean distance to the nearest training crystals, and mean of their errors."""
+        k, distance, errors = min(NEAREST, len(self.features)), [], []
         for part in (torch.from_numpy(features) / self.scale).split(ROWS):
             # no matrix product: what it rounds depends on the other rows
             apart = torch.cdist(part, self.features, compute_mode="donot_use_mm_for_euclid_dist")
-            out.append(apart.topk(k, largest=False)[0].mean(1))
-        return torch.cat(out).double().numpy()
+            near, rows = apart.topk(k, largest=False)
+            distance.append(near.mean(1).double())
+            errors.append(self.errors[rows].double().mean(1))
+        return torch.cat(distance).numpy(), torch.cat(errors).numpy()
 
     def __call__(
         self, features: Float[np.ndarray, "m d"], crystals: Structures
-    ) -> tuple[Float[np.ndarray, " m"], list[list[str]]]:
-        """Distances of crystals, and of each what is out of depth about it."""
-        distance, fractions = self.distance(features), crystals.fractions()
+    ) -> tuple[Float[np.ndarray, "targets m 2"], list[list[str]]]:
+        """Distance and error of training around crystals, for each target; and what is out of depth about each."""
+        (distance, errors), fractions = self.around(features), crystals.fractions()
         far, farthest = self.reach.tolist()
         rare = (fractions > 0) & (self.share.numpy() < RARE)
         ratio = _volumes(crystals) / _expected(fractions, self.volume.numpy())
@@ -88,7 +107,8 @@ class Depth:
             + [UNLIKE] * bool(d > far)
             for elements, volume, d in zip(rare, strange, distance, strict=True)
         ]
-        return np.where(rare.any(1) | strange, np.maximum(distance, farthest), distance), reasons
+        distance = np.where(rare.any(1) | strange, np.maximum(distance, farthest), distance)
+        return np.stack([np.broadcast_to(distance[:, None], errors.shape), errors], 2).swapaxes(0, 1), reasons
 
 
 def _volumes(crystals: Structures) -> np.ndarray:

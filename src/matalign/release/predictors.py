@@ -2,16 +2,17 @@
 
 Of a target the ensemble's mean is the prediction, and half the width of its interval q · s(x), with
 
-    s(x) = members' standard deviation + β · max(d(x) / d₀, ½),
+    s(x) = members' standard deviation + (β + r(x)) · max(d(x) / d₀, ½),
 
-d(x) the distance from training (`depth`), β the median error and d₀ the median distance on validation. The score of a
+d(x) the distance from training and r(x) the error of training nearby (`depth`), β the median error and d₀ the median
+distance on validation. The score of a
 validation label is its error over s, that of a chemical system the greatest of its labels': split-conformal prediction
 with normalised residuals (Papadopoulos et al., ECML 2002; Lei et al., J. Am. Stat. Assoc. 113, 1094, 2018). Of up to
 five equal groups of systems, by distance, q is the greatest of the groups' quantiles, so that the familiar do not pay
-for the far; the ½ keeps what is known best from intervals narrower than validation can vouch for. Form and distance are
-the best of seven and six by cross-validation over the chemical systems of validation. Validation has also chosen the
-weights that are kept, so what the intervals cover is measured on the test part. Of the class `is_metal` the mean of the
-members' probabilities is given, with its calibration error.
+for the far; the ½ keeps what is known best from intervals narrower than validation can vouch for. The form was
+chosen by cross-validation over the chemical systems of validation. That has also chosen the weights that are kept, so
+what the intervals cover is measured on the test part. Of the class `is_metal` the mean of the members' probabilities
+is given, with its calibration error.
 """
 
 import math
@@ -83,14 +84,15 @@ class Calibration:
     distance: float = 1.0  # median on validation
 
     def half_width(
-        self, members: Float[np.ndarray, "members n"], distance: Float[np.ndarray, " n"]
+        self, members: Float[np.ndarray, "members n"], around: Float[np.ndarray, "n 2"]
     ) -> Float[np.ndarray, " n"]:
-        """(n,) of predictions by each member and distances from training."""
-        return self.factor * _scale(members, distance / self.distance, self.floor)
+        """(n,) of predictions by each member, and distance and error of training as from `depth.Depth`."""
+        return self.factor * _scale(members, around, self.floor, self.distance)
 
 
-def _scale(members: np.ndarray, distance: np.ndarray, floor: float) -> np.ndarray:
-    return spread(members) + floor * np.maximum(distance, GUARD)
+def _scale(members: np.ndarray, around: np.ndarray, floor: float, middle: float) -> np.ndarray:
+    distance, error = around.T
+    return spread(members) + (floor + error) * np.maximum(distance / middle, GUARD)
 
 
 def spread(members: Float[np.ndarray, "members n"]) -> Float[np.ndarray, " n"]:
@@ -101,7 +103,7 @@ def spread(members: Float[np.ndarray, "members n"]) -> Float[np.ndarray, " n"]:
 def calibrate(
     members: Float[np.ndarray, "members n"],
     true: Float[np.ndarray, " n"],
-    distance: Float[np.ndarray, " n"],
+    around: Float[np.ndarray, "n 2"],
     systems: np.ndarray,
     *,
     level: float = LEVEL,
@@ -111,7 +113,7 @@ def calibrate(
     Args:
         members: predictions by each.
         true: labels.
-        distance: from training.
+        around: distance from training, and its error nearby.
         systems: (n,) chemical system of each crystal.
         level: share of the labels that intervals are to cover. The quantile of n scores is the ⌈(n + 1) · level⌉-th
             smallest; where n is too small for that, the greatest.
@@ -121,9 +123,9 @@ def calibrate(
     """
     if not len(true):
         raise ValueError("no labels to calibrate on")
-    error = np.abs(members.mean(0) - true)
+    error, distance = np.abs(members.mean(0) - true), around[:, 0]
     floor, middle = (max(float(np.median(x)), 1e-9) for x in (error, distance))
-    score = error / _scale(members, distance / middle, floor)
+    score = error / _scale(members, around, floor, middle)
     worst = np.argsort(-score, kind="stable")
     worst = worst[np.unique(systems[worst], return_index=True)[1]]  # the greatest of each system
     by_distance = score[worst[np.argsort(distance[worst], kind="stable")]]
@@ -151,9 +153,9 @@ def member_predictions(
 def values(
     members: Mapping[str, Float[np.ndarray, "members n"]],
     calibrations: Mapping[str, Calibration],
-    distances: Mapping[str, Float[np.ndarray, " n"]],
+    around: Mapping[str, Float[np.ndarray, "n 2"]],
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What is predicted, from what the members say and how far from training that is.
+    """What is predicted, from what the members say and what training is around.
 
     Returns:
         Target -> (n,) value, low and high, in the units of `dataset.MATERIALS`: moduli in GPa, no negative gap. Of the
@@ -165,7 +167,7 @@ def values(
         if target == METAL:
             out[target] = mean, each.min(0), each.max(0)
             continue
-        half = calibrations[target].half_width(each, distances[target])
+        half = calibrations[target].half_width(each, around[target])
         bounds = mean, mean - half, mean + half
         if target.endswith("_GPa"):
             bounds = tuple(10**x for x in bounds)

@@ -164,21 +164,22 @@ class Released:
         if len(crystals):
             store = crystal.graphs(self.config, crystals)
             members, features = predictors.member_predictions(self.predictors, store)
-        distances, warnings = self._depth(features, crystals)
+        around, warnings = self._depth(features, crystals)
         calibrations = {target: Calibration(**row) for target, row in self.about["calibrations"].items()}
-        for target, (value, low, high) in predictors.values(members, calibrations, distances).items():
+        for target, (value, low, high) in predictors.values(members, calibrations, around).items():
             name = PROBABILITY if target == METAL else target
             out |= {name: value, f"{name}_low": low, f"{name}_high": high}
         return out | {"warning": warnings}
 
     def _depth(self, features: Sequence[np.ndarray], crystals: Structures) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Target -> distances from training, and the warning for each crystal."""
+        """Target -> what training is around, as `depth.Depth` has it; and the warning for each crystal."""
         groups = [predictor.targets for predictor in self.predictors]
         if self.about["format"] == OLD:
-            return {t: np.ones(len(crystals)) for targets in groups for t in targets}, [UNKNOWN] * len(crystals)
+            nothing = np.tile([1.0, 0.0], (len(crystals), 1))
+            return {t: nothing for targets in groups for t in targets}, [UNKNOWN] * len(crystals)
         found = [each(z, crystals) for each, z in zip(self.depths, features, strict=True)]
-        distances = {t: distance for targets, (distance, _) in zip(groups, found) for t in targets}
-        return distances, depth.warnings({targets: reasons for targets, (_, reasons) in zip(groups, found)})
+        around = {t: each for targets, (all_, _) in zip(groups, found) for t, each in zip(targets, all_, strict=True)}
+        return around, depth.warnings({targets: reasons for targets, (_, reasons) in zip(groups, found)})
 
     def neighbours(self, query: Any, k: int = 10, *, among: str = "crystal") -> "pd.DataFrame":
         """What lies nearest in the space.
