@@ -62,7 +62,7 @@ def test_reasons_and_what_counts_as_far(known):
     middle, outside = FEATURES[4], np.array([9, 9], np.float32)
     found, reasons = known(np.stack([middle, middle, middle, outside]), crystals)
     assert reasons == [[], ["hardly any training with Kr"], [STRANGE], [UNLIKE]]
-    distance, farthest = found[0, :, 0], known.reach[1].item()
+    distance, farthest = found[0].distance, known.reach[1].item()
     np.testing.assert_allclose(distance[:3], farthest)
     assert distance[3] > 5 * farthest
 
@@ -115,7 +115,7 @@ def test_intervals_are_as_wide_as_distance_says(model, made):
     store = crystal.graphs(model.config, curated.structures)
     (said, features), known = model.predictors[0](store), depth.read(made[0])[0]
     found_around, _ = known(features, curated.structures)
-    distance, error = found_around[0].T
+    distance, error = found_around[0].distance, found_around[0].error
     row = about["calibrations"]["formation_energy_eV_atom"]
     s = said[:, :, 0].std(0, ddof=1) + (row["floor"] + error) * np.maximum(distance / row["distance"], 0.5)
     half = (found.formation_energy_eV_atom_high - found.formation_energy_eV_atom_low) / 2

@@ -2,12 +2,19 @@ import numpy as np
 import pytest
 
 from matalign.release import ensemble, predictors
+from matalign.release.depth import Around
 from matalign.release.predictors import Calibration
 
 
-def around(distance, error=0.0):
-    """Distance from training, and its error nearby."""
-    return np.stack(np.broadcast_arrays(np.asarray(distance, float), error), -1)
+def around(distance, error=0.0, holds=()):
+    """Distance from training, its error nearby, and by number which rows hold an element."""
+    distance = np.asarray(distance, float)
+    found = Around(
+        distance, np.broadcast_to(np.asarray(error, float), distance.shape), np.zeros((len(distance), 119), bool)
+    )
+    for z, rows in dict(holds).items():
+        found.holds[rows, z] = True
+    return found
 
 
 GROUP = {"formation_energy_eV_atom": 1.0, "is_metal": 0.1}
@@ -66,7 +73,7 @@ def test_calibration_by_hand():
     # where training errs by 1.5 nearby, the floor is 2
     np.testing.assert_allclose(found.half_width(members[:1], around([2.0, 6.0, 2.0, 0.0], 1.5)), [3.6, 10.8, 3.6, 1.8])
     with pytest.raises(ValueError, match="no labels"):
-        predictors.calibrate(np.zeros((2, 0)), np.zeros(0), np.zeros((0, 2)), np.zeros(0))
+        predictors.calibrate(np.zeros((2, 0)), np.zeros(0), around([]), np.zeros(0))
 
 
 def test_a_chemical_system_counts_once_by_its_greatest_error():
@@ -91,6 +98,17 @@ def test_the_worst_group_by_distance_counts():
     assert found.factor == pytest.approx(5.46 / scale[-1])
 
 
+def test_an_element_that_is_hard_has_its_own_quantile():
+    """Of 200 errors those of 50 crystals with iron are five times as large; 49 with cobalt are too few."""
+    true = np.concatenate([np.arange(1, 151) / 150, np.arange(1, 51) / 10])
+    near = around(np.ones(200), holds={26: np.arange(150, 200), 27: np.arange(151, 200), 8: np.arange(100)})
+    found = predictors.calibrate(np.zeros((1, 200)), true, near, np.arange(200))
+    # the ⌈51 · 0.9⌉ = 46th of 50 errors; the median of all is the floor
+    assert found.elements == {"Fe": pytest.approx(4.6 / found.floor)}
+    half = found.half_width(np.zeros((1, 2)), around([1.0, 1.0], holds={26: [0], 27: [1]}))
+    np.testing.assert_allclose(half, [4.6, found.factor * found.floor])
+
+
 @pytest.mark.parametrize("level", [0.5, 0.8, 0.9])
 def test_intervals_hold_the_nominal_share_of_exchangeable_labels(level):
     """Members scatter with a spread of their own at each point, and so does the truth."""
@@ -98,8 +116,10 @@ def test_intervals_hold_the_nominal_share_of_exchangeable_labels(level):
     spread = rng.uniform(0.1, 2, 8000)
     members, true = spread * rng.normal(size=(3, 8000)), spread * rng.normal(size=8000)
     distance, systems = around(np.ones(8000)), np.arange(8000)
-    found = predictors.calibrate(members[:, :4000], true[:4000], distance[:4000], systems[:4000], level=level)
-    half = found.half_width(members[:, 4000:], distance[4000:])
+    found = predictors.calibrate(
+        members[:, :4000], true[:4000], distance.take(np.arange(4000)), systems[:4000], level=level
+    )
+    half = found.half_width(members[:, 4000:], distance.take(np.arange(4000, 8000)))
     held = np.abs(members[:, 4000:].mean(0) - true[4000:]) <= half
     assert held.mean() == pytest.approx(level, abs=0.04)
     wide = spread[4000:] > 1
@@ -111,7 +131,7 @@ def test_intervals_hold_far_from_training_where_errors_grow_with_distance():
     rng = np.random.default_rng(0)
     distance = np.concatenate([rng.uniform(0.5, 2, 2000), rng.uniform(1.5, 6, 2000)])
     true, members = distance * rng.normal(size=4000), 0.01 * rng.normal(size=(2, 4000))
-    near = predictors.calibrate(members[:, :2000], true[:2000], around(distance)[:2000], np.arange(2000))
+    near = predictors.calibrate(members[:, :2000], true[:2000], around(distance[:2000]), np.arange(2000))
     held = np.abs(members.mean(0) - true)[2000:] <= near.half_width(members, around(distance))[2000:]
     assert 0.88 < held.mean() < 0.95
     blind = predictors.calibrate(members[:, :2000], true[:2000], around(np.ones(2000)), np.arange(2000))

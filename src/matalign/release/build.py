@@ -164,12 +164,18 @@ def known(t: Task, target: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def calibrate(
-    t: Task, target: str, members: np.ndarray, around: np.ndarray, rows: np.ndarray, *, level: float = predictors.LEVEL
+    t: Task,
+    target: str,
+    members: np.ndarray,
+    around: depth.Around,
+    rows: np.ndarray,
+    *,
+    level: float = predictors.LEVEL,
 ) -> Calibration:
     """The calibration of a target on some materials; members and what is around are of all."""
     rows, true = known(t, target, rows)
     systems = t.curated.materials.chemsys.to_numpy()[rows]
-    return predictors.calibrate(members[:, rows], true, around[rows], systems, level=level)
+    return predictors.calibrate(members[:, rows], true, around.take(rows), systems, level=level)
 
 
 def scores(
@@ -177,7 +183,7 @@ def scores(
     t: Task,
     target: str,
     members: np.ndarray,
-    around: np.ndarray,
+    around: depth.Around,
     warned: np.ndarray,
     parts: Mapping[str, np.ndarray],
 ) -> dict[str, list[dict[str, Any]]]:
@@ -188,7 +194,7 @@ def scores(
         t: data.
         target: its name.
         members: (members, M) predictions for all materials.
-        around: (M, 2) what training is around, as `depth.Depth` has it.
+        around: what training is around them.
         warned: (M,) bool.
         parts: rows of materials.
     """
@@ -218,7 +224,7 @@ def scores(
     subsets += [(WARNED, warned[test])] if warned[test].any() else []
     for level in LEVELS:
         half = calibrate(t, target, members, around, parts["val"], level=level).half_width(
-            members[:, test], around[test]
+            members[:, test], around.take(test)
         )
         for name, which in subsets:
             widths = {"half_width": float(np.median(half[which])), "half_width_mean": float(half[which].mean())}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,6 +28,19 @@ MIDDLE = (0.005, 0.995)  # quantiles on training; a volume between them is usual
 FAR = 0.98  # quantile of the distances on validation
 ROWS = 256  # queries at once
 STRANGE, UNLIKE = "unusual volume per atom", "unlike any training crystal"
+
+
+@dataclass(frozen=True)
+class Around:
+    """What training is around n crystals, for one target."""
+
+    distance: Float[np.ndarray, " n"]
+    error: Float[np.ndarray, " n"]  # of training crystals nearby
+    holds: Bool[np.ndarray, "n 119"]  # the elements of each crystal
+
+    def take(self, rows: Int[np.ndarray, " k"]) -> "Around":
+        """The same of some crystals."""
+        return Around(self.distance[rows], self.error[rows], self.holds[rows])
 
 
 @dataclass(frozen=True)
@@ -94,8 +107,8 @@ class Depth:
 
     def __call__(
         self, features: Float[np.ndarray, "m d"], crystals: Structures
-    ) -> tuple[Float[np.ndarray, "targets m 2"], list[list[str]]]:
-        """Distance and error of training around crystals, for each target; and what is out of depth about each."""
+    ) -> tuple[list[Around], list[list[str]]]:
+        """What training is around crystals, for each target; and what is out of depth about each of them."""
         (distance, errors), fractions = self.around(features), crystals.fractions()
         far, farthest = self.reach.tolist()
         rare = (fractions > 0) & (self.share.numpy() < RARE)
@@ -108,7 +121,7 @@ class Depth:
             for elements, volume, d in zip(rare, strange, distance, strict=True)
         ]
         distance = np.where(rare.any(1) | strange, np.maximum(distance, farthest), distance)
-        return np.stack([np.broadcast_to(distance[:, None], errors.shape), errors], 2).swapaxes(0, 1), reasons
+        return [Around(distance, error, fractions > 0) for error in errors.T], reasons
 
 
 def _volumes(crystals: Structures) -> np.ndarray:

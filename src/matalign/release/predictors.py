@@ -5,19 +5,19 @@ Of a target the ensemble's mean is the prediction, and half the width of its int
     s(x) = members' standard deviation + (β + r(x)) · max(d(x) / d₀, ½),
 
 d(x) the distance from training and r(x) the error of training nearby (`depth`), β the median error and d₀ the median
-distance on validation. The score of a
-validation label is its error over s, that of a chemical system the greatest of its labels': split-conformal prediction
-with normalised residuals (Papadopoulos et al., ECML 2002; Lei et al., J. Am. Stat. Assoc. 113, 1094, 2018). Of up to
-five equal groups of systems, by distance, q is the greatest of the groups' quantiles, so that the familiar do not pay
-for the far; the ½ keeps what is known best from intervals narrower than validation can vouch for. The form was
-chosen by cross-validation over the chemical systems of validation. That has also chosen the weights that are kept, so
-what the intervals cover is measured on the test part. Of the class `is_metal` the mean of the members' probabilities
-is given, with its calibration error.
+distance on validation. The score of a validation label is its error over s, that of a chemical system the greatest of
+its labels': split-conformal prediction with normalised residuals (Papadopoulos et al., ECML 2002; Lei et al., J. Am.
+Stat. Assoc. 113, 1094, 2018). Quantiles are taken in groups: up to five by distance, equally large, and one of each
+element that enough systems hold; q is the greatest of all those by distance and of the crystal's elements. So what is
+far and what is hard is covered too. The ½ keeps what is known best from intervals narrower than validation can vouch
+for. The form was chosen by cross-validation over the chemical systems of validation. That has also chosen the weights
+that are kept, so what the intervals cover is measured on the test part. Of the class `is_metal` the mean of the
+members' probabilities is given, with its calibration error.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,9 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from matalign.config import Pretrain
+from matalign.elements import NUMBER, SYMBOLS
 from matalign.quantities import METAL
+from matalign.release.depth import Around
 from matalign.towers import crystal
 from matalign.towers.crystal import Regressor
 from matalign.views.graphs import GraphStore
@@ -35,6 +37,7 @@ LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # whose coverage is measured
 ROWS = 256  # crystals in a batch
 GUARD = 0.5  # least distance over the median that counts
 GROUPS, SYSTEMS = 5, 100  # by distance: at most so many groups, of at least so many chemical systems
+ELEMENT = 50  # chemical systems of validation that hold an element with a quantile of its own
 LONG = 100  # more crystals than this show a progress bar
 
 
@@ -82,17 +85,18 @@ class Calibration:
     floor: float
     factor: float
     distance: float = 1.0  # median on validation
+    elements: Mapping[str, float] = field(default_factory=dict)  # symbol -> factor, where it is greater
 
-    def half_width(
-        self, members: Float[np.ndarray, "members n"], around: Float[np.ndarray, "n 2"]
-    ) -> Float[np.ndarray, " n"]:
-        """(n,) of predictions by each member, and distance and error of training as from `depth.Depth`."""
-        return self.factor * _scale(members, around, self.floor, self.distance)
+    def half_width(self, members: Float[np.ndarray, "members n"], around: Around) -> Float[np.ndarray, " n"]:
+        """(n,) of predictions by each member."""
+        own = np.zeros(around.holds.shape[1])
+        own[[NUMBER[symbol] for symbol in self.elements]] = list(self.elements.values())
+        factor = np.maximum(self.factor, (around.holds * own).max(1))
+        return factor * _scale(members, around, self.floor, self.distance)
 
 
-def _scale(members: np.ndarray, around: np.ndarray, floor: float, middle: float) -> np.ndarray:
-    distance, error = around.T
-    return spread(members) + (floor + error) * np.maximum(distance / middle, GUARD)
+def _scale(members: np.ndarray, around: Around, floor: float, middle: float) -> np.ndarray:
+    return spread(members) + (floor + around.error) * np.maximum(around.distance / middle, GUARD)
 
 
 def spread(members: Float[np.ndarray, "members n"]) -> Float[np.ndarray, " n"]:
@@ -103,7 +107,7 @@ def spread(members: Float[np.ndarray, "members n"]) -> Float[np.ndarray, " n"]:
 def calibrate(
     members: Float[np.ndarray, "members n"],
     true: Float[np.ndarray, " n"],
-    around: Float[np.ndarray, "n 2"],
+    around: Around,
     systems: np.ndarray,
     *,
     level: float = LEVEL,
@@ -113,7 +117,7 @@ def calibrate(
     Args:
         members: predictions by each.
         true: labels.
-        around: distance from training, and its error nearby.
+        around: what training is around.
         systems: (n,) chemical system of each crystal.
         level: share of the labels that intervals are to cover. The quantile of n scores is the ⌈(n + 1) · level⌉-th
             smallest; where n is too small for that, the greatest.
@@ -123,14 +127,16 @@ def calibrate(
     """
     if not len(true):
         raise ValueError("no labels to calibrate on")
-    error, distance = np.abs(members.mean(0) - true), around[:, 0]
+    error, distance = np.abs(members.mean(0) - true), around.distance
     floor, middle = (max(float(np.median(x)), 1e-9) for x in (error, distance))
     score = error / _scale(members, around, floor, middle)
     worst = np.argsort(-score, kind="stable")
     worst = worst[np.unique(systems[worst], return_index=True)[1]]  # the greatest of each system
     by_distance = score[worst[np.argsort(distance[worst], kind="stable")]]
     groups = np.array_split(by_distance, min(max(len(worst) // SYSTEMS, 1), GROUPS))
-    return Calibration(floor, max(_quantile(group, level) for group in groups), middle)
+    factor, holds = max(_quantile(group, level) for group in groups), around.holds[worst]
+    own = {SYMBOLS[z]: _quantile(score[worst[holds[:, z]]], level) for z in np.flatnonzero(holds.sum(0) >= ELEMENT)}
+    return Calibration(floor, factor, middle, {symbol: q for symbol, q in own.items() if q > factor})
 
 
 def _quantile(scores: np.ndarray, level: float) -> float:
@@ -153,7 +159,7 @@ def member_predictions(
 def values(
     members: Mapping[str, Float[np.ndarray, "members n"]],
     calibrations: Mapping[str, Calibration],
-    around: Mapping[str, Float[np.ndarray, "n 2"]],
+    around: Mapping[str, Around],
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """What is predicted, from what the members say and what training is around.
 

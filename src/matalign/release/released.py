@@ -171,12 +171,13 @@ class Released:
             out |= {name: value, f"{name}_low": low, f"{name}_high": high}
         return out | {"warning": warnings}
 
-    def _depth(self, features: Sequence[np.ndarray], crystals: Structures) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Target -> what training is around, as `depth.Depth` has it; and the warning for each crystal."""
+    def _depth(self, features: Sequence[np.ndarray], crystals: Structures) -> tuple[dict[str, depth.Around], list[str]]:
+        """Target -> what training is around; and the warning for each crystal."""
         groups = [predictor.targets for predictor in self.predictors]
         if self.about["format"] == OLD:
-            nothing = np.tile([1.0, 0.0], (len(crystals), 1))
-            return {t: nothing for targets in groups for t in targets}, [UNKNOWN] * len(crystals)
+            n = len(crystals)
+            nothing = depth.Around(np.ones(n), np.zeros(n), np.zeros((n, 119), bool))
+            return {t: nothing for targets in groups for t in targets}, [UNKNOWN] * n
         found = [each(z, crystals) for each, z in zip(self.depths, features, strict=True)]
         around = {t: each for targets, (all_, _) in zip(groups, found) for t, each in zip(targets, all_, strict=True)}
         return around, depth.warnings({targets: reasons for targets, (_, reasons) in zip(groups, found)})
