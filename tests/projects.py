@@ -1,21 +1,25 @@
 """A copy of this project in a temporary folder, in which the pipeline runs on the `tiny` profile."""
 
 import atexit
+import contextlib
 import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from matalign import paths
-from matalign.pipeline import provenance
+from matalign.pipeline import provenance, run
 
 REPOSITORY = Path(__file__).parents[1]
 PARTS = ("src", "notebooks", "paper", "data", "params.yaml", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore")
@@ -78,6 +82,15 @@ class Project:
                 continue
         return found
 
+    def at_work(self, stage: str, process: str) -> bool:
+        """Whether a process of this command line runs, and three cells of the stage's notebook are done."""
+        lines = []
+        for running in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                lines.append(" ".join(running.cmdline()))
+        cells = "".join(f.read_text() for f in self.root.glob(f".scratch/run/*/{run.NAMES[stage]}.ipynb"))
+        return any(process in line for line in lines) and cells.count('"status": "completed"') >= 3
+
     def edit(self, name: str, old: str, new: str) -> None:
         """Replace the one place of a file where `old` stands."""
         text = (self.root / name).read_text()
@@ -124,23 +137,60 @@ def make(root: Path) -> Project:
 
 
 @dataclass(frozen=True)
+class Killed:
+    """A `dvc repro` that was killed at work in a stage: what still ran a minute later, and whether it had results."""
+
+    stage: str
+    left: list[str]
+    had_results: bool
+
+
+@dataclass(frozen=True)
 class Finished:
-    """A project whose pipeline has run, and what that printed."""
+    """A project whose pipeline was killed, was run again and went to the end; and what that last run printed."""
 
     project: Project
+    killed: list[Killed]
     output: str
+
+
+def kill(project: Project, stage: str, process: str, end: Callable[[int, int], None]) -> Killed:
+    """Start `dvc repro`, and kill it once a process of the named stage runs and three cells of its notebook are done.
+
+    Args:
+        project: whose.
+        stage: in which.
+        process: part of the command line of the process that must run.
+        end: `os.kill`, dvc alone; or `os.killpg`, its group, as Ctrl-C would.
+    """
+    repro, deadline = project.start_repro(), time.monotonic() + 600
+    while not project.at_work(stage, process):
+        assert repro.poll() is None, f"dvc repro ended before {process} was seen in {stage}"
+        assert time.monotonic() < deadline, f"{process} was not seen in {stage}"
+        time.sleep(0.05)
+    end(repro.pid, signal.SIGKILL)
+    repro.wait()
+    deadline = time.monotonic() + 60
+    while (left := project.processes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return Killed(stage, list(map(str, left)), (project.results / "metrics" / f"{stage}.json").exists())
 
 
 def finished() -> Finished:
     """The one full run that tests share; they must not change it, but copy it. One that failed is not tried again."""
-    project, ended = _run_once()
+    project, killed, ended = _run_once()
     assert ended.returncode == 0, ended.stdout[-6000:]
-    return Finished(project, ended.stdout)
+    return Finished(project, killed, ended.stdout)
 
 
 @functools.cache
-def _run_once() -> tuple[Project, subprocess.CompletedProcess]:
+def _run_once() -> tuple[Project, list[Killed], subprocess.CompletedProcess]:
     folder = tempfile.mkdtemp(prefix="matalign-test-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    project = make(Path(folder) / "project")
-    return project, project.command(*REPRO)
+    project, killed = make(Path(folder) / "project"), []
+    if sys.platform == "linux":  # PR_SET_PDEATHSIG is Linux's
+        killed = [
+            kill(project, "curate", "ipykernel_launcher", os.kill),
+            kill(project, "pretrain", "matalign.pretrain.train", os.killpg),
+        ]
+    return project, killed, project.command(*REPRO)

@@ -1,6 +1,7 @@
 """matalign: crystal structures, synthesis protocols and micrographs in one space."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from matalign.data.readers.micrographs import Micrograph
     from matalign.data.readers.unit_cell import Cell
+    from matalign.release.registering import Match
     from matalign.release.released import Released
 
 __version__ = "0.1.0"
@@ -21,6 +23,15 @@ def load(profile_or_path: str | Path) -> "Released":
     from matalign.release import released  # here: torch and the rest take seconds
 
     return released.load(profile_or_path)
+
+
+def register(
+    image: Any, structures: Sequence[Any], *, pixel_A: float | None = None, frame: int | None = None
+) -> "list[Match]":
+    """Each crystal as it fits a micrograph: scale, zone axis, rotation, residual; see `registering.register`."""
+    from matalign.release import registering
+
+    return registering.register(image, structures, pixel_A=pixel_A, frame=frame)
 
 
 def read_structure(item: Any, *, block: str | None = None, frame: int | None = None) -> "Cell":

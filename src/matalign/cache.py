@@ -13,19 +13,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from tqdm import tqdm
 
 from matalign import paths
 
 Result = dict[str, Any]  # arrays and JSON values
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -86,6 +89,42 @@ def held(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def each(
+    work: Callable[[Item], Made],
+    items: Sequence[Item],
+    *,
+    processes: int,
+    title: str,
+    unit: str = "fit",
+    size: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[Made]:
+    """What is made of each item, in order, side by side in processes of joblib's backend.
+
+    Args:
+        work: a function of a module, or a partial of one; it and the items are sent to the processes.
+        items: in the order in which they start.
+        processes: one or fewer: all is done here. Those of this machine (loky's) end with this one; under
+            `joblib.parallel_config` they are a cluster's.
+        title: of the bar.
+        unit: that it counts.
+        size: of an item, in units.
+    """
+    import joblib  # here: the command `predict` has no use for it
+
+    parallel = joblib.Parallel(max(processes, 1), return_as="generator", batch_size=1)
+    made = parallel(joblib.delayed(_work)(os.getpid(), work, item) for item in items)
+    with tqdm(total=sum(map(size, items)), desc=title, unit=unit, mininterval=1) as bar:
+        for item, result in zip(items, made):
+            bar.update(size(item))
+            yield result
+
+
+def _work(starter: int, work: Callable[[Item], Made], item: Item) -> Made:
+    if os.getppid() == starter:  # not so here, nor for a process of a cluster
+        die_with_parent(starter)
+    return work(item)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import functools
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -19,6 +20,11 @@ class Stage:
     profile: str  # which section of params.yaml, which folder of results/
     seed: int  # of every random draw
     threads: int  # of torch and of BLAS, in every process
+
+    def head(self, *, synthetic: bool) -> dict[str, Any]:
+        """What the metrics of every stage begin with."""
+        stage = type(self).__name__.lower()
+        return {"stage": stage, "profile": self.profile, "synthetic": synthetic, "seed": self.seed}
 
 
 @dataclass(frozen=True)
@@ -197,6 +203,17 @@ T = TypeVar("T")
 KINDS = ("curate", "embed", "pretrain", "properties", "release", "retrieval", "synthesis", "defects", "ablations")
 
 
+def known(name: str, names: Collection[str], what: str) -> None:
+    """Refuse a name that is not one of those there are.
+
+    Raises:
+        ValueError: the message has the nearest, and lists those there are.
+    """
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        raise ValueError(f"{what} {name!r}, the nearest is {near!r}; of {', '.join(names)}")
+
+
 def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     """Make a stage's config, or say what is wrong with its parameters.
 
@@ -210,9 +227,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{where}: unknown parameter {key!r}; the nearest valid one is {near!r}")
+        known(key, fields, f"{where}: unknown parameter")
     missing = [key for key, f in fields.items() if key not in values and f.default is dataclasses.MISSING]
     if missing:
         raise ValueError(f"{where}: missing parameter {missing[0]!r}")
@@ -251,17 +266,12 @@ def load(stage: str, profile: str, *, file: Path | None = None) -> Stage:
         ValueError: see `build`; or an unknown stage or profile.
     """
     file = file or paths.PARAMS
-    params = yaml.safe_load(file.read_text())
-    if stage not in STAGES:
-        raise ValueError(f"no stage {stage!r}; one of {', '.join(STAGES)}")
-    profiles = [key for key in params if key not in ("base", "profiles", "versions")]
-    if profile not in profiles:
-        raise ValueError(f"{file.name}: no profile {profile!r}; one of {', '.join(profiles)}")
+    params = parameters(file.read_text())
+    known(stage, STAGES, "unknown stage")
+    known(profile, [key for key in params if key not in ("base", "profiles", "versions")], f"{file.name}: no profile")
     for section in ("base", profile):
         for key in params[section]:
-            if key not in STAGES:
-                near = difflib.get_close_matches(key, STAGES, n=1, cutoff=0.0)[0]
-                raise ValueError(f"{file.name}: {section}: unknown stage {key!r}; the nearest valid one is {near!r}")
+            known(key, STAGES, f"{file.name}: {section}: unknown stage")
     merged = {**params["base"][stage], **(params[profile].get(stage) or {}), "profile": profile}
     return build(STAGES[stage], merged, where=f"{file.name}: {profile}.{stage}")
 
@@ -278,6 +288,11 @@ def version(kind: str) -> int | str:
     Raises:
         ValueError: no such kind.
     """
-    if kind not in KINDS:
-        raise ValueError(f"no kind of result {kind!r}; one of {', '.join(KINDS)}")
-    return yaml.safe_load(paths.PARAMS.read_text())["versions"][kind] if paths.PARAMS.exists() else __version__
+    known(kind, KINDS, "no kind of result")
+    return parameters(paths.PARAMS.read_text())["versions"][kind] if paths.PARAMS.exists() else __version__
+
+
+@functools.lru_cache(maxsize=4)
+def parameters(text: str) -> dict[str, Any]:
+    """What a params.yaml holds; parsed once, not for each key of a result."""
+    return yaml.safe_load(text)

@@ -1,6 +1,10 @@
 """One table of the quantities that columns hold: what each is called, measured in, scored and drawn as."""
 
+import math
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,20 +34,12 @@ class Quantity:
 
 ENERGY, GAP, METAL = "formation_energy_eV_atom", "band_gap_eV", "is_metal"  # columns
 ABSOLUTE_ZERO_C = -273.15
+PER_ATOM = {"eV_atom": (1.0, 0.0), "meV_atom": (1e-3, 0.0)}
 PASCAL = {"GPa": (1.0, 0.0), "MPa": (1e-3, 0.0)}
 HOURS = {"h": (1.0, 0.0), "min": (1 / 60, 0.0), "d": (24.0, 0.0), "s": (1 / 3600, 0.0)}
 
 TARGETS = (  # what is predicted; is_metal: 1 where the gap is zero, else 0
-    Quantity(
-        ENERGY,
-        "formation energy",
-        "$E_f$",
-        "eV/atom",
-        False,
-        "#0072B2",
-        "o",
-        {"eV_atom": (1, 0), "meV_atom": (1e-3, 0)},
-    ),
+    Quantity(ENERGY, "formation energy", "$E_f$", "eV/atom", False, "#0072B2", "o", PER_ATOM),
     Quantity(GAP, "band gap", "gap", "eV", False, "#D55E00", "v", {"eV": (1, 0), "meV": (1e-3, 0)}),
     Quantity(METAL, "metal", "metal", colour="#009E73", marker="p"),
     Quantity("bulk_modulus_GPa", "bulk modulus", "$K$", "GPa", True, "#000000", "s", PASCAL),
@@ -55,8 +51,46 @@ CONDITIONS = (  # of a synthesis, of a micrograph
     Quantity("pixel_size_A", "pixel size", "", "Å", units={"A": (1, 0), "nm": (10, 0), "pm": (0.01, 0)}),
 )
 TABLE = {quantity.column: quantity for quantity in (*TARGETS, *CONDITIONS)}
+UNITS = {q.base: q.units for q in TABLE.values() if q.units}  # factor, then offset
+SPELLINGS = {"Å": "A", "angstrom": "A", "°C": "C", "celsius": "C", "kelvin": "K", "hour": "h", "hours": "h"}
 
 
 def of(column: str) -> Quantity:
     """The row of a column; one without unit for a column that the table lacks."""
     return TABLE.get(column) or Quantity(column, column.replace("_", " "))
+
+
+def given(fields: Mapping[str, Any], name: str) -> float | None:
+    """What people write with a unit of their choice, in the first of its units (`UNITS`).
+
+    Args:
+        fields: has it as `<name>_<unit>`, or as `<name>` beside `<name>_unit`; None and "" are as good as absent.
+        name: of `UNITS`.
+
+    Returns:
+        The value in °C, h, Å, eV/atom, eV or GPa; None where there is none.
+
+    Raises:
+        ValueError: given twice, without a unit, in an unknown one, or not a finite number.
+    """
+    units = UNITS[name]
+    keys = (name, *(f"{name}_{unit}" for unit in units))
+    found = {key: fields[key] for key in keys if fields.get(key) not in (None, "")}
+    if len(found) > 1:
+        raise ValueError(f"{name} stands there {len(found)} times: {', '.join(found)}; give one")
+    if not found:
+        return None
+    key, written = next(iter(found.items()))
+    unit = key.removeprefix(f"{name}_") if key != name else str(fields.get(f"{name}_unit") or "").strip()
+    unit = SPELLINGS.get(unicodedata.normalize("NFKC", unit), unit)
+    if unit not in units:
+        said = f"has the unknown unit {unit!r}" if unit else "has no unit"
+        raise ValueError(f"{name} {written!r} {said}; one of {', '.join(units)}, as {name}_{next(iter(units))}")
+    try:
+        value = float(written)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{key} is {written!r}; expected a number")
+    factor, offset = units[unit]
+    return factor * value + offset

@@ -13,9 +13,10 @@ is added as a draw from Student's t of S − 1 degrees, its variance that betwee
 have counted already, as in two-way clustering (Cameron, Gelbach & Miller, J. Bus. Econ. Stat. 29, 238, 2011).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
@@ -35,9 +36,10 @@ class Interval:
     high: float
     p: float | None = None
 
-    def bounds(self) -> dict[str, float]:
-        """Value, low and high, as the rows of metrics hold them."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+    def bounds(self, name: str = "value") -> dict[str, float]:
+        """Value (by the name given), low, high and, of a comparison, p: as the rows of metrics hold them."""
+        found = {name: self.value, "low": self.low, "high": self.high}
+        return found if self.p is None else {**found, "p": self.p}
 
 
 def bootstrap(
@@ -58,7 +60,7 @@ def bootstrap(
     Raises:
         ValueError: no items, a NaN, or labels that do not match the items.
     """
-    per_seed = _Resampler(clusters, resamples=resamples, seed=seed)(_checked(values, clusters), statistic)
+    per_seed = _estimates(_checked(values, clusters), clusters, statistic, resamples=resamples, seed=seed)
     return _interval(_joined(per_seed, seed=seed))
 
 
@@ -96,8 +98,7 @@ def paired(
     a, b = _checked(a, clusters), _checked(b, clusters)
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         raise ValueError(f"{len(a)} seeds cannot be paired with {len(b)}; expected the same number, or one")
-    sampler = _Resampler(clusters, resamples=resamples, seed=seed)
-    left, right = (sampler(x, statistic) for x in (a, b))
+    left, right = (_estimates(x, clusters, statistic, resamples=resamples, seed=seed) for x in (a, b))
     untold = 0
     if relative:  # of means over seeds, to first order in each seed's deviation from them
         told = right.mean(1) != 0
@@ -131,6 +132,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
     return adjusted
+
+
+def adjusted(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one family of tests, `p_holm` added: their `p` by Holm's adjustment."""
+    return [{**row, "p_holm": float(p)} for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True)]
 
 
 def calibration_error(probability: np.ndarray, observed: np.ndarray, *, bins: int = BINS) -> float:
@@ -186,48 +192,41 @@ def _checked(values: np.ndarray, clusters: Sequence) -> np.ndarray:
     return values
 
 
-class _Resampler:
-    """Draws of clusters, the same for every array it is asked about."""
+def _estimates(
+    values: np.ndarray, clusters: Sequence, statistic: Statistic, *, resamples: int, seed: int
+) -> np.ndarray:
+    """(1 + resamples, S) the statistic of each seed: of the sample itself, then of each resample of clusters."""
+    _, label = np.unique(np.asarray(clusters), return_inverse=True)
+    draws = _draws(int(label.max()) + 1, resamples, seed)  # paired arrays see the same
+    return (_moments if isinstance(statistic, str) else _called)(values, label, statistic, draws)
 
-    def __init__(self, clusters: Sequence, *, resamples: int, seed: int) -> None:
-        _, self.label = np.unique(np.asarray(clusters), return_inverse=True)
-        self.n_clusters = int(self.label.max()) + 1 if self.label.size else 0
-        self.resamples, self.seed = resamples, seed
 
-    def __call__(self, values: np.ndarray, statistic: Statistic) -> np.ndarray:
-        """(1 + resamples, S) the statistic of each seed: of the sample itself, then of each resample of clusters."""
-        found = self._moments if isinstance(statistic, str) else self._called
-        return found(values, statistic)
+def _moments(values: np.ndarray, label: np.ndarray, statistic: str, draws: Sequence[np.ndarray]) -> np.ndarray:
+    """From sums per cluster alone: no resample is ever laid out."""
+    if statistic not in ("mean", "rmse", "ratio"):
+        raise ValueError(f"statistic {statistic!r}; mean, rmse, ratio or a callable")
+    terms = values.astype(np.float64) ** (2 if statistic == "rmse" else 1)
+    over = terms[..., 1] if statistic == "ratio" else np.ones((1, len(label)))
+    sums, sizes = (  # (S, C); (S, C) or (1, C)
+        np.stack([np.bincount(label, weights=row) for row in part])
+        for part in (terms[..., 0] if statistic == "ratio" else terms, over)
+    )
+    rows = [_ratio(sums.sum(1), sizes.sum(1))[None]]
+    for counts in draws:
+        counts = counts.astype(np.float64)
+        rows.append(_ratio(counts @ sums.T, counts @ sizes.T))
+    mean = np.concatenate(rows)
+    return np.sqrt(mean) if statistic == "rmse" else mean
 
-    def _draws(self) -> list[np.ndarray]:
-        """How often each cluster is drawn in each resample, (resamples, C) in chunks; paired arrays see the same."""
-        return _draws(self.n_clusters, self.resamples, self.seed)
 
-    def _moments(self, values: np.ndarray, statistic: str) -> np.ndarray:
-        """(1 + R, S) from sums per cluster alone: no resample is ever laid out."""
-        if statistic not in ("mean", "rmse", "ratio"):
-            raise ValueError(f"statistic {statistic!r}; mean, rmse, ratio or a callable")
-        terms = values.astype(np.float64) ** (2 if statistic == "rmse" else 1)
-        over = terms[..., 1] if statistic == "ratio" else np.ones((1, len(self.label)))
-        sums, sizes = (  # (S, C); (S, C) or (1, C)
-            np.stack([np.bincount(self.label, weights=row, minlength=self.n_clusters) for row in part])
-            for part in (terms[..., 0] if statistic == "ratio" else terms, over)
-        )
-        rows = [_ratio(sums.sum(1), sizes.sum(1))[None]]
-        for counts in self._draws():
-            counts = counts.astype(np.float64)
-            rows.append(_ratio(counts @ sums.T, counts @ sizes.T))
-        mean = np.concatenate(rows)
-        return np.sqrt(mean) if statistic == "rmse" else mean
-
-    def _called(self, values: np.ndarray, statistic: Callable) -> np.ndarray:
-        """(1 + R, S) by calling the statistic on the resampled items of each seed."""
-        order = np.argsort(self.label, kind="stable")
-        rows = [[statistic(row) for row in values]]
-        for count in (row for counts in self._draws() for row in counts):
-            items = np.repeat(order, count[self.label[order]])
-            rows.append([statistic(row[items]) for row in values])
-        return np.array(rows)
+def _called(values: np.ndarray, label: np.ndarray, statistic: Callable, draws: Sequence[np.ndarray]) -> np.ndarray:
+    """By calling the statistic on the resampled items of each seed."""
+    order = np.argsort(label, kind="stable")
+    rows = [[statistic(row) for row in values]]
+    for count in (row for counts in draws for row in counts):
+        items = np.repeat(order, count[label[order]])
+        rows.append([statistic(row[items]) for row in values])
+    return np.array(rows)
 
 
 @lru_cache(4)  # the tables of a stage ask for the same few again and again, and drawing costs more than all the rest

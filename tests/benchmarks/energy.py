@@ -18,7 +18,7 @@ from benchmarks.towers import OURS, Task
 from tqdm import tqdm
 
 from matalign import cache, config, stats
-from matalign.tasks.fit import on_threads
+from matalign.pretrain.checkpoint import on_threads
 
 START = {"width": 96, "layers": 3, "order": 3, "learning_rate": 3e-3, "weight_decay": 0.05, "batch_size": 64}
 CHANGES = (

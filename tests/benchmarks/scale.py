@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of structures")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     args = parser.parse_args()
-    if not torch.cuda.is_available() and not run.ALLOCATOR.items() <= os.environ.items():  # as the stages have it
-        os.execve(sys.executable, sys.orig_argv, os.environ | run.ALLOCATOR)
+    if not torch.cuda.is_available() and not run.ENVIRONMENT.items() <= os.environ.items():  # as the stages have it
+        os.execve(sys.executable, sys.orig_argv, os.environ | run.ENVIRONMENT)
     file = FOLDER / "scale.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     machine = provenance.machine()

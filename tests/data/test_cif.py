@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-from collections import Counter
 from fractions import Fraction
 
 import numpy as np
@@ -88,6 +87,25 @@ def test_an_origin_that_nothing_decides_is_refused_and_a_stated_one_is_taken():
     with pytest.raises(ValueError, match=r"formula mismatch: the cell holds 8 x Si, the sites are 16 atoms"):
         cif.read(text(SILICON, symmetry=named("F d -3 m :1"), formula="Si", units="8"))
     assert len(cif.read(text("Si1 Si 0 0 0", symmetry=named("F d -3 m :1"))).numbers) == 8
+
+
+@pytest.mark.parametrize(
+    ("symbol", "cell", "rows", "formula", "origin"),
+    [
+        ("P 4/n m m", (3.77, 5.52), ["Fe1 Fe 0 0 0", "Se1 Se 0 0.5 0.2673"], "'Fe Se'", 1),
+        ("P 4/n m m", (3.77, 5.52), ["Fe1 Fe 0.75 0.25 0", "Se1 Se 0.25 0.25 0.2673"], "'Fe Se'", 2),
+        ("P n -3 m", (4.27, 4.27), ["Cu1 Cu 0.25 0.25 0.25", "O1 O 0 0 0"], "'Cu2 O'", 1),
+        ("P n -3 m", (4.27, 4.27), ["Cu1 Cu 0 0 0", "O1 O 0.25 0.25 0.25"], "'Cu2 O'", 2),
+        ("F d -3 m", (7.04, 7.04), ["Mg1 Mg 0 0 0", "Cu1 Cu 0.625 0.625 0.625"], "'Cu2 Mg'", 1),
+    ],
+)
+def test_the_formula_tells_the_origin_of_a_known_crystal(symbol, cell, rows, formula, origin):
+    a, c = cell
+    found = cif.read(text(*rows, symmetry=named(symbol), formula=formula, a=a, b=a, c=c))
+    assert found.notes[0].endswith(f"is read as {symbol}:{origin}")
+    # the bonds of FeSe and Cu2O, and the edge of the tetrahedra of copper in MgCu2
+    bond = {"'Fe Se'": math.hypot(a / 2, 0.2673 * c), "'Cu2 O'": a * math.sqrt(3) / 4, "'Cu2 Mg'": a / math.sqrt(8)}
+    assert nearest(found) == pytest.approx(bond[formula], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -303,6 +321,20 @@ def test_a_formula_agrees_or_is_no_formula(formula):
     assert counts(found) == {55: 1, 35: 1}
 
 
+def test_the_formula_of_the_cell_may_stand_beside_a_count_of_molecules():
+    """As pymatgen writes both, of chlorine: Cl4, and Z = 2 of Cl2."""
+    rows = [f"Cl{k} Cl {x} 0 0" for k, x in enumerate((0, 0.2, 0.5, 0.7))]
+    assert len(cif.read(text(*rows, symmetry=P1, formula="Cl4", units="2", a=10, b=5, c=5)).numbers) == 4
+    with pytest.raises(ValueError, match="the cell holds 3 x Cl4, the sites are 4 atoms"):
+        cif.read(text(*rows, symmetry=P1, formula="Cl4", units="3", a=10, b=5, c=5))
+
+
+def test_a_third_written_with_four_digits_is_a_third():
+    rows = ["Cs1 Cs 0.3333 0.66667 0.3334", "Br1 Br 0.5 0.5 0.8"]
+    found = cif.read(text(*rows, symmetry=P1)).frac_coords[0]
+    assert found.tolist() == [1 / 3, 2 / 3, 0.3334]
+
+
 def test_a_formula_is_compared_in_fractions_and_with_its_count():
     rows = ["Cs1 Cs 0 0 0", "Cs2 Cs 0.5 0 0", "Br1 Br 0.25 0.5 0.5", "I1 I 0.75 0.5 0.5"]
     cell = {"a": 8.5, "b": 4.25, "c": 4.25}
@@ -490,11 +522,3 @@ def test_settings_of_one_crystal_are_one_and_a_strained_one_is_not():
 def test_what_is_no_cif_is_unreadable(broken):
     with pytest.raises(ValueError, match=r"^unreadable CIF: "):
         cif.read(broken)
-
-
-def test_many_texts_are_read_one_by_one():
-    good = text("O1 O 0 0 0")
-    results = list(cif.parse_many([good, "nothing", good]))
-    assert [type(each).__name__ for each in results] == ["Cell", "ValueError", "Cell"]
-    assert Counter(results[0].numbers.tolist()) == {8: 1}
-    assert list(itertools.islice(cif.parse_many([]), 1)) == []

@@ -141,11 +141,11 @@ def test_orders_of_magnitude_of_packages_are_not_needed(monkeypatch, nacl):
 
 
 def test_a_crystal_is_described_as_curation_describes_it(nacl, srtio3, salt):
-    found = crystals.described(optimade(*srtio3))
+    found = sources.described(crystals.read_structure(optimade(*srtio3)))
     assert (found.formula, found.chemsys, found.space_group) == ("SrTiO3", "O-Sr-Ti", 221)
     read = sources.parse_cif(salt.to(fmt="cif"))
     for item in (salt, optimade(*nacl)):
-        found = crystals.described(item)
+        found = sources.described(crystals.read_structure(item))
         assert (found.formula, found.chemsys, found.space_group) == (read.formula, read.chemsys, read.space_group)
 
 
@@ -307,7 +307,7 @@ PDB = (
         ("x.pdb", "HETATM" + PDB.partition("HETATM")[2], "no lattice: no CRYST1"),
         ("x.pdb", PDB.format(group="P 1").replace("          NA\n", "\n"), "unknown element: columns 77 and 78"),
         ("x.pdb", PDB.format(group="P 1").replace(" 1.00  0.00          N", " 0.50  0.00          N"), "disordered"),
-        ("notes.txt", "nothing of the kind", "unreadable: .*neither pymatgen nor ASE"),
+        ("notes.txt", "nothing of the kind", "unreadable: .*ASE cannot read it"),
         ("x.json", "{", "unreadable: not JSON"),
         ("x.json", "[1, 2]", "several structures|unreadable"),
         ("x.json", '{"a": 1}', "unreadable: a JSON object of a"),

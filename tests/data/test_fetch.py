@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import rawfiles
 
+from matalign import paths
 from matalign.data import fetch, sources
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -185,14 +186,15 @@ def test_the_catalogue_pins_everything():
 
 
 @pytest.fixture
-def small(server):
-    """A catalogue of two sources on the server: reactions, and the CIFs that they name."""
+def small(server, tmp_path, monkeypatch):
+    """Two sources on the server, fetched into `tmp_path`: reactions, and the CIFs that they name."""
+    monkeypatch.setattr(paths, "RAW", tmp_path)
     named = [rawfiles.reaction("NaCl", mp_id=i) for i in ("mp-1", "mp-2", "mp-2", "mvc-3", None, "mp-4")]
     packed = lzma.compress(json.dumps({"reactions": named}).encode())
     server.files |= {"r.json.xz": packed, **{f"cif/mp-{i}.cif": f"crystal {i}".encode() for i in (1, 2, 5)}}
     lines = "".join(f"{hashlib.sha256(f'crystal {i}'.encode()).hexdigest()}  mp-{i}.cif\n" for i in (1, 2, 5))
     about = {"url": server.url("r.json.xz"), "sha256": hashlib.sha256(packed).hexdigest()}
-    return {
+    entries = {
         "solid_state": {"files": {"r.json.xz": about}},
         "topology": {
             "each": server.url("cif/{mp_id}.cif"),
@@ -202,16 +204,17 @@ def small(server):
             "content_sha256": hashlib.sha256(lines.encode()).hexdigest(),
         },
     }
+    monkeypatch.setattr(fetch, "catalogue", lambda: entries)
 
 
 def test_named_files_are_fetched_and_checked_together(small, server, tmp_path):
     server.dropped.add("cif/mp-2.cif")
-    folder = fetch.fetch("topology", raw=tmp_path, entries=small)
+    folder = fetch.fetch("topology")
     assert {f.name: f.read_text() for f in folder.iterdir()} == {f"mp-{i}.cif": f"crystal {i}" for i in (1, 2, 5)}
     assert (tmp_path / "solid_state" / "r.json.xz").exists()
     server.asked.clear()
     (folder / "mp-9.cif").write_text("of another list")
-    fetch.fetch("topology", raw=tmp_path, entries=small)
+    fetch.fetch("topology")
     assert server.asked == []
     assert not (folder / "mp-9.cif").exists()
 
@@ -219,7 +222,7 @@ def test_named_files_are_fetched_and_checked_together(small, server, tmp_path):
 def test_files_that_are_not_there_are_counted(small, server, tmp_path):
     del server.files["cif/mp-2.cif"]
     with pytest.raises(ValueError, match=r"expected hash .* 1 of 3 files were not found, first: .*mp-2\.cif") as error:
-        fetch.fetch("topology", raw=tmp_path, entries=small)
+        fetch.fetch("topology")
     one_line(error)
     assert not (tmp_path / "topology").exists()
     assert (tmp_path / "topology.bad").is_dir()

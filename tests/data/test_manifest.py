@@ -14,8 +14,8 @@ from pymatgen.core import Lattice, Structure
 from matalign import config, paths
 from matalign.data import dataset, manifest, own_data, providers
 from matalign.data.readers.micrographs import model_image
-from matalign.data.units import UNITS
 from matalign.pretrain import align, encode
+from matalign.quantities import UNITS
 
 
 def lines(folder, header, *rows):

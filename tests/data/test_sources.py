@@ -87,15 +87,34 @@ def test_a_cif_is_read(text, formula, chemsys, space_group, numbers):
         ("", "unreadable CIF"),
         ("not a CIF at all", "unreadable CIF"),
         (CHLORIDE[:200], "unreadable CIF"),
-        (CHLORIDE.replace("_cell_length_a   4.12", "_cell_length_a   wide"), "unreadable CIF: .*wide"),
-        (CHLORIDE.replace("0.5 0.5 0.5", "nan 0.5 0.5"), "unreadable CIF"),
-        (CHLORIDE.replace("_cell_angle_alpha   90.0", "_cell_angle_alpha   0.0"), "unreadable CIF"),
-        (CHLORIDE.replace("Cs  Cs0", "Xx  Xx0"), "unknown element: Xx"),
-        (CHLORIDE.replace("Cs  Cs0", "Og  Og0"), "unknown element: Og"),
+        (CHLORIDE.replace("_cell_length_a   4.12", "_cell_length_a   wide"), "unreadable: _cell_length_a is 'wide'"),
+        (CHLORIDE.replace("0.5 0.5 0.5", "nan 0.5 0.5"), "unreadable: _atom_site_fract_x of Cl1 is 'nan'"),
+        (CHLORIDE.replace("_cell_angle_alpha   90.0", "_cell_angle_alpha   0.0"), "no lattice"),
+        (CHLORIDE.replace("Cs  Cs0", "Xx  Xx0"), "unknown element: site Xx0 has _atom_site_type_symbol Xx"),
+        (CHLORIDE.replace("Cs  Cs0", "Og  Og0"), "unknown element: site Og0"),
         (CHLORIDE.replace("0 0 0  1\n", "0 0 0  0.5\n"), "disordered"),
-        (CHLORIDE.replace("Cs  Cs0", "Rb  Rb0"), "formula mismatch: _chemical_formula_sum is CsCl, .* RbCl"),
+        (CHLORIDE.replace("0.5 0.5 0.5", "0.05 0 0"), "overlapping atoms: 0 and 1 are 0.21 Å apart"),
+        (CHLORIDE.replace("Cs  Cs0", "Rb  Rb0"), "formula mismatch: _chemical_formula_sum is Cs1 Cl1, .* ClRb"),
     ],
 )
 def test_a_bad_cif_is_refused_with_the_reason(text, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         sources.parse_cif(text)
+
+
+def test_atoms_stand_by_electronegativity_as_in_the_curated_sets():
+    places = [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)]
+    crystal = sources.parse_cif(rawfiles.cif(3.905, ["O", "O", "Ti", "He", "Sr"], places))
+    assert crystal.numbers.tolist() == [2, 38, 22, 8, 8]  # helium has none
+    np.testing.assert_array_equal(crystal.frac_coords, np.array(places)[[3, 4, 2, 0, 1]])
+    assert crystal.formula == "SrTiO2He"
+
+
+@pytest.mark.parametrize(("off_A", "program"), [(0.005, "moyo"), (0.04, "spglib"), (0.3, "moyo")])
+def test_the_space_group_near_the_tolerance_is_spglibs(off_A, program, monkeypatch):
+    asked = []
+    by_spglib = sources._by_spglib
+    monkeypatch.setattr(sources, "_by_spglib", lambda *cell: asked.append(1) or by_spglib(*cell))
+    text = PEROVSKITE.replace("Sr0  1  0 0 0", f"Sr0  1  0 0 {off_A / 3.905}")
+    assert sources.parse_cif(text).space_group == (99 if off_A > 0.1 else 221)
+    assert bool(asked) == (program == "spglib")

@@ -67,8 +67,11 @@ def test_fits_on_a_gpu_are_those_of_the_processor(bert, model):
         inputs = regression.Inputs(crystal.graphs(cfg, curated.structures), others, device)
         torch.manual_seed(0)
         net = model(crystal.build(cfg), 2, *([inputs.pooled(parts["train"])] if others else [])).to(device)
-        options = {"targets": {"a": 1.0, METAL: 0.5}, "kept_by": "", "steps": 6, "batch_size": 6, "seed": 0}
-        options |= {"learning_rate": 1e-2, "weight_decay": 0.0, "state": paths.ROOT / "state"}
+        schedule = dataclasses.replace(
+            config.load("properties", "tiny"), batch_size=6, learning_rate=1e-2, weight_decay=0.0
+        )
+        options = {"targets": {"a": 1.0, METAL: 0.5}, "steps": 6, "seed": 0, "state": paths.ROOT / "state"}
+        options["schedule"] = schedule
         return regression.train(net, inputs, labels, parts, **options)
 
     own = predictions(torch.device("cpu"))

@@ -1,14 +1,9 @@
 """The pipeline as a whole, on the `tiny` profile: what runs again and what does not, killed runs, the check routes."""
 
-import os
 import random
-import signal
-import subprocess
 import sys
-import time
 
 import nbformat
-import psutil
 import pytest
 import yaml
 from projects import PROFILE, REPOSITORY, REPRO, Project, finished, ran
@@ -45,7 +40,8 @@ def test_expensive_outputs_are_cached_and_small_ones_left_to_git():
 
 def test_a_run_makes_everything(whole):
     run_once = finished()
-    assert ran(run_once.output) == ["source", *NAMED]
+    ended = ["source", *NAMED[:1]] if run_once.killed else []  # before the second kill
+    assert ended + ran(run_once.output) == ["source", *NAMED]
     names = set(whole.files())
     for stage, name in run.NAMES.items():
         assert f"results/{PROFILE}/notebooks/{name}.ipynb" in names
@@ -122,43 +118,21 @@ def test_a_parameter_runs_what_depends_on_it_and_nothing_else(copy):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
-def test_killed_runs_leave_nothing_running_and_end_with_the_same_files(whole, tmp_path):
-    project = whole.clone(tmp_path / "project")
-    kernel, rank = ("curate", "ipykernel_launcher"), ("pretrain", "matalign.pretrain.train")
-    for kill, (stage, process) in ((os.kill, kernel), (os.killpg, rank), (os.kill, rank)):  # killpg: as Ctrl-C would
-        repro = project.start_repro()
-        wait_for(project, stage, process, repro)
-        kill(repro.pid, signal.SIGKILL)
-        repro.wait()
-        deadline = time.monotonic() + 60
-        while (left := project.processes()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert left == []
-        assert not (project.results / "metrics" / f"{stage}.json").exists()
-    project.repro(f"pretrain@{PROFILE}")
-    again, once = project.files(), whole.files()
-    assert any("/pretrained/" in name for name in again)
-    assert again == {name: once[name] for name in again}
+def test_killed_runs_leave_nothing_running_and_no_results(whole):
+    """That they go on to the same numbers is what golden numbers say: the run they are of was killed twice."""
+    assert [(killed.stage, killed.left, killed.had_results) for killed in finished().killed] == [
+        ("curate", [], False),
+        ("pretrain", [], False),
+    ]
 
 
-def wait_for(project: Project, stage: str, process: str, repro: subprocess.Popen) -> None:
-    """Wait until the named stage is at work: a process of it runs, and three cells of its notebook are done."""
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        assert repro.poll() is None, f"dvc repro ended before {process} was seen in {stage}"
-        lines = [" ".join(command_line(found)) for found in project.processes()]
-        cells = "".join(f.read_text() for f in project.root.glob(f".scratch/run/*/{run.NAMES[stage]}.ipynb"))
-        if any(process in line for line in lines) and cells.count('"status": "completed"') >= 3:
-            return
-        time.sleep(0.05)
-    raise TimeoutError(f"{process} was not seen in {stage}")
-
-
-def command_line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
+@pytest.mark.slow
+def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(whole, tmp_path):
+    undisturbed = whole.clone(tmp_path / "project")
+    undisturbed.repro(f"pretrain@{PROFILE}")
+    once, killed = undisturbed.files(), whole.files()
+    assert any("/pretrained/" in name for name in once)
+    assert once == {name: killed[name] for name in once}
 
 
 def test_a_bare_clone_rebuilds_the_paper_from_committed_metrics(copy, tmp_path):
@@ -193,7 +167,7 @@ def test_a_profile_is_named_in_one_block_of_the_parameters(copy):
     assert after == before.replace("\nprofiles:\n  tiny:\n", "\nprofiles:\n  sample:\n") != before
     wrong = copy.command(sys.executable, "-m", "matalign.pipeline.repro", "--profile", "lptop")
     assert wrong.returncode != 0
-    assert wrong.stdout.startswith("error: params.yaml: no profile 'lptop'; one of sample, laptop")
+    assert wrong.stdout.startswith("error: params.yaml: no profile 'lptop', the nearest is 'laptop'; of sample, laptop")
 
 
 def test_a_wrong_parameter_stops_the_first_stage_within_seconds(copy):
@@ -202,9 +176,8 @@ def test_a_wrong_parameter_stops_the_first_stage_within_seconds(copy):
     params.write_text(params.read_text().replace("    embed_dim: 16\n", "    embed_dims: 16\n"))
     stopped = copy.command(*REPRO)
     assert stopped.returncode != 0
-    assert (
-        "error: params.yaml: tiny.pretrain: unknown parameter 'embed_dims'; the nearest valid one is 'embed_dim'"
-        in (stopped.stdout)
+    assert "error: params.yaml: tiny.pretrain: unknown parameter 'embed_dims', the nearest is 'embed_dim'" in (
+        stopped.stdout
     )
     assert ran(stopped.stdout) == [f"curate@{PROFILE}"]  # the first, not the one whose section is wrong
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 
 import nbformat
 import pytest
@@ -39,7 +38,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
     monkeypatch.setenv("MATALIGN_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setattr(paths, "PARAMS", tmp_path / "params.yaml")
-    for name in ("MATALIGN_FITS", *run.ALLOCATOR):  # run sets them: put back afterwards
+    for name in ("MATALIGN_FITS", "OMP_NUM_THREADS", *run.ENVIRONMENT):  # run sets them: put back afterwards
         monkeypatch.setenv(name, "")
         del os.environ[name]
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
@@ -112,7 +111,7 @@ def test_a_typing_error_in_any_stage_stops_all(project):
         run.run("paper", "tiny")
 
 
-def test_a_second_run_of_a_stage_waits_for_the_first(project, capfd):
+def test_a_second_run_of_a_stage_waits_for_the_first(project, capfd, monkeypatch):
     project(cells())
     folder = cache.folder("run", {"stage": "paper", "profile": "sample"})
     code = "from matalign import cache; import pathlib, sys\n"
@@ -120,7 +119,12 @@ def test_a_second_run_of_a_stage_waits_for_the_first(project, capfd):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as first:
         assert first.stdout.readline() == "held\n"
-        threading.Timer(0.5, first.stdin.close).start()
+
+        def told(*words, **how):
+            print(*words, **how)
+            first.stdin.close()  # the first ends once the second has said that it waits
+
+        monkeypatch.setattr(cache, "print", told, raising=False)
         run.run("paper", "sample")
     assert f"is held by process {first.pid} on " in capfd.readouterr().err
 

@@ -17,7 +17,7 @@ from matalign import cache, paths
 from matalign.data import library
 from matalign.pretrain import encode
 from matalign.release import build, depth, index, recipes, released, weights
-from matalign.tasks.properties import features, fits, networks
+from matalign.tasks.properties import fits, networks
 from matalign.tasks.properties.task import rows, task
 
 
@@ -170,7 +170,7 @@ def test_predictions_are_the_mean_of_the_fitted_networks(made, model):
             network = fits.network(t, fit)
             start = {k.removeprefix("weight."): torch.from_numpy(w) for k, w in fitted[fit].items() if "weight." in k}
             network.load_state_dict(start)
-            inputs = networks.Inputs(features.graphs(properties))
+            inputs = networks.Inputs(graphs(properties))
             said.append(networks.predict(network, inputs, np.arange(24)).double().numpy())
         labels = t.labels[list(same[0].weights)].to_numpy()[rows(t, same[0])["train"]]
         mean, std = np.nanmean(labels, 0), np.nanstd(labels, 0)

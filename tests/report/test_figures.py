@@ -15,7 +15,7 @@ from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from matalign.pretrain import losses
-from matalign.report import ablations, figures, paper, printing, style, tables
+from matalign.report import ablations, figures, printing, style, tables
 
 MADE = (
     "curation",
@@ -204,37 +204,28 @@ def test_numbers_are_printed_in_a_fixed_format():
     assert printing.interval({"value": 0.0491, "low": 0.0453, "high": 0.0528}) == "0.049 [0.045, 0.053]"
     assert printing.interval({"value": 0.5, "low": None, "high": None}) == "0.500"
     assert printing.span([5, 1, 3]) == "1–5"
-    assert printing.counted([{"seeds": 1}, {"seeds": 1}], "seeds", "seed") == "1 seed"
     assert printing.interval({"value": 12.34, "low": 10.0, "high": 15.06}, unit="%") == "12.3 [10.0, 15.1]"
 
 
 def test_property_table_puts_each_run_under_its_column(metrics):
-    table = next(t for t in tables.properties(metrics["properties"]) if "formation" in t.name)
+    table = tables.properties(metrics["properties"])["properties_A_formation_energy_eV_atom"]
     assert table.header[1] == "chemsys 1 %\nn = 147, 5 seeds"
     cells = {row[0]: row[1:] for row in table.cells}
     rows = metrics["properties"]["results"]
     row = next(r for r in rows if (r["arm"], r["split"], r["metric"]) == ("ridge", "random", "MAE"))
     assert cells["frozen + ridge"][-1] == printing.interval(row)
-    assert "4,205 test materials of 2,811 chemical systems" in table.caption
-    assert "cohort A" in table.caption
-    assert "95 % interval" in table.caption
 
 
 def test_cohorts_and_what_is_seen_are_told_apart(metrics):
-    printed = {t.name: t for t in tables.properties(metrics["properties"])}
-    a, b = printed["properties_A_formation_energy_eV_atom"], printed["properties_B"]
-    assert "cohort A, from the structure alone. " in a.caption
-    assert "cohort B, from the structure alone, but for arms named fused or after one modality" in b.caption
+    b = tables.properties(metrics["properties"])["properties_B"]
     assert [h.split("\n")[0] for h in b.header] == ["arm", "formation energy", "metal"]
     labels = [row[0] for row in b.cells]
     assert [label for label in labels if label.startswith("fused")] == labels[2:5]
     rows = metrics["properties"]["results"]
     row = next(r for r in rows if (r["cohort"], r["arm"], r["metric"]) == ("B", "text", "F1"))
     assert next(cells for cells in b.cells if cells[0] == "protocol only")[2] == printing.interval(row)
-    gains = tables.gains(metrics["properties"])
-    errors = {row[0]: {cells[1] for cells in gains.cells if cells[0] == row[0]} for row in gains.cells}
-    assert errors["B"] == {"formation energy, MAE", "metal, error rate"}
-    assert "error rate is 1 − accuracy" in gains.caption
+    gains = tables.build(metrics)["gains"].rows
+    assert set(gains.error[gains.cohort == "B"]) == {"MAE", "error rate"}
 
 
 def test_fused_arms_are_no_part_of_the_learning_curve(metrics):
@@ -251,7 +242,7 @@ def test_fused_arms_are_no_part_of_the_learning_curve(metrics):
 def test_missing_run_is_a_dash():
     metrics = plausible.metrics()["properties"]
     metrics["results"] = [r for r in metrics["results"] if (r["arm"], r["label_percent"]) != ("ridge", 1)]
-    table = tables.properties(metrics)[0]
+    table = tables.properties(metrics)["properties_A_formation_energy_eV_atom"]
     assert next(row for row in table.cells if row[0] == "frozen + ridge")[1] == "–"
 
 
@@ -285,65 +276,8 @@ def test_csv_keeps_every_row_and_value(tmp_path, metrics):
         assert int(r["n_queries"]) == w["n_queries"]
 
 
-def test_every_tex_row_has_as_many_cells_as_columns(tmp_path, metrics):
-    for table in tables.build(metrics):
-        lines = printing.tex(table).splitlines()
-        columns = len(re.search(r"\\begin\{tabular\}\{(l+)\}", "\n".join(lines))[1])
-        body = [line for line in lines if line.endswith(r" \\")]
-        assert len(body) == len(table.cells) + 1
-        for line in body:
-            assert len(re.findall(r"(?<!\\)&", line)) == columns - 1, line
-
-
-def test_synthetic_numbers_say_so_in_every_caption():
-    for table in tables.build(plausible.metrics(synthetic=True)):
-        assert printing.SYNTHETIC in table.caption, table.name
-    for table in tables.build(plausible.metrics()):
-        assert printing.SYNTHETIC not in table.caption, table.name
-
-
-def test_a_pair_that_training_never_compared_is_marked(metrics):
-    """In the fixture image and protocol never met: `anchored`."""
-    table = tables.retrieval_pairs(metrics["retrieval"])
-    assert [row[0] for row in table.cells if row[0].endswith("*")] == ["image → protocol*"]
-    assert "never compared" in table.caption
-    compared = [r for r in metrics["retrieval"]["results"] if r["paired"] is not False]
-    assert "All pairs were compared" in tables.retrieval_pairs({**metrics["retrieval"], "results": compared}).caption
-    old = [{k: v for k, v in r.items() if k != "paired"} for r in metrics["retrieval"]["results"]]
-    caption = tables.retrieval_pairs({**metrics["retrieval"], "results": old}).caption
-    assert "compared" not in caption
-
-
 def test_hosts_with_a_protocol_have_rows_of_their_own(metrics):
     table = tables.defect_differences(metrics["defects"])
-    own = [row for row in table.cells if row[0].endswith(", hosts with a protocol")]
-    assert [row[1] for row in own] == ["0.020 [−0.030, 0.070]"] * 2
-    assert "10 test hosts have a protocol" in table.caption
-    old = {k: v for k, v in metrics["defects"].items() if k != "with_protocol"}
-    assert len(tables.defect_differences(old).cells) == len(table.cells) - 2
-
-
-def test_gallery_curve_has_a_column_a_size(metrics):
-    table = tables.gallery_curve(metrics["retrieval"])
-    assert table.header == ["level", "arm", "50", "100", "200", "500", "1,000", "2,654"]
-    row = next(r for r in table.cells if r[:2] == ["L2", "element Jaccard"])
-    assert row[-1] == "0.200"
-    assert printing.number(0.8 * 0.25 * (2654 / 50) ** 0.1) == row[2]
-
-
-def test_metrics_without_the_newer_rows_are_drawn(metrics):
-    """As committed results of an earlier version: the figures that need the rows are absent."""
-    old = {**metrics, "retrieval": dict(metrics["retrieval"]), "defects": dict(metrics["defects"])}
-    for stage, key in (("retrieval", "gallery_curve"), ("defects", "reliability"), ("defects", "dose_visible")):
-        del old[stage][key]
-    old["defects"]["dose"] = [{k: v for k, v in r.items() if k not in ("low", "high")} for r in old["defects"]["dose"]]
-    assert not {"gallery_curve", "reliability"} & set(paper.drawings(old))
-    names = {t.name for t in tables.build(metrics)} - {t.name for t in tables.build(old)}
-    assert names == {"gallery_curve"}
-
-
-def test_the_map_names_and_counts_its_groups():
-    points = np.random.default_rng(0).normal(size=(50, 2))
-    fig = figures.atlas(points, np.repeat([0, 2], [20, 30]), names=["a", "b", "c"], colours=["#0072B2"] * 3)
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["a (20)", "c (30)"]
-    assert [len(drawn.get_offsets()) for drawn in fig.axes[0].collections] == [20, 30]
+    own = table[table.hosts == "with protocol"]
+    assert own[["difference", "low", "high"]].to_numpy().tolist() == [[0.02, -0.03, 0.07]] * 2
+    assert len(table) == len(metrics["defects"]["comparisons"]) + 2

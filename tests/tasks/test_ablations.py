@@ -260,9 +260,7 @@ def test_modalities_that_a_variant_lacks_have_no_row(source):
 def test_no_variants_make_empty_tables_at_once(project):
     made = ablations.run(make(variants={}))  # there is no model
     assert made["results"] == made["comparisons"] == made["pairs"] == made["statements"] == []
-    assert report.tables(made) == report.tables(None) == []
-    assert report.summary(made) == report.summary(None) == []
-    assert report.figures(made) == report.figures(None) == {}
+    assert report.tables(made, own=True) == report.figures(made) == {}
     json.dumps(made, allow_nan=False)
 
 
@@ -295,25 +293,16 @@ def test_statements_follow_from_the_comparisons(differences, verdicts):
     assert [s["verdict"] for s in ablations.statements(rows, differences)] == verdicts
 
 
-def test_table_marks_base_and_emergent_alignment():
-    import plausible
-
-    metrics = plausible.metrics()["ablations"]
-    losses, pairs = report.tables(metrics)
-    cells = {line[0]: line[1:] for line in losses.cells}
-    assert list(cells) == ["pairwise (base)", "proposal", "proposal-noself", "anchored", "sigmoid"]
-    column = losses.header.index("image → protocol\nL1 MRR") - 1
-    assert [line[column].endswith("†") for line in cells.values()] == [False, False, False, True, False]
-    assert losses.header[-1] == "text–image\nInfoNCE, R@1"
-    assert cells["proposal"][-3:] == ["1.90", "1.20, 0.40", "1.20, 0.40"]
-    assert "log(M/(M−1))" in losses.caption
-    assert "log" not in pairs.caption
-
-
 def test_the_summary_has_the_base_once_and_what_differs_from_it():
     import plausible
 
-    summary, _ = report.summary(plausible.metrics()["ablations"])
+    metrics = plausible.metrics()["ablations"]
+    tables = report.tables(metrics, own=True)
+    assert list(tables) == ["ablations_loss", "ablations_pairs", "ablations", "ablations_statements"]
+    assert len(tables["ablations_loss"].rows) == sum(
+        row["group"] == "loss" for row in (*metrics["results"], *metrics["pairs"])
+    )
+    summary = tables["ablations"]
     assert [line[:2] for line in summary.cells] == [
         ["", "base"],
         *(["loss", name] for name in ("proposal", "proposal-noself", "anchored", "sigmoid")),

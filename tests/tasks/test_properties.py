@@ -19,10 +19,10 @@ from matalign.data.dataset import Curated, Structures
 from matalign.pretrain import align, encode, launch
 from matalign.quantities import ENERGY as E_F
 from matalign.tasks import fit as loop
-from matalign.tasks.properties import arms, baselines, features, fits, networks, properties
+from matalign.tasks.properties import arms, baselines, fits, networks, properties
 from matalign.tasks.properties.arms import Fit
 from matalign.tasks.properties.labels import errors
-from matalign.tasks.properties.task import rows, task
+from matalign.tasks.properties.task import _shown, frozen, rows, task
 from matalign.towers.text import TextTower
 
 CATIONS = [3, 11, 19, 37, 55, 4, 12, 20, 38, 56, 29, 47, 30, 48]
@@ -398,7 +398,7 @@ def test_metrics_by_hand(root):
 )
 def test_verdicts(gain, low, prereg, verdict):
     row = {"gain_percent": gain, "low": low, "high": 40}
-    assert properties._gain_claim("c", row, "n", prereg=prereg).verdict == verdict
+    assert properties._gain_claim("c", row, "n", prereg=prereg)["verdict"] == verdict
 
 
 @pytest.mark.parametrize(("size", "verdict"), [(0.15, "FAIL"), (0.25, "PASS")])
@@ -453,7 +453,7 @@ def test_no_text_of_a_test_protocol_is_trained_on(root):
     table.loc[~table.train_ok, "text_L1"] = "grind the salt"
     other = dataclasses.replace(t, curated=dataclasses.replace(t.curated, protocols=table))
     made = (encode.encoded(each.model, each.curated, modality="text")["pooled"] for each in (t, other))
-    before, after = (features._shown(each, values)[:, 0] for each, values in zip((t, other), made, strict=True))
+    before, after = (_shown(each, values)[:, 0] for each, values in zip((t, other), made, strict=True))
     for name, part in rows(t, dataclasses.replace(FIT, cohort="B", split="chemsys")).items():
         assert np.isfinite(before[part]).all()
         assert ((before[part] == after[part]).all(1) == (name != "test")).all()
@@ -466,7 +466,7 @@ def test_text_features_are_the_mean_over_the_protocols_at_the_mask_level_of_pret
     material = t.curated.materials.mp_id[t.curated.materials.mp_id.isin(t.protocols.mp_id.value_counts().index[:1])]
     texts = t.protocols.text_L1[t.protocols.mp_id == material.iloc[0]].tolist()
     assert len(texts) == 3
-    made = features.frozen(t.cfg, "text")
+    made = frozen(t.cfg, "text")
     want = t.model.towers["text"].features(texts).mean(0)
     np.testing.assert_allclose(made["tokens"][material.index[0], 0], want, rtol=1e-5)
     aligned = t.model.embed_texts(texts).mean(0)
@@ -475,7 +475,7 @@ def test_text_features_are_the_mean_over_the_protocols_at_the_mask_level_of_pret
 
 def test_an_image_is_one_view_and_its_tokens_are_the_cells_of_the_feature_map(root):
     t = task(make())
-    found = features.frozen(t.cfg, "image")
+    found = frozen(t.cfg, "image")
     assert found["tokens"].shape == (168, 1, 2048)  # 32 px end as one cell
     pooled = t.model.aligned.heads["image"](torch.from_numpy(found["tokens"][:5].mean(1, dtype=np.float32)))
     cosine = torch.nn.functional.cosine_similarity(pooled, torch.from_numpy(found["embeddings"][:5, 0]))
@@ -489,7 +489,7 @@ def test_fused_arms_see_the_other_modalities_and_the_rest_do_not(root, monkeypat
     fit = dataclasses.replace(FIT, targets=tuple(METAL.items()), arm=arm, cohort="B", steps=3 * (arm in arms.NETWORKS))
     test = rows(task(cfg), fit)["test"]
     monkeypatch.setattr(cache, "memo", lambda stage, key, compute: compute())
-    own = {m: features.frozen(cfg, m) for m in ("crystal", "image", "text")}
+    own = {m: frozen(cfg, m) for m in ("crystal", "image", "text")}
     found = {}
     for swapped in ("", "image", "text"):
         given = {m: dict(values) for m, values in own.items()}

@@ -1,5 +1,6 @@
 """Networks and baselines of the property fits, on small tensors."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,8 +10,9 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from matalign import elements
+from matalign import config, elements
 from matalign.data.dataset import Structures
+from matalign.quantities import ENERGY
 from matalign.tasks.fit import rate
 from matalign.tasks.properties import baselines, networks
 from matalign.tasks.properties.labels import errors, masked_error
@@ -195,6 +197,9 @@ def test_other_modalities_are_standardised_on_training():
     np.testing.assert_allclose(project(pooled[:, None])[:, 0].detach(), [[-1, -1], [1, 1]], atol=1e-2)
 
 
+SCHEDULE = dataclasses.replace(config.load("properties", "tiny"), batch_size=3, learning_rate=0.1, weight_decay=0.0)
+
+
 class Constant(torch.nn.Module):
     """Two outputs that do not depend on the crystal."""
 
@@ -206,17 +211,17 @@ class Constant(torch.nn.Module):
         return self.out.expand(len(batch.ptr) - 1, 2)
 
 
-@pytest.mark.parametrize("kept_by", ["x", "is_metal", ""])
-def test_the_weights_kept_are_the_best_of_the_deciding_target(store, tmp_path, kept_by):
+@pytest.mark.parametrize(("target", "decides"), [(ENERGY, True), ("x", False)])
+def test_the_weights_kept_are_the_best_of_the_deciding_target(store, tmp_path, target, decides):
     """Training pulls the first output down and the second up; on validation that suits the first target alone."""
     labels = np.array([[0.0, 1.0], [0.0, 1.0], [3.0, 1.0], [0.0, 0.0]])
     parts = {"train": np.arange(3), "val": np.array([3]), "test": np.array([3])}
-    options = {"steps": 20, "batch_size": 3, "learning_rate": 0.1, "weight_decay": 0.0, "seed": 0}
-    options |= {"targets": {"x": 1e-3, "is_metal": 1.0}, "kept_by": kept_by, "state": tmp_path / "state"}
+    options = {"steps": 20, "schedule": SCHEDULE, "seed": 0, "state": tmp_path / "state"}
+    options["targets"] = {target: 1e-3, "is_metal": 1.0}
     out = networks.train(Constant(), networks.Inputs(store), labels, parts, **options)["test"][0]
     assert out[0] < 1  # in the target's unit, where it began at the mean
     assert 0.5 < out[1] < 1  # a probability
-    assert (out[1] > 0.6) == (kept_by == "x")  # trained to the end, or as at the first check
+    assert (out[1] > 0.6) == decides  # trained to the end, or as at the first check
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
@@ -224,8 +229,8 @@ def test_the_tower_moves_at_its_share_of_the_rate(store, tmp_path, share):
     """AdamW's first step is as long as the rate, whatever the gradient."""
     model = all_networks()[0]
     before = {name: w.detach().clone() for name, w in model.named_parameters()}
-    options = {"steps": 1, "batch_size": 3, "learning_rate": 0.1, "weight_decay": 0.0, "seed": 0}
-    options |= {"targets": {"x": 1.0, "y": 1.0}, "kept_by": "", "state": tmp_path / "state", "tower_rate": share}
+    options = {"steps": 1, "schedule": SCHEDULE, "seed": 0, "state": tmp_path / "state", "tower_rate": share}
+    options["targets"] = {"x": 1.0, "y": 1.0}
     labels, parts = np.arange(8.0).reshape(4, 2), {"train": np.arange(3), "val": np.array([3]), "test": np.array([3])}
     networks.train(model, networks.Inputs(store), labels, parts, **options)
     moved = {name: float((w.detach() - before[name]).abs().max()) for name, w in model.named_parameters()}

@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -107,13 +108,6 @@ def test_too_many_layers(bert):
         TextTower(bert, unfreeze_layers=3)
 
 
-def test_weights_that_are_not_the_published_ones_are_refused(tmp_path):
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(b"other")
-    with pytest.raises(ValueError, match=rf"{file}: expected sha256 53aa5117.*, got d9298a10"):
-        text.check_sha256(file, text.MINILM_SHA256)
-
-
 def test_minilm_comes_from_the_installed_package_and_knows_what_words_mean(monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
     tower = TextTower("minilm")
@@ -143,22 +137,19 @@ def as_first_published(source, target):
     return target
 
 
-def test_a_model_of_pickled_weights_gives_what_its_safetensors_give(bert, tmp_path, monkeypatch):
+def test_a_model_of_pickled_weights_gives_what_its_safetensors_give(bert, tmp_path):
     published = as_first_published(Path(bert), tmp_path / "published")
     expected = TextTower(bert).features(TEXTS)
     torch.testing.assert_close(TextTower(str(published)).features(TEXTS), expected, rtol=0, atol=0)
-    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("converted twice"))
-    torch.testing.assert_close(TextTower(str(published)).features(TEXTS), expected, rtol=0, atol=0)
-    assert not list(published.glob("*.safetensors"))
 
 
 def test_a_pickle_that_would_run_code_is_refused(bert, tmp_path):
     published = as_first_published(Path(bert), tmp_path / "published")
     torch.save({"run": Path("x")}, published / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin: holds other things than weights"):
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         TextTower(str(published))
     (published / "pytorch_model.bin").unlink()
-    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(OSError, match=r"no file named model\.safetensors, or pytorch_model\.bin"):
         TextTower(str(published))
 
 

@@ -1,18 +1,13 @@
 """What is made of each crystal, in chunks on several processes: a killed run goes on with the chunks it has done."""
 
 import functools
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from itertools import chain
-from multiprocessing import get_context
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from matalign import cache, config
 from matalign.data import dataset, sources
@@ -24,68 +19,31 @@ CRYSTALS_PER_TASK = 256  # what a killed run may lose, in each worker
 Maker = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # numbers, frac_coords, lattice -> floats of a shape
 
 
-def parse_cifs(
-    texts: Sequence[str], *, workers: int, read: Callable[[str], Crystal] | None = None
-) -> dict[str, Crystal | str]:
+def parse_cifs(texts: Sequence[str], *, workers: int) -> dict[str, Crystal | str]:
     """Parse CIFs in parallel; what a killed run has parsed is found again.
 
     Args:
         texts: of the CIFs, distinct.
         workers: processes; with one, this process does it.
-        read: raises a ValueError of a text that it cannot read; by default `sources.parse_cif`.
 
     Returns:
         Text -> the crystal, or the reason why it has none.
     """
-    chunks = [texts[i : i + CRYSTALS_PER_TASK] for i in range(0, len(texts), CRYSTALS_PER_TASK)]
-    parsed = _each(functools.partial(_parse_chunk, read=read), chunks, workers=workers, what="crystals")
-    return dict(zip(texts, chain.from_iterable(parsed)))
+    chunks = _chunks(sources.parse_cif, _pack, texts, key={}, workers=workers, what="crystals")
+    return dict(zip(texts, chain.from_iterable(map(_unpacked, chunks))))
 
 
-def _each(work: Callable, chunks: list, *, workers: int, what: str) -> Iterator:
-    with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=sum(map(len, chunks)), desc=what, unit="crystal", mininterval=1))
-        run = map
-        if workers > 1 and len(chunks) >= 2 * workers:  # else starting the processes would take longer
-            # Spawned, not forked: a notebook's kernel has threads. Should this process be killed, so are the workers.
-            spawn = {"mp_context": get_context("spawn"), "initializer": cache.die_with_parent}
-            run = stack.enter_context(ProcessPoolExecutor(workers, **spawn, initargs=(os.getpid(),))).map
-        for chunk, made in zip(chunks, run(work, chunks)):
-            bar.update(len(chunk))
-            yield made
-
-
-def _attempt(make: Callable, *args: Any) -> Any:
-    """What is made, or the reason why it cannot be."""
-    try:
-        return make(*args)
-    except ValueError as error:
-        return str(error)
-
-
-def _parse_chunk(texts: Sequence[str], *, read: Callable[[str], Crystal] | None) -> list[Crystal | str]:
-    key = {
-        "data": hashlib.blake2b("\0".join(texts).encode(), digest_size=16).hexdigest(),
-        "version": config.version("curate"),
-        **({"reader": read.__qualname__} if read else {}),
-    }
-    stored = cache.memo("curate", key, lambda: _pack([_attempt(read or sources.parse_cif, text) for text in texts]))
-    structures = Structures(*(stored[name] for name in dataset.TENSORS))
-    rows = zip(structures, stored["formula"], stored["chemsys"], stored["space_group"].tolist())
-    crystals = (Crystal(*structure, formula, chemsys, number) for structure, formula, chemsys, number in rows)
-    return [failure or next(crystals) for failure in stored["failures"]]
-
-
-def _pack(parsed: list[Crystal | str]) -> cache.Result:
-    crystals = [c for c in parsed if isinstance(c, Crystal)]
+def _pack(crystals: list[Crystal]) -> cache.Result:
     structures = Structures.pack([(c.numbers, c.frac_coords, c.lattice) for c in crystals])
-    return {
-        **{name: getattr(structures, name) for name in dataset.TENSORS},
-        "space_group": np.array([c.space_group for c in crystals], dtype=np.int64),
-        "formula": [c.formula for c in crystals],
-        "chemsys": [c.chemsys for c in crystals],
-        "failures": [c if isinstance(c, str) else "" for c in parsed],
-    }
+    about = {name: [getattr(c, name) for c in crystals] for name in ("formula", "chemsys", "space_group")}
+    return {**{name: getattr(structures, name) for name in dataset.TENSORS}, **about}
+
+
+def _unpacked(stored: cache.Result) -> Iterator[Crystal | str]:
+    structures = Structures(*(stored[name] for name in dataset.TENSORS))
+    about = zip(structures, stored["formula"], stored["chemsys"], stored["space_group"])
+    crystals = (Crystal(*structure, *rest) for structure, *rest in about)
+    return (failure or next(crystals) for failure in stored["failures"])
 
 
 def extra(
@@ -106,17 +64,14 @@ def extra(
     Raises:
         ValueError: a modality that no material has.
     """
-    starts = range(0, len(structures), CRYSTALS_PER_TASK)
-    chunks = [structures.take(np.arange(i, min(i + CRYSTALS_PER_TASK, len(structures)))) for i in starts]
     extras = {}
     for name, maker in makers.items():
-        work = functools.partial(_extra_chunk, modality=name, maker=maker)
-        parts, failures = zip(*_each(work, chunks, workers=workers, what=name))
-        reasons = list(chain.from_iterable(failures))
+        chunks = _chunks(maker, _stack, list(structures), key={"modality": name}, workers=workers, what=name)
+        reasons = list(chain.from_iterable(chunk["failures"] for chunk in chunks))
         has = np.array([not reason for reason in reasons])
         if not has.any():
             raise ValueError(f"none of {len(has)} materials has {name}; the first: {reasons[0]}")
-        values = np.concatenate([part for part in parts if len(part)])
+        values = np.concatenate([chunk["values"] for chunk in chunks if len(chunk["values"])])
         extras[name] = np.full((len(has), *values.shape[1:]), np.nan, values.dtype)
         extras[name][has] = values
         for mp_id, reason in zip(materials.mp_id[~has], filter(None, reasons)):
@@ -124,17 +79,32 @@ def extra(
     return extras
 
 
-def _extra_chunk(structures: Structures, *, modality: str, maker: Maker) -> tuple[np.ndarray, list[str]]:
-    """Values of the crystals that have them, and of each crystal why it has none ("" if it has)."""
+def _stack(values: list[np.ndarray]) -> cache.Result:
+    return {"values": np.array(values)}
 
+
+def _chunks(
+    make: Callable, pack: Callable, items: Sequence, *, key: Mapping[str, Any], workers: int, what: str
+) -> list[cache.Result]:
+    """Of each chunk of items what could be made, packed, and `failures`: of each item the reason, or ""."""
+    chunks = [items[i : i + CRYSTALS_PER_TASK] for i in range(0, len(items), CRYSTALS_PER_TASK)]
+    processes = workers if len(chunks) >= 2 * workers else 1  # else starting the processes would take longer
+    work = functools.partial(_chunk, make, pack, key)
+    return list(cache.each(work, chunks, processes=processes, title=what, unit="crystal", size=len))
+
+
+def _chunk(make: Callable, pack: Callable, key: Mapping[str, Any], items: Sequence) -> cache.Result:
     def compute() -> cache.Result:
-        made = [_attempt(maker, *crystal) for crystal in structures]
-        values = np.array([value for value in made if not isinstance(value, str)])
-        return {"values": values, "failures": [value if isinstance(value, str) else "" for value in made]}
+        made = [_attempt(make, item) for item in items]
+        good = [each for each in made if not isinstance(each, str)]
+        return {**pack(good), "failures": [each if isinstance(each, str) else "" for each in made]}
 
-    data = hashlib.blake2b(digest_size=16)
-    for name in dataset.TENSORS:
-        data.update(np.ascontiguousarray(getattr(structures, name)))
-    key = {"modality": modality, "data": data.hexdigest(), "version": config.version("curate")}
-    stored = cache.memo("curate", key, compute)
-    return stored["values"], stored["failures"]
+    return cache.memo("curate", {**key, "data": joblib.hash(items), "version": config.version("curate")}, compute)
+
+
+def _attempt(make: Callable, item: Any) -> Any:
+    """What is made, or the reason why it cannot be."""
+    try:
+        return make(*item) if isinstance(item, tuple) else make(item)
+    except ValueError as error:
+        return str(error)

@@ -10,13 +10,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from matalign import __version__, cache, paths
 from matalign.data import dataset
 from matalign.data.sources import catalogue, file_hash
 
-TYPES = {pa.string(): "TEXT", pa.int64(): "INT64", pa.float64(): "FLOAT64", pa.bool_(): "BOOL"}  # of mlcroissant
+TYPES = {"text": "TEXT", "texts": "TEXT", "integer": "INT64", "number": "FLOAT64", "bool": "BOOL"}  # of mlcroissant
 FORMATS = {".parquet": "application/x-parquet", ".safetensors": "application/octet-stream"}
 LIMITS = (
     "Micrographs are not part of the set: they are simulated from the structures. A protocol is tied to a composition, "
@@ -44,6 +42,22 @@ def _metadata(curated: dataset.Curated, folder: Path, *, relative_to: Path, prof
     sources = [] if curated.synthetic else list(catalogue().values())
     counts = f"{len(curated.materials):,} materials, {len(curated.protocols):,} synthesis protocols"
     made = "Made up by the project itself; its numbers say nothing about nature. " if curated.synthetic else ""
+
+    def file(path: Path) -> mlc.FileObject:
+        about = {"content_size": f"{path.stat().st_size} B", "encoding_formats": [FORMATS[path.suffix]]}
+        about |= {"content_url": os.path.relpath(path, relative_to), "sha256": file_hash(path)}
+        return mlc.FileObject(ctx=context, id=path.name, name=path.name, **about)
+
+    def field(table: str, column: str, kind: str, about: str) -> mlc.Field:
+        extract = mlc.Extract(ctx=context, column=column)
+        source = mlc.Source(ctx=context, file_object=f"{table}.parquet", extract=extract)
+        kinds = {"data_types": [getattr(mlc.DataType, TYPES[kind])], "repeated": kind == "texts"}
+        return mlc.Field(ctx=context, id=f"{table}/{column}", name=column, description=about, source=source, **kinds)
+
+    def records(table: str) -> mlc.RecordSet:
+        fields = [field(table, column, *about) for column, about in dataset.CONTRACT[table].items()]
+        return mlc.RecordSet(ctx=context, id=table, name=table, key=[fields[0].id], fields=fields)
+
     described = mlc.Metadata(
         ctx=context,
         name=f"matalign-{profile}",
@@ -55,38 +69,7 @@ def _metadata(curated: dataset.Curated, folder: Path, *, relative_to: Path, prof
         date_published=datetime.datetime(2026, 11, 1),
         data_limitations=[LIMITS],
         data_collection_raw_data="; ".join(s["title"] for s in sources) or "data/sample/make.py",
-        distribution=[_file(mlc, context, folder / name, relative_to) for name in dataset.FILES],
-        record_sets=[_records(mlc, context, name) for name in dataset.CONTRACT],
+        distribution=[file(folder / name) for name in dataset.FILES],
+        record_sets=[records(table) for table in dataset.CONTRACT],
     )
     return json.loads(json.dumps(described.to_json(), default=str))
-
-
-def _file(mlc: Any, context: Any, file: Path, relative_to: Path) -> Any:
-    return mlc.FileObject(
-        ctx=context,
-        id=file.name,
-        name=file.name,
-        content_url=os.path.relpath(file, relative_to),
-        content_size=f"{file.stat().st_size} B",
-        encoding_formats=[FORMATS[file.suffix]],
-        sha256=file_hash(file),
-    )
-
-
-def _records(mlc: Any, context: Any, table: str) -> Any:
-    """A table as a record set, one field a column."""
-    fields = []
-    for column, (kind, about) in dataset.CONTRACT[table].items():
-        extract = mlc.Extract(ctx=context, column=column)
-        fields.append(
-            mlc.Field(
-                ctx=context,
-                id=f"{table}/{column}",
-                name=column,
-                description=about,
-                data_types=[getattr(mlc.DataType, TYPES[kind.value_type if isinstance(kind, pa.ListType) else kind])],
-                repeated=isinstance(kind, pa.ListType),
-                source=mlc.Source(ctx=context, file_object=f"{table}.parquet", extract=extract),
-            )
-        )
-    return mlc.RecordSet(ctx=context, id=table, name=table, key=[fields[0].id], fields=fields)

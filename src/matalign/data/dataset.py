@@ -11,58 +11,27 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from matalign import cache, paths
 from matalign.data.structures import Structures
 
-TEXT, COUNT, NUMBER = pa.string(), pa.int64(), pa.float64()
-# Table -> column -> Arrow type, and what it holds, as `croissant` says it too. Units are in the names; a label that a
-# material lacks is NaN. Materials and protocols are sorted by their ids.
-CONTRACT = {
-    "materials": {
-        "mp_id": (TEXT, "Materials Project identifier, the key of every table; elsewhere one of the set's own"),
-        "formula": (TEXT, "reduced formula"),
-        "chemsys": (TEXT, "chemical system: element symbols, sorted, joined by hyphens"),
-        "n_atoms": (COUNT, "atoms in the cell"),
-        "space_group": (COUNT, "international number, from the coordinates"),
-        "source": (TEXT, "where the structure comes from"),
-        "formation_energy_eV_atom": (NUMBER, "formation energy, eV/atom; missing: no label"),
-        "band_gap_eV": (NUMBER, "band gap, eV; missing: no label"),
-        "is_metal": (NUMBER, "1 where the gap is zero, else 0; missing: no label"),
-        "bulk_modulus_GPa": (NUMBER, "bulk modulus K, GPa; missing: no label"),
-        "shear_modulus_GPa": (NUMBER, "shear modulus G, GPa; missing: no label"),
-    },
-    "protocols": {
-        "protocol_id": (TEXT, "source and row of the record"),
-        "mp_id": (TEXT, "the material that the record makes, tied by composition"),
-        "doi": (TEXT, "the article that the record was mined from"),
-        "method": (TEXT, "solid-state or sol-gel"),
-        "target_formula": (TEXT, "the target as written"),
-        "precursors": (pa.list_(TEXT), "formulas of the precursors"),
-        "max_temperature_C": (NUMBER, "highest temperature named, °C"),
-        "text_L0": (TEXT, "rendered text, nothing masked"),
-        "text_L1": (TEXT, "rendered text, the target masked"),
-        "text_L2": (TEXT, "rendered text, each precursor by its class"),
-        "text_L3": (TEXT, "rendered text, conditions alone"),
-        "train_ok": (pa.bool_(), "false: shares its DOI with a test protocol and is never trained on"),
-    },
-    "splits": {
-        "mp_id": (TEXT, "the rows of materials, in their order"),
-        "random": (TEXT, "train, val or test by material"),
-        "chemsys": (TEXT, "train, val or test by chemical system"),
-        "pretrain": (TEXT, "train, val or excluded: the union of both test sets is excluded"),
-    },
-}
-TABLES = {table: {name: kind for name, (kind, _) in columns.items()} for table, columns in CONTRACT.items()}
+TYPES = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "bool": pa.bool_()}
+TYPES["texts"] = pa.list_(pa.string())
+# Table -> column -> name of its type, and what it holds
+CONTRACT = yaml.safe_load(resources.files("matalign.data").joinpath("contract.yaml").read_text(encoding="utf-8"))
+TABLES = {table: {name: TYPES[kind] for name, (kind, _) in columns.items()} for table, columns in CONTRACT.items()}
 MATERIALS, PROTOCOLS, SPLITS = TABLES.values()
+FILES = ("materials.parquet", "structures.safetensors", "protocols.parquet", "splits.parquet", "extras.safetensors")
 TENSORS = {"numbers": np.int16, "frac_coords": np.float64, "lattice": np.float64, "ptr": np.int64}
 
 
@@ -143,7 +112,11 @@ class Curated:
 def write(folder: Path, curated: Curated) -> None:
     """Write the six files, each under a temporary name and then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in _files(curated).items():
+    tensors = {k: np.ascontiguousarray(getattr(curated.structures, k), dtype=v) for k, v in TENSORS.items()}
+    extras = {name: np.ascontiguousarray(values) for name, values in curated.extras.items()}
+    files = {f"{name}.parquet": _parquet(getattr(curated, name), types) for name, types in TABLES.items()}
+    files |= {"structures.safetensors": save_tensors(tensors), "extras.safetensors": save_tensors(extras)}
+    for name, content in files.items():
         temporary = folder / f".{name}"
         temporary.write_bytes(content)
         temporary.rename(folder / name)
@@ -168,16 +141,6 @@ def read(folder: Path) -> Curated:
     structures = Structures(**load_tensors(files["structures.safetensors"]))
     extras = load_tensors(files["extras.safetensors"])
     return Curated(structures=structures, audit=audit, extras=extras, **tables)
-
-
-FILES = ("materials.parquet", "structures.safetensors", "protocols.parquet", "splits.parquet", "extras.safetensors")
-
-
-def _files(curated: Curated) -> dict[str, bytes]:
-    tensors = {k: np.ascontiguousarray(getattr(curated.structures, k), dtype=v) for k, v in TENSORS.items()}
-    extras = {name: np.ascontiguousarray(values) for name, values in curated.extras.items()}
-    files = {f"{name}.parquet": _parquet(getattr(curated, name), types) for name, types in TABLES.items()}
-    return {**files, "structures.safetensors": save_tensors(tensors), "extras.safetensors": save_tensors(extras)}
 
 
 def _parquet(frame: pd.DataFrame, types: dict[str, pa.DataType]) -> bytes:

@@ -11,10 +11,9 @@ import sys
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -31,13 +30,11 @@ PAUSE_S = 0.1  # before the first of these, doubled each time
 CONNECTIONS = 8  # at once, for a source of many small files
 
 
-def fetch(name: str, *, raw: Path | None = None, entries: dict[str, dict[str, Any]] | None = None) -> Path:
-    """Bring one source into `<raw>/<name>` and check it; what is there already and right stays.
+def fetch(name: str) -> Path:
+    """Bring one source into `data/raw/<name>` and check it; what is there already and right stays.
 
     Args:
         name: a key of `sources.yaml`.
-        raw: folder of the raw files.
-        entries: the catalogue.
 
     Returns:
         The source's folder.
@@ -47,23 +44,18 @@ def fetch(name: str, *, raw: Path | None = None, entries: dict[str, dict[str, An
         FileNotFoundError: the mirror or the server does not have a url.
         ConnectionError: a url cannot be reached.
     """
-    raw, entries = raw or paths.RAW, entries or catalogue()
+    entries = catalogue()
     if name not in entries:
         raise ValueError(f"no source {name!r}; one of {', '.join(entries)}")
-    entry, folder = entries[name], raw / name
+    entry, folder = entries[name], paths.RAW / name
     folder.mkdir(parents=True, exist_ok=True)
     if "each" in entry:
-        reactions = fetch(entry["named_by"], raw=raw, entries=entries)
-        ids = named_mp_ids(reactions) - set(entry["absent"].split()) | set(entry["also"].split())
-        _fetch_each(entry["each"], ids, folder, expected=entry["content_sha256"])
+        ids = named_mp_ids(fetch(entry["named_by"])) - set(entry["absent"].split()) | set(entry["also"].split())
+        _fetch_each(entry["each"], sorted(ids), folder, expected=entry["content_sha256"])
     for file, about in entry.get("files", {}).items():
         content = about.get("content_sha256")
-        download(
-            about["url"],
-            folder / file,
-            expected=content or about["sha256"],
-            hashing=archive_hash if content else file_hash,
-        )
+        hashing = archive_hash if content else file_hash
+        download(about["url"], folder / file, expected=content or about["sha256"], hashing=hashing)
     return folder
 
 
@@ -79,56 +71,45 @@ def download(url: str, path: Path, *, expected: str, hashing: Callable[[Path], s
     Raises:
         ValueError, FileNotFoundError, ConnectionError: see `fetch`.
     """
+
+    def hashed(file: Path) -> str:
+        try:
+            return hashing(file)
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            return f"an unreadable file ({error})"
+
+    bad, part = path.with_name(f"{path.name}.bad"), path.with_name(f"{path.name}.part")
     if path.exists():
-        if _hash(path, hashing) == expected:
+        if hashed(path) == expected:
             return
-        path.rename(_bad(path))  # of another version, or harmed since
-    part = path.with_name(path.name + ".part")
+        path.rename(bad)  # of another version, or harmed since
     _transfer(url, part)
-    got = _hash(part, hashing)
-    if got != expected:
-        part.rename(_bad(path))
-        raise ValueError(
-            f"{path}: expected hash {expected}, got {got}; what {url} gave is set aside as {_bad(path).name}"
-        )
+    if (got := hashed(part)) != expected:
+        part.rename(bad)
+        raise ValueError(f"{path}: expected hash {expected}, got {got}; what {url} gave is set aside as {bad.name}")
     part.rename(path)
 
 
-def _hash(path: Path, hashing: Callable[[Path], str]) -> str:
-    try:
-        return hashing(path)
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        return f"an unreadable file ({error})"
-
-
-def _bad(path: Path) -> Path:
-    return path.with_name(path.name + ".bad")
-
-
-def _fetch_each(template: str, ids: Iterable[str], folder: Path, *, expected: str) -> None:
+def _fetch_each(template: str, ids: Sequence[str], folder: Path, *, expected: str) -> None:
     """Many small files named by id; the hash is over all of them, so one that is missing shows there."""
-    ids = sorted(ids)
 
-    def one(mp_id: str) -> str | None:
-        path = folder / f"{mp_id}.cif"
-        part = path.with_name(path.name + ".part")
-        if not path.exists():
-            try:
+    def one(mp_id: str) -> str:
+        path, part = folder / f"{mp_id}.cif", folder / f"{mp_id}.cif.part"
+        try:
+            if not path.exists():
                 _transfer(template.format(mp_id=mp_id), part, progress=False)
-            except FileNotFoundError as error:
-                return str(error)
-            part.rename(path)
-        return None
+                part.rename(path)
+        except FileNotFoundError as error:
+            return str(error)
+        return ""
 
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         answers = list(tqdm(pool.map(one, ids), total=len(ids), desc=folder.name, unit="file", mininterval=1))
-    absent = [answer for answer in answers if answer]
     wanted = {f"{mp_id}.cif" for mp_id in ids}
     for stray in [f for f in folder.iterdir() if f.name not in wanted]:
         stray.unlink()  # of another version of the list, or half a file
-    got = content_hash((f.name, f.read_bytes()) for f in folder.iterdir())
-    if got != expected:
-        bad = _bad(folder)
+    if (got := content_hash((f.name, f.read_bytes()) for f in folder.iterdir())) != expected:
+        bad, absent = folder.with_name(f"{folder.name}.bad"), [answer for answer in answers if answer]
         shutil.rmtree(bad, ignore_errors=True)
         folder.rename(bad)
         lost = f"; {len(absent)} of {len(ids)} files were not found, first: {absent[0]}" if absent else ""
@@ -148,8 +129,8 @@ def _transfer(url: str, part: Path, *, progress: bool = True) -> None:
         time.sleep(PAUSE_S * 2**attempt if attempt else 0)
         try:
             return _append(url, part, progress=progress)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}; set MATALIGN_MIRROR to a folder with {place}") from None
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{url} is not there (404); set MATALIGN_MIRROR to a folder with {place}") from None
         except requests.RequestException as error:
             reason = f"{type(error).__name__}: {error}".replace("\n", " ")
     raise ConnectionError(
@@ -158,18 +139,13 @@ def _transfer(url: str, part: Path, *, progress: bool = True) -> None:
 
 
 def _append(url: str, part: Path, *, progress: bool) -> None:
-    """The bytes that `part` lacks; all of them if the server cannot resume.
-
-    Raises:
-        FileNotFoundError: the server has no such file.
-        requests.RequestException: fewer bytes came than it told.
-    """
+    """The bytes that `part` lacks; all of them if the server cannot resume. requests raises if fewer come than told."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"}  # a compressed answer has other byte positions
     headers |= {"Range": f"bytes={start}-"} if start else {}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
         if answer.status_code == 404:
-            raise FileNotFoundError(f"{url} is not there (404)")
+            raise FileNotFoundError
         if answer.status_code == 416:  # nothing beyond `start`: it is whole, or of another version; the hash tells
             return
         answer.raise_for_status()

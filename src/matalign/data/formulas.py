@@ -2,14 +2,16 @@
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from functools import lru_cache
+from importlib import resources
 
 import numpy as np
+import yaml
 
-from matalign.data.groups import plain, spelled_out
 from matalign.elements import NAMES, NUMBER, PROPERTIES, SYMBOLS, VALUES
 
 ELECTRONEGATIVITY = {
@@ -17,33 +19,31 @@ ELECTRONEGATIVITY = {
     for symbol, z in NUMBER.items()
 }
 MAX_WITHIN_ANION = 1.65  # difference of electronegativity, as pymatgen has it
-MOLECULES = {
-    "LiO": "Li2O2", "NaO": "Na2O2", "KO": "K2O2", "HO": "H2O2", "CsO": "Cs2O2", "RbO": "Rb2O2",
-    "O": "O2", "N": "N2", "F": "F2", "Cl": "Cl2", "H": "H2",
-}  # fmt: skip
 SAME_COMPOSITION = 0.01  # largest difference of an atomic fraction between two spellings of one composition
 COMMON = frozenset("CHON")  # what anions, ligands, water and air are made of: says little about which material it is
 WATER = r"·((\d+(\.\d+)?|\d+/\d+)?[xnmyz]?\(?H2O\)?[xnmyz]?)$"
 DIGITS = r"\d+(?:\.\d+)?(?:/\d+(?:\.\d+)?)?|\.\d+"
 TOKEN = re.compile(rf"([A-Z][a-z]?)|([(\[{{])|([)\]}}])|({DIGITS})|(.)")
-BINARY = {
-    "O": "an oxide", "F": "a fluoride", "Cl": "a chloride", "Br": "a bromide", "I": "an iodide", "S": "a sulfide",
-    "Se": "a selenide", "Te": "a telluride", "N": "a nitride", "P": "a phosphide", "C": "a carbide", "B": "a boride",
-    "H": "a hydride", "Si": "a silicide", "As": "an arsenide",
-}  # fmt: skip
-# The oxyacids before the simpler anions that their formulas contain.
-ANIONS = (
-    (r"CO3(?!H)|\(CO\)3", "a carbonate"),
-    (r"C2O4", "an oxalate"),
-    (r"CH3COO|CH3CO2|C2H3O2|OOCCH3|O2CCH3|OCOCH3|C4H6|C6H9", "an acetate"),
-    (r"C6H5O7|C3H5O\(COO\)3", "a citrate"),
-    (r"NO3", "a nitrate"),
-    (r"C5H7O2|CH3COCHCOCH3", "an acetylacetonate"),
-    (r"\(?O\(?C[H2-9]|C\d?H\d+\)?O\)|CH2\)?3?O\)", "an alkoxide"),
-    (r"SO4", "a sulfate"),
-    (r"PO[34]|P2O7", "a phosphate"),
-    (r"OH", "a hydroxide"),
-)
+VOCABULARY = yaml.safe_load(resources.files("matalign.data").joinpath("vocabulary.yaml").read_text(encoding="utf-8"))
+_END = r"(?=\d*(?:[)\]}·-]|$))"
+_GROUPS = [(re.compile(pattern.replace("[END]", _END)), f"({atoms})") for pattern, atoms in VOCABULARY["groups"]]
+_ABBREVIATED = re.compile("[aA]c|Me|Et|Pr|Bu|Ph|Cp|P[VAES]|CTAB|EDTA")  # sorts out most formulas at once
+
+
+def plain(text: str) -> str:
+    """Compatibility characters (subscripts, ligatures) as plain ones; unseen marks (soft hyphens) taken out."""
+    return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+
+
+def spelled_out(formula: str) -> str:
+    """A normalised formula with the atoms of its abbreviated groups.
+
+    >>> spelled_out("Zn(OAc)2·2H2O")
+    'Zn((C2H3O2))2·2H2O'
+    """
+    for pattern, atoms in _GROUPS if _ABBREVIATED.search(formula) else ():
+        formula = pattern.sub(atoms, formula)
+    return formula
 
 
 @lru_cache(maxsize=200_000)
@@ -149,26 +149,22 @@ def reduced(formula: str) -> str:
     return "".join(f"{symbol}{whole[symbol] // divisor}" for symbol in sorted(whole))
 
 
-def spelled(numbers: Iterable[int]) -> str:
-    """The reduced formula of a cell as chemists and pymatgen spell it.
+def spelled(atoms: Iterable[int] | str) -> str:
+    """A reduced formula as chemists and pymatgen spell it: LiFePO4, Ca3(PO4)2; SrCO3 for C1O3Sr1.
 
-    By electronegativity, the last two elements in brackets where they are an anion: LiFePO4, Ca3(PO4)2.
+    By electronegativity, the last two elements in brackets where they are an anion.
 
     Args:
-        numbers: atomic numbers of its atoms.
-    """
-    text = _spelled(Counter(SYMBOLS[int(z)] for z in numbers))
-    return MOLECULES.get(text, text)
-
-
-def respelled(formula: str) -> str:
-    """A formula of whole numbers as `spelled` has it: SrCO3 for C1O3Sr1.
+        atoms: atomic numbers of a cell, or a formula of whole numbers.
 
     Raises:
         ValueError: see `composition`.
     """
-    text = _spelled({symbol: int(amount) for symbol, amount in composition(formula).items()})
-    return MOLECULES.get(text, text)
+    if isinstance(atoms, str):
+        text = _spelled({symbol: int(amount) for symbol, amount in composition(atoms).items()})
+    else:
+        text = _spelled(Counter(SYMBOLS[int(z)] for z in atoms))
+    return VOCABULARY["molecules"].get(text, text)
 
 
 def _spelled(atoms: Mapping[str, int]) -> str:
@@ -286,14 +282,9 @@ def precursor_class(formula: str) -> str:
     if len(elements) == 1:
         return "an element"
     if elements <= COMMON:
-        rules = [
-            (r"NH4\)?\(?NO3", "a nitrate"),
-            (r"NH4\)?OH|^NH3", "ammonia"),
-            (r"CO3", "a carbonate"),
-            (r"NO3", "an acid"),
-        ]
+        rules = VOCABULARY["organic"]
         return next((name for pattern, name in rules if re.search(pattern, text)), "an organic compound")
-    for pattern, name in ANIONS:
+    for pattern, name in VOCABULARY["anions"]:
         if re.search(pattern, dry):
             return name
     if "C" in elements and "H" in elements:
@@ -302,7 +293,7 @@ def precursor_class(formula: str) -> str:
     rest = set(composition(salt)) if readable(salt) else elements
     if {"H", "O"} <= rest:
         return "an acid" if salt.startswith("H") else "a hydroxide"
-    return next((name for symbol, name in BINARY.items() if symbol in rest), "an alloy")
+    return next((name for symbol, name in VOCABULARY["binary"].items() if symbol in rest), "an alloy")
 
 
 def with_names(formula: str, *, hidden: str = "") -> str:

@@ -4,7 +4,7 @@ One row a material. Columns, of which `id` is asked for; quantities carry their 
 a column beside it (`temperature`, `temperature_unit`):
 
     id                                      unique
-    structure                               path of a CIF, POSCAR, JSON or any file that pymatgen or ASE reads
+    structure                               path of a CIF, POSCAR, JSON or any file that ASE reads
     protocol                                path of a .txt or .json file, or the text itself
     target precursors method doi            or the protocol's fields, as `recipe_texts.record` takes them; formulas
     action temperature time                 parted by ";"
@@ -20,27 +20,31 @@ import csv
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from matalign import quantities
+from matalign.data import sources
 from matalign.data.formulas import same_composition
 from matalign.data.protocols import Protocol
 from matalign.data.readers import crystals, recipe_texts
 from matalign.data.readers.micrographs import model_image, read_micrograph
 from matalign.data.sources import Crystal
-from matalign.data.units import UNITS, quantity
 
 NAME = "manifest.csv"
 SHOWN = 20  # errors in one message
 LONGEST = 300  # characters of one of them
 LONG = 100  # more rows than this show a progress bar
 PROPERTIES = ("formation_energy", "band_gap", "bulk_modulus", "shear_modulus")
-FIELDS = tuple(name for name in recipe_texts.FIELDS + recipe_texts.STEP if name not in ("operations", *UNITS))
+FIELDS = tuple(
+    name for name in recipe_texts.FIELDS + recipe_texts.STEP if name not in ("operations", *quantities.UNITS)
+)
 WORDS = ("id", "structure", "protocol", "image", "image_frame", *FIELDS)  # columns that are no quantities
 COLUMNS = WORDS + tuple(
-    f"{name}{end}" for name, units in UNITS.items() for end in ("", "_unit", *(f"_{u}" for u in units))
+    f"{name}{end}" for name, units in quantities.UNITS.items() for end in ("", "_unit", *(f"_{u}" for u in units))
 )
 # How an image is looked at to see whether it can be used at all: the scale and size of most models.
 LOOK = {"to_pixel_A": 0.2, "px": 64}
@@ -81,16 +85,17 @@ def read(folder: str | Path) -> list[Entry]:
     file = Path(folder) / NAME
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected a table with the columns {', '.join(WORDS[:4])} …")
-    rows = _rows(file)
+    header, rows = table(file)
+    _stop(file, [f"row 1: {error}" for error in _header(header)])
     entries: list[Entry] = []
     errors: list[str] = []
     first: dict[str, int] = {}  # id -> the row that has it
     shown = {"desc": file.parent.name, "unit": "row", "mininterval": 1, "disable": len(rows) <= LONG}
-    for number, row in enumerate(tqdm(rows, **shown), start=2):
-        entry, wrong = _entry(row, file, number)
-        if first.setdefault(entry.id, number) != number and entry.id:
-            wrong.append(f"the id {entry.id!r} is that of row {first[entry.id]} already")
-        entries.append(entry)
+    for number, cells in enumerate(tqdm(rows, **shown), start=2):
+        wrong = [f"{len(cells)} cells for {len(header)} columns"] if len(cells) > len(header) else []
+        entries.append(_entry(dict(zip_longest(header, cells[: len(header)], fillvalue="")), file, number, wrong))
+        if (id := entries[-1].id) and first.setdefault(id, number) != number:
+            wrong.append(f"the id {id!r} is that of row {first[id]} already")
         errors += [f"row {number}: {error[:LONGEST]}" for error in wrong]
     _stop(file, errors)
     return entries
@@ -122,39 +127,23 @@ def table(file: Path) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
-    """Cells by column; those that a row lacks are ""."""
-    header, rows = table(file)
-    _stop(file, [f"row 1: {error}" for error in _header(header)])
-    width = len(header)
-    _stop(file, [f"row {n}: {len(r)} cells for {width} columns" for n, r in enumerate(rows, 2) if len(r) > width])
-    return [dict(zip(header, row + [""] * (width - len(row)))) for row in rows]
-
-
 def _header(header: list[str]) -> list[str]:
     """What is wrong with the columns."""
     errors = [f"the column {c!r} stands there twice" for c in dict.fromkeys(header) if header.count(c) > 1]
-    for column in header:
-        if column in COLUMNS:
-            continue
-        base = next((name for name in UNITS if column.startswith(f"{name}_")), "")
+    for column in (c for c in header if c not in COLUMNS):
+        base = next((name for name in quantities.UNITS if column.startswith(f"{name}_")), "")
+        nearest = difflib.get_close_matches(column, COLUMNS, n=1)
+        hint = f"is it {nearest[0]!r}?" if nearest else f"known are {', '.join(WORDS)} …"
         if base:
             unit = column.removeprefix(f"{base}_")
-            errors.append(f"unknown unit {unit!r} in the column {column!r}; one of {', '.join(UNITS[base])}")
-            continue
-        nearest = difflib.get_close_matches(column, COLUMNS, n=1)
-        errors.append(
-            f"unknown column {column!r}"
-            + (f"; is it {nearest[0]!r}?" if nearest else f"; known are {', '.join(WORDS)} …")
-        )
-    if "id" not in header:
-        errors.append("no column 'id'")
-    return errors
+            errors.append(f"unknown unit {unit!r} in the column {column!r}; one of {', '.join(quantities.UNITS[base])}")
+        else:
+            errors.append(f"unknown column {column!r}; {hint}")
+    return errors if "id" in header else [*errors, "no column 'id'"]
 
 
-def _entry(row: Mapping[str, str], file: Path, number: int) -> tuple[Entry, list[str]]:
-    """What is right in a row, and what is wrong."""
-    errors: list[str] = []
+def _entry(row: Mapping[str, str], file: Path, number: int, errors: list[str]) -> Entry:
+    """What is right in a row; `errors` gets what is wrong."""
 
     def attempt(read: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -168,11 +157,11 @@ def _entry(row: Mapping[str, str], file: Path, number: int) -> tuple[Entry, list
     structure = attempt(_structure, row, file.parent)
     protocol = attempt(_protocol, row, file.parent, structure.formula if structure else "")
     image, pixel_A, frame = attempt(_image, row, file.parent) or (None, None, None)
-    properties = {name: attempt(_property, row, name) for name in PROPERTIES}
-    found = {f"{name}_{next(iter(UNITS[name]))}": v for name, v in properties.items() if v is not None}
+    properties = {f"{name}_{next(iter(quantities.UNITS[name]))}": attempt(_property, row, name) for name in PROPERTIES}
+    properties = {column: value for column, value in properties.items() if value is not None}
     if not errors and structure is None and protocol is None and image is None:
         errors.append("neither structure nor protocol nor image")
-    return Entry(row["id"], f"{file.name}:{number}", structure, protocol, image, pixel_A, frame, found), errors
+    return Entry(row["id"], f"{file.name}:{number}", structure, protocol, image, pixel_A, frame, properties)
 
 
 def _path(cell: str, folder: Path) -> Path:
@@ -195,19 +184,20 @@ def _path(cell: str, folder: Path) -> Path:
 
 def _structure(row: Mapping[str, str], folder: Path) -> Crystal | None:
     cell = row.get("structure")
-    return crystals.described(_path(cell, folder)) if cell else None
+    return sources.described(crystals.read_structure(_path(cell, folder))) if cell else None
 
 
 def _protocol(row: Mapping[str, str], folder: Path, formula: str) -> Protocol | str | None:
     """Of a row whose structure has this formula ("": it has none)."""
-    cell, fields = row.get("protocol"), _fields(row)
+    names, cell = recipe_texts.FIELDS + recipe_texts.STEP, row.get("protocol")
+    fields = {c: text for c, text in row.items() if text and (c in names or c.startswith(("temperature_", "time_")))}
     told = fields.keys() - {"target", "method", "doi"}
     if cell and told:
         raise ValueError(f"both a protocol and its fields ({', '.join(sorted(told))}); give one")
     if not cell and not told:
         return None
-    content = fields if told else cell
-    if not told and len(cell.split()) == 1 and Path(cell).suffix.lower() in (".txt", ".json"):
+    content = cell or {}
+    if cell and len(cell.split()) == 1 and Path(cell).suffix.lower() in recipe_texts.SUFFIXES:
         try:
             content = recipe_texts.load(_path(cell, folder))
         except ValueError as error:
@@ -221,28 +211,21 @@ def _protocol(row: Mapping[str, str], folder: Path, formula: str) -> Protocol | 
     return recipe_texts.record({**content, "target": target})
 
 
-def _fields(row: Mapping[str, str]) -> dict[str, str]:
-    """Filled cells of a structured protocol."""
-    names = recipe_texts.FIELDS + recipe_texts.STEP
-    return {c: cell for c, cell in row.items() if cell and (c in names or c.startswith(("temperature_", "time_")))}
-
-
 def _image(row: Mapping[str, str], folder: Path) -> tuple[Path, float | None, int | None] | None:
-    cell, pixel_A = row.get("image"), quantity(row, "pixel_size")
+    cell, pixel_A = row.get("image"), quantities.given(row, "pixel_size")
     if not cell:
         return None
-    path = _path(cell, folder)
-    number = row.get("image_frame") or None
+    number = row.get("image_frame")
     if number and not number.isdecimal():
         raise ValueError(f"image_frame is {number!r}; expected a whole number from 0")
-    frame = None if number is None else int(number)
+    path, frame = _path(cell, folder), int(number) if number else None
     image = read_micrograph(path, pixel_A=pixel_A, frame=frame)
     model_image(image, **LOOK)
     return path, image.pixel_A, frame
 
 
 def _property(row: Mapping[str, str], name: str) -> float | None:
-    value = quantity(row, name)
+    value = quantities.given(row, name)
     if value is not None and name == "band_gap" and value < 0:
         raise ValueError(f"{name} is {value:g}; expected at least 0")
     if value is not None and name.endswith("modulus") and value <= 0:

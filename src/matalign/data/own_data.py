@@ -20,11 +20,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from matalign import paths
-from matalign.data import chunked, curate, dataset, manifest, protocols, providers
+from matalign.data import chunked, curate, dataset, manifest, protocols, providers, sources
 from matalign.data.dataset import Curated
 from matalign.data.manifest import Entry
 from matalign.data.protocols import Protocol
-from matalign.data.readers import cif, crystals
+from matalign.data.readers import crystals
 from matalign.data.readers.micrographs import model_image
 from matalign.data.skipped import Skipped
 from matalign.data.sources import LABELS, Crystal, Material
@@ -89,7 +89,7 @@ def import_csv(file: str | Path, *, workers: int = 2) -> Curated:
     header, listed = _csv(file)
     skipped = Skipped()
     kept = curate.candidates(listed, skipped)
-    parsed = chunked.parse_cifs(list(dict.fromkeys(m.cif for m in kept)), workers=workers, read=_of_cif)
+    parsed = chunked.parse_cifs(list(dict.fromkeys(m.cif for m in kept)), workers=workers)
     used = [column for column in header if column == "cif" or column in CSV_COLUMNS]
     columns = {"taken": used, "left": [column for column in header if column and column not in used]}
     return _curated(kept, parsed, skipped, about={"columns": columns})
@@ -135,7 +135,7 @@ def import_optimade(
         id = record.get("id")
         listed.append(Material("" if id is None else str(id), source, where, where, values))
         try:
-            found[where] = crystals.described(record)
+            found[where] = sources.described(crystals.read_structure(record))
         except ValueError as error:
             found[where] = str(error).partition(": ")[2]  # after the record's name
     query = {"provider": provider, "filter": filter, "records": len(records), "gap": gap}
@@ -199,10 +199,6 @@ def _csv(file: Path) -> tuple[list[str], list[Material]]:
         if any(cells):
             listed.append(Material(row["mp_id"], SOURCE, f"{file.name}:{number}", row["cif"] or None, labels))
     return header, listed
-
-
-def _of_cif(text: str) -> Crystal:
-    return crystals.described(cif.read(text))
 
 
 def _protocol_row(entry: Entry) -> dict[str, Any]:

@@ -11,25 +11,34 @@ levels take that away step by step:
 """
 
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from typing import Any
 
-import yaml
-
 from matalign.data import formulas
-from matalign.data.formulas import precursor_class, same_composition, with_names
+from matalign.data.formulas import VOCABULARY, plain, precursor_class, same_composition, with_names
 
 METHODS = ("solid-state", "sol-gel")
 LEVELS = (0, 1, 2, 3)
-ABSOLUTE_ZERO_C = -273.15
 
-_WORDS = yaml.safe_load(resources.files("matalign.data").joinpath("vocabulary.yaml").read_text(encoding="utf-8"))
-ATMOSPHERES, MEDIA, VERBS = (tuple(map(tuple, _WORDS[name])) for name in ("atmospheres", "media", "verbs"))
-WORD_FORMULA, TYPES = _WORDS["formulas"], _WORDS["types"]
+ATMOSPHERES, MEDIA, VERBS = (tuple(map(tuple, VOCABULARY[name])) for name in ("atmospheres", "media", "verbs"))
+WORD_FORMULA, TYPES = VOCABULARY["formulas"], VOCABULARY["types"]
 KINDS = ("sintering", "calcination")
 STEPS = {"sintered": "sintering", "calcined": "calcination", "annealed": "calcination"}  # gives 99.8 % of the labels
+
+
+def closed(words: Iterable[str], vocabulary: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Words of a closed list, sorted, each once; "other" for those that it does not know."""
+    plain_words = (plain(word).strip().lower() for word in words)
+    found = (next((w for pattern, w in vocabulary if re.fullmatch(pattern, word)), "other") for word in plain_words)
+    return tuple(sorted(set(found)))
+
+
+def verb_of(action: str) -> str:
+    """The verb of a word for what was done; "" if it is unknown."""
+    return next((verb for stem, verb in VERBS if re.search(stem, action.lower())), "")
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
-"""Structures from any OPTIMADE provider by the client of `optimade` (Evans et al., JOSS 6, 3458, 2021).
+"""Structures from any OPTIMADE provider (Evans et al., JOSS 6, 3458, 2021), page by page.
 
-The client pages through a query; what it lacks is in the one session it is given: every page is kept in the scratch
-folder, so that a killed download goes on and a finished one is not repeated; requests are spaced; answers of overload
-(429, 5xx) are asked for again, ever later.
+Every page is kept in the scratch folder, so that a killed download goes on and a finished one is not repeated; requests
+are spaced; answers of overload (429, 5xx) are asked for again, ever later. Taken as well are links that are relative,
+under another name, or without the fields that were asked for, and records that end before all have come.
 """
 
 import json
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -30,7 +30,6 @@ ATTEMPTS = 6  # for one page, of which the first pauses are 1, 2, 4 … times
 PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60
 TIMEOUT_S = 60.0
-EVERYTHING = 10_000_000  # structures; the client wants a limit
 
 
 def download(
@@ -57,18 +56,18 @@ def download(
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(f"no provider {provider!r}; one of {', '.join(URLS)}, or the base URL of another")
     _check(filter)
-    asked = [*FIELDS, *fields]
+    asked = f"response_fields={','.join([*FIELDS, *fields])}"
+    first = f"{url}/v1/structures?{f'filter={quote(filter)}&' if filter else ''}{asked}"
     folder = cache.folder("optimade", {"url": url, "filter": filter, "fields": asked})
     with cache.held(folder), tqdm(desc=urlsplit(url).netloc, unit="structure", mininterval=1) as bar:
-        query = Query(asked, max_structures or EVERYTHING, bar)
-        gap = _query(url, filter, folder, query)
-    if gap and not (partial and query.records):
+        records, gap = _records(first, asked, folder, max_structures, bar)
+    if gap and not (partial and records):
         pages = len(list(folder.glob("*.page")))
         raise ConnectionError(
             f"{url}: {gap}; {pages} pages are kept in {folder}, and the same call goes on from there; partial "
-            f"(--partial) takes the {len(query.records)} structures that came"
+            f"(--partial) takes the {len(records)} structures that came"
         )
-    return query.records[: max_structures or None], gap
+    return records[: max_structures or None], gap
 
 
 def _check(filter: str) -> None:
@@ -81,114 +80,66 @@ def _check(filter: str) -> None:
         raise ValueError(f"{filter!r} is no OPTIMADE filter: {error}") from None
 
 
-def _query(url: str, filter: str, folder: Path, query: "Query") -> str:
-    """Ask page after page; what was wrong, if anything."""
-    from optimade.client import OptimadeClient
-
-    client = OptimadeClient(
-        url,
-        max_results_per_provider=query.limit,
-        http_timeout=TIMEOUT_S,
-        use_async=False,
-        silent=True,
-        http_client=type("PagesOfQuery", (Pages,), {"folder": folder}),  # the client makes it, without arguments
-        callbacks=[query.take],
-    )
-    found = client.get_one("structures", quote(filter, safe=""), url, response_fields=query.fields)[url]
-    return str(found.errors[0]) if found.errors else query.gap
-
-
-class Query:
-    """What has come of a query, and where its next page is.
-
-    Mended here is what providers do otherwise than the client expects: links that are relative, under another name, or
-    without the fields that were asked for; meta and links left out; an end before all of `data_returned` has come.
-    """
-
-    def __init__(self, fields: list[str], limit: int, bar: tqdm) -> None:
-        self.fields, self.limit, self.bar = fields, limit, bar
-        self.records: list[Any] = []
-        self.gap = ""  # why not all of it came
-        self.seen: set[str] = set()  # ids and pages
-
-    def take(self, url: str, page: dict[str, Any]) -> None:
-        """A callback of the client: keeps the records and puts the link to the next page where the client looks."""
-        meta, links = page["meta"] or {}, page["links"] or {}
-        records = page["data"]
-        ids = {str(record.get("id")) if isinstance(record, dict) else repr(record) for record in records}
-        repeats = bool(ids) and ids <= self.seen
-        self.records += [] if repeats else records
-        self.seen |= ids | {url}
-        self.bar.total = meta.get("data_returned") or self.bar.total
-        self.bar.update(len(records))
+def _records(url: str, asked: str, folder: Path, limit: int, bar: tqdm) -> tuple[list[Any], str]:
+    """Records of page after page, and why not all of it came."""
+    session, pause, records, seen = _session(), 0.0, [], set()
+    while True:
+        try:
+            page = _page(session, url, folder, pause)
+        except (requests.RequestException, ValueError) as error:
+            return records, str(error)
+        meta, links = page.get("meta") or {}, page.get("links") or {}
+        ids = {str(record.get("id")) if isinstance(record, dict) else repr(record) for record in page["data"]}
+        repeats = bool(ids) and ids <= seen
+        records += [] if repeats else page["data"]
+        seen |= ids | {url}
+        total = bar.total = meta.get("data_returned")
+        bar.update(len(page["data"]))
         link = links.get("next") or links.get("next_page")
         link = link.get("href") if isinstance(link, dict) else link
-        link = self._whole(url, link) if link else None
-        total = meta.get("data_returned")
-        short = meta.get("more_data_available") is True or (isinstance(total, int) and len(self.records) < total)
-        if len(self.records) < self.limit and (repeats or link in self.seen or (short and not link)):
-            told = f"{len(self.records)} of {total or 'more'} structures came"
-            self.gap = f"{told}: " + ("pages repeat" if link else "there is no link to the next page")
-            link = None
+        if limit and len(records) >= limit:
+            return records, ""
+        told = f"{len(records)} of {total or 'more'} structures came"
+        if not link:
+            short = meta.get("more_data_available") is True or (isinstance(total, int) and len(records) < total)
+            return records, f"{told}: there is no link to the next page" if short else ""
+        link = urljoin(url, link)
+        link += "" if "response_fields=" in link else f"{'&' if '?' in link else '?'}{asked}"
+        if repeats or link in seen:
+            return records, f"{told}: pages repeat"
         delay = meta.get("request_delay")
-        page["meta"] = {"request_delay": delay if isinstance(delay, int | float) else None}  # no counts to stop by
-        page["links"] = {"next": link}
-
-    def _whole(self, url: str, link: str) -> str:
-        """An absolute link that asks for the fields."""
-        parts = urlsplit(urljoin(url, link))
-        if "response_fields" in parse_qs(parts.query):
-            return urlunsplit(parts)
-        fields = f"response_fields={','.join(self.fields)}"
-        return urlunsplit(parts._replace(query=f"{parts.query}&{fields}".strip("&")))
+        pause = min(delay, LONGEST_PAUSE_S) if isinstance(delay, int | float) else 0.0
+        url, pause = link, max(SPACING_S, pause)
 
 
-class Pages(requests.Session):
-    """A session that keeps the pages it gets, spaces its requests and is patient with a busy server."""
-
-    folder: Path
-
-    def __init__(self) -> None:
-        super().__init__()
-        retries = Retry(
-            total=ATTEMPTS,
-            backoff_factor=PAUSE_S,
-            backoff_max=LONGEST_PAUSE_S,
-            status_forcelist=(429, 500, 502, 503, 504),
-            retry_after_max=LONGEST_PAUSE_S,
-        )
-        for scheme in ("http://", "https://"):
-            self.mount(scheme, HTTPAdapter(max_retries=retries))
-        self.ready = 0.0  # when the next request may go out
-
-    def get(self, url: str, **options: Any) -> requests.Response:
-        """The page, from the folder if it is there."""
-        file = self.folder / f"{cache.digest(url)}.page"
-        if file.exists():
-            return _answer(url, file.read_bytes())
-        time.sleep(max(0.0, self.ready - time.monotonic()))
-        response = super().get(url, **options)
-        delay = 0.0
-        if response.status_code == 200 and (page := _page(response.content)):
-            delay = min(page.get("meta", {}).get("request_delay") or 0.0, LONGEST_PAUSE_S)
-            temporary = file.with_suffix(".part")
-            temporary.write_bytes(response.content)
-            temporary.rename(file)
-        self.ready = time.monotonic() + max(SPACING_S, delay)
-        return response
+def _session() -> requests.Session:
+    """One that is patient with a busy server."""
+    retries = Retry(
+        total=ATTEMPTS,
+        backoff_factor=PAUSE_S,
+        backoff_max=LONGEST_PAUSE_S,
+        status_forcelist=(429, 500, 502, 503, 504),
+        retry_after_max=LONGEST_PAUSE_S,
+    )
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retries))
+    return session
 
 
-def _page(content: bytes) -> dict[str, Any]:
-    """The page, {} if it is none: what is kept must be good."""
+def _page(session: requests.Session, url: str, folder: Path, pause: float) -> dict[str, Any]:
+    """The page, from the folder if it is there; what is kept is good."""
+    file = folder / f"{cache.digest(url)}.page"
+    if file.exists():
+        return json.loads(file.read_bytes())
+    time.sleep(pause)
+    answer = session.get(url, timeout=TIMEOUT_S)
     try:
-        page = json.loads(content)
+        page = answer.json()
     except ValueError:
-        return {}
-    return page if isinstance(page, dict) and isinstance(page.get("data"), list) else {}
-
-
-def _answer(url: str, content: bytes) -> requests.Response:
-    response = requests.Response()
-    response.status_code, response.url, response._content = 200, url, content
-    response.request = requests.Request("GET", url).prepare()
-    return response
+        raise ValueError(f"Could not decode response as JSON: {answer.text[:80]!r}") from None
+    if answer.status_code != 200 or not isinstance(page, dict) or not isinstance(page.get("data"), list):
+        errors = page.get("errors") if isinstance(page, dict) else None
+        raise ValueError(f"{answer.status_code}: {str(errors or page)[:200]}")
+    cache.write_json(file, page)
+    return page

@@ -13,21 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matalign.data import sources
+from matalign.data import protocols, sources
 from matalign.data.formulas import COMMON, composition, normalise, readable, spells
-from matalign.data.groups import plain
-from matalign.data.protocols import (
-    ABSOLUTE_ZERO_C,
-    ATMOSPHERES,
-    MEDIA,
-    METHODS,
-    TYPES,
-    VERBS,
-    Operation,
-    Protocol,
-)
+from matalign.data.protocols import METHODS, Operation, Protocol
 from matalign.elements import NAMES
-from matalign.quantities import HOURS
+from matalign.quantities import ABSOLUTE_ZERO_C, HOURS
 
 MAX_TEMPERATURE_C = 2500.0  # above: absurd
 
@@ -105,28 +95,30 @@ def parse(reaction: Reaction, *, max_temperature_C: float = MAX_TEMPERATURE_C) -
     if reaction.method not in METHODS:
         raise ValueError(f"method {reaction.method!r}; one of {', '.join(METHODS)}")
     record = reaction.record
+    target, targets = record.get("target") or {}, targets_of(record)
     try:
-        targets = targets_of(record)
         if not targets:
             raise Skip("no target")
-        target = record.get("target") or {}
         if re.search(r"O[x-zδ](?![a-z])", normalise(target.get("material_formula") or "")):
             raise Skip("oxygen content unknown")
-        operations = _operations(record, max_temperature_C)
+        operations = tuple(o for o in map(_operation, record.get("operations") or ()) if o.verb)
+        heats = [o.temperature_C for o in operations if o.temperature_C is not None]
+        if any(not ABSOLUTE_ZERO_C < heat <= max_temperature_C for heat in heats):
+            raise Skip("absurd temperature")
         precursors = _precursors(record)
     except Skip as skip:
         return [], [str(skip)]
     spellings = (target.get(key) or "" for key in ("material_string", "material_formula", "material_name"))
     names = tuple(dict.fromkeys(s.strip() for s in spellings if s.strip()))
     additives = {a for a in target.get("additives") or () if a in NAMES}
-    protocols, reasons = [], []
+    found, reasons = [], []
     for formula in targets:
         try:
             used = _used(precursors, formula, additives, series=len(targets) > 1)
         except Skip as skip:
             reasons.append(str(skip))
             continue
-        protocols.append(
+        found.append(
             Protocol(
                 doi=(record.get("doi") or "").strip().lower(),
                 method=reaction.method,
@@ -136,25 +128,17 @@ def parse(reaction: Reaction, *, max_temperature_C: float = MAX_TEMPERATURE_C) -
                 operations=operations,
                 reaction=record.get("reaction_string") or "",
                 mp_id=(target.get("mp_id") or None) if len(targets) == 1 else None,
-                protocol_id=f"{reaction.source}-{reaction.row:05d}-{len(protocols)}",
+                protocol_id=f"{reaction.source}-{reaction.row:05d}-{len(found)}",
                 source=reaction.source,
                 where=reaction.where,
             )
         )
-    return protocols, reasons
+    return found, reasons
 
 
 def targets_of(record: Mapping[str, Any]) -> list[str]:
     """Formulas of a record's targets, variables filled in, each once; of several it is a series."""
     return list(dict.fromkeys(t for t in record.get("targets_string") or () if t))
-
-
-def _operations(record: Mapping[str, Any], max_temperature_C: float) -> tuple[Operation, ...]:
-    operations = tuple(o for o in map(_operation, record.get("operations") or ()) if o.verb)
-    temperatures = [o.temperature_C for o in operations if o.temperature_C is not None]
-    if any(not ABSOLUTE_ZERO_C < t <= max_temperature_C for t in temperatures):
-        raise Skip("absurd temperature")
-    return operations
 
 
 def _precursors(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -166,14 +150,13 @@ def _precursors(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _used(precursors: tuple[str, ...], formula: str, additives: set[str], *, series: bool) -> tuple[str, ...]:
-    """The precursors of one target.
-
-    A series lists the precursors of all its members: one that shares no metal with this member is another's.
-    """
+    """Of one target; a series lists those of all its members: one that shares no metal with this is another's."""
     if not re.fullmatch(r"[A-Za-z0-9.()\[\]]+", formula) or not readable(formula):  # variables, negative amounts
         raise Skip("unreadable target formula")
     if series:
-        precursors = tuple(p for p in precursors if _supplies(p, set(composition(formula)) | additives))
+        elements = set(composition(formula)) | additives
+        metals = {p: set(composition(p)) - COMMON if readable(p) else set() for p in precursors}
+        precursors = tuple(p for p in precursors if not metals[p] or metals[p] & elements)
     if any(spells(p, formula) for p in precursors):
         raise Skip("target occurs in a precursor")
     if not precursors:
@@ -181,26 +164,19 @@ def _used(precursors: tuple[str, ...], formula: str, additives: set[str], *, ser
     return precursors
 
 
-def _supplies(precursor: str, elements: set[str]) -> bool:
-    if not readable(precursor):
-        return True
-    metals = set(composition(precursor)) - COMMON
-    return not metals or bool(metals & elements)
-
-
 def _operation(step: Mapping[str, Any]) -> Operation:
-    token, conditions = (step.get("token") or "").lower(), step.get("conditions") or {}
-    verb = next((verb for stem, verb in VERBS if re.search(stem, token)), "")
+    verb, conditions = protocols.verb_of(step.get("token") or ""), step.get("conditions") or {}
     if not verb or step.get("type") == "StartingSynthesis":
-        verb = TYPES.get(step.get("type") or "", "treated")
-    temperatures = [t for entry in _listed(conditions.get("heating_temperature")) if (t := _celsius(entry)) is not None]
-    hours = [h for entry in _listed(conditions.get("heating_time")) if (h := _hours(entry)) is not None]
+        verb = protocols.TYPES.get(step.get("type") or "", "treated")
+    given = {name: _listed(value) for name, value in conditions.items()}
+    temperatures = [_celsius(*highest) for highest in map(_highest, given.get("heating_temperature", ())) if highest]
+    hours = [_hours(*highest) for highest in map(_highest, given.get("heating_time", ())) if highest]
     return Operation(
         verb=verb,
         temperature_C=max(temperatures, default=None),
-        hours=max(hours, default=None),
-        atmospheres=_words(conditions.get("heating_atmosphere"), ATMOSPHERES),
-        media=_words(conditions.get("mixing_media"), MEDIA),
+        hours=max(filter(None, hours), default=None),
+        atmospheres=protocols.closed(map(str, given.get("heating_atmosphere", ())), protocols.ATMOSPHERES),
+        media=protocols.closed(map(str, given.get("mixing_media", ())), protocols.MEDIA),
     )
 
 
@@ -208,34 +184,22 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None or value == "" else value if isinstance(value, list) else [value]
 
 
-def _highest(entry: Any) -> float | None:
+def _highest(entry: Any) -> tuple[float, str] | None:
+    """The highest number of a condition, and its unit; None where it has none."""
     if not isinstance(entry, Mapping):
-        return float(entry) if isinstance(entry, int | float) else None
+        return (float(entry), "") if isinstance(entry, int | float) else None
     values = [v for v in (entry.get("max_value"), *(entry.get("values") or ())) if isinstance(v, int | float)]
-    return max(values, default=None)
+    return (max(values), entry.get("units") or "") if values else None
 
 
-def _celsius(entry: Any) -> float | None:
-    value = _highest(entry)
-    units = (entry.get("units") or "C") if isinstance(entry, Mapping) else "C"
-    units = units.replace("°", "").replace("º", "").strip()
-    if value is None:
-        return None
+def _celsius(value: float, units: str) -> float:
+    units = units.replace("°", "").replace("º", "").strip() or "C"
     if units not in ("C", "K"):
         raise Skip(f"temperature unit {units!r} unknown")
     return value if units == "C" else value + ABSOLUTE_ZERO_C
 
 
-def _hours(entry: Any) -> float | None:
-    value = _highest(entry)
-    unit = ((entry.get("units") or "h") if isinstance(entry, Mapping) else "h").strip().lower()
+def _hours(value: float, units: str) -> float | None:
+    unit = units.strip().lower() or "h"
     factor = next((HOURS[u][0] for u in sorted(HOURS, key=len, reverse=True) if unit.startswith(u)), None)
-    return None if value is None or factor is None or value <= 0 else value * factor
-
-
-def _words(value: Any, vocabulary: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    words = []
-    for item in _listed(value):
-        text = plain(str(item)).strip().lower()
-        words.append(next((word for pattern, word in vocabulary if re.fullmatch(pattern, text)), "other"))
-    return tuple(sorted(set(words)))
+    return None if factor is None or value <= 0 else value * factor

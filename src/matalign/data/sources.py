@@ -5,12 +5,12 @@ Local ids of the archives end here: what the readers yield is keyed by mp-id.
 
 import csv
 import hashlib
+import logging
 import os
-import re
 import tarfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ import numpy as np
 import yaml
 
 from matalign import paths
-from matalign.elements import HEAVIEST
+from matalign.data import formulas
+from matalign.data.readers import cif
+from matalign.data.readers.unit_cell import Cell
+from matalign.elements import PROPERTIES, SYMBOLS, VALUES
 
 ARCHIVE = "MEGNet.tar.gz"
 ARCHIVE_TABLES = ("id_prop.csv", "material_id_hash.csv")
@@ -160,47 +163,50 @@ class Crystal:
 
 
 def parse_cif(text: str) -> Crystal:
-    """Read one ordered crystal.
+    """Read one ordered crystal; its atoms by electronegativity (first those without one), then as the file lists them.
 
     Raises:
-        ValueError: "unreadable CIF", "unknown element", "disordered" or "formula mismatch" (the sites make another
-            formula than `_chemical_formula_sum`), then ": " and the cause.
+        ValueError: see `readers.cif.read`.
     """
-    from pymatgen.core import Composition, DummySpecies
-    from pymatgen.io.cif import CifParser
+    cell = cif.read(text)
+    electronegativity = np.nan_to_num(VALUES[cell.numbers, PROPERTIES.index("electronegativity")])
+    order = np.lexsort(([SYMBOLS[z] for z in cell.numbers], electronegativity))
+    return described(replace(cell, numbers=cell.numbers[order], frac_coords=cell.frac_coords[order]))
 
-    with warnings.catch_warnings(record=True) as warned:  # what is wrong with a CIF comes as a warning
-        warnings.simplefilter("always")
-        try:
-            structure = CifParser.from_str(text).parse_structures(primitive=False)[0]
-        except Exception as error:  # the parser raises whatever its parts raise
-            causes = [str(w.message).splitlines()[-1] for w in warned if issubclass(w.category, UserWarning)]
-            raise ValueError(f"unreadable CIF: {(causes or [str(error) or type(error).__name__])[-1]}") from None
-        species = [specie for site in structure for specie in site.species]
-        unknown = [s for s in species if isinstance(s, DummySpecies) or not 1 <= s.Z <= HEAVIEST]
-        if unknown:
-            raise ValueError(f"unknown element: {unknown[0].symbol}")
-        if not structure.is_ordered:
-            raise ValueError(f"disordered: {structure.composition.formula}")
-        lattice, frac_coords = structure.lattice.matrix, structure.frac_coords
-        if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all() and structure.volume > 0):
-            raise ValueError("unreadable CIF: cell or coordinates are not finite")
-        formula = structure.composition.element_composition.reduced_formula
-        if stated := re.search(r"^_chemical_formula_sum\s+(?:'([^']+)'|(\S+))", text, re.MULTILINE):
-            stated_formula = Composition(stated[1] or stated[2]).reduced_formula
-            if stated_formula != formula:
-                raise ValueError(
-                    f"formula mismatch: _chemical_formula_sum is {stated_formula}, the sites are {formula}"
-                )
-        numbers = np.array([s.Z for s in species], dtype=np.int16)
-    number = space_group(numbers, frac_coords, lattice)
-    return Crystal(numbers, frac_coords, lattice, formula, structure.chemical_system, number)
+
+def described(cell: Cell) -> Crystal:
+    """A crystal with its formula, chemical system and space group."""
+    chemsys = "-".join(sorted({SYMBOLS[z] for z in cell.numbers}))
+    return Crystal(*cell.arrays, formulas.spelled(cell.numbers), chemsys, space_group(*cell.arrays))
 
 
 def space_group(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -> int:
-    """International number by spglib at a tolerance of 0.1 Å, or at a tenth or a hundredth of that; 0: none found."""
+    """International number at a tolerance of 0.1 Å.
+
+    It is moyo's where every atom lies on its place under that group, within a tenth of the tolerance. The rest, where
+    it depends on the program what is within the tolerance, is spglib's: at 0.1 Å, or at a tenth or a hundredth of that
+    where it finds none; 0: none found.
+    """
+    import moyopy  # here: fetching works without a crystallography package
+
+    logging.getLogger("moyo").setLevel(logging.ERROR)  # of operations that cannot be written on the cell's axes
+    try:
+        cell = moyopy.Cell(lattice.tolist(), frac_coords.tolist(), numbers.tolist())
+        found = moyopy.MoyoDataset(cell, symprec=SYMPREC_A, rotate_basis=False)
+    except ValueError:
+        return _by_spglib(numbers, frac_coords, lattice)
+    ideal = found.prim_std_cell
+    placed = (frac_coords - found.prim_std_origin_shift) @ np.linalg.inv(found.prim_std_linear).T
+    moved = placed - np.array(ideal.positions)[found.mapping_std_prim]
+    moved_A = np.linalg.norm((moved - np.rint(moved)) @ ideal.basis, axis=1).max()
+    if found.symprec == SYMPREC_A and moved_A <= SYMPREC_A / 10:
+        return found.number
+    return _by_spglib(numbers, frac_coords, lattice)
+
+
+def _by_spglib(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -> int:
     os.environ.setdefault("SPGLIB_WARNING", "OFF")  # of tolerances that it lowers by itself
-    import spglib  # here: fetching works without a crystallography package
+    import spglib
 
     cell = (lattice, frac_coords, numbers)
     with warnings.catch_warnings():

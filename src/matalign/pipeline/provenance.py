@@ -6,11 +6,12 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import joblib
 
 from matalign import paths
 from matalign.config import Stage
@@ -60,10 +61,10 @@ def machine() -> dict[str, Any]:
     """Processor, cores this process may use, memory in GiB, graphics processors, system."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)$", info.read_text(), flags=re.MULTILINE) if info.exists() else []
-    gpus = _answer("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")  # this process never touches CUDA
+    gpus = answer("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")  # this process never touches CUDA
     return {
         "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": joblib.cpu_count(),
         "memory_GiB": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
         "gpus": (gpus or "").splitlines(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -94,15 +95,15 @@ def commit() -> dict[str, Any] | None:
 
 def git(*args: str) -> str | None:
     """What git answers in the project's folder; None where it fails."""
-    return _answer("git", *args)
+    return answer("git", *args)
 
 
-def _answer(*command: str) -> str | None:
+def answer(*command: str) -> str | None:
     """Standard output of a command run in the project's folder; None where it fails or is not installed."""
-    if shutil.which(command[0]) is None:
+    try:
+        return subprocess.check_output(command, cwd=paths.ROOT, stderr=subprocess.DEVNULL, text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
         return None
-    ended = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=False)
-    return ended.stdout.strip() if ended.returncode == 0 else None
 
 
 def stale() -> list[str]:

@@ -20,8 +20,14 @@ sys.modules.setdefault("rfc3987_syntax", None)
 NUMBERS = ("01", "02", "03", "03b", "04", "04b", "05", "05b", "05c", "06")
 NAMES = {stage: f"{number}_{stage}" for number, stage in zip(NUMBERS, config.STAGES, strict=True)}
 SOURCES = paths.ROOT / ".source"
-# else glibc gives large arrays back to the system after each step of training, and asks for them again in the next
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 33), "MALLOC_TOP_PAD_": str(1 << 26)}
+ENVIRONMENT = {
+    # else glibc gives large arrays back to the system after each step of training, and asks for them again in the next
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+    # else threads that wait for each other spin: on a busy machine most of the processor's time goes there
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 HELP = (
     "source: notebooks without outputs; embed: features of the model; stale: list results that other code has computed"
 )
@@ -44,8 +50,7 @@ def run(stage: str, profile: str) -> None:
     with cache.held(folder):
         fits.unlink(missing_ok=True)
         os.environ["MATALIGN_FITS"] = str(fits)
-        for variable, value in ALLOCATOR.items():
-            os.environ.setdefault(variable, value)
+        settle(cfg.threads)
         start = time.monotonic()
         notebook = execute(source(paths.NOTEBOOKS / name), folder / name, profile=profile)
         minutes = (time.monotonic() - start) / 60
@@ -53,6 +58,12 @@ def run(stage: str, profile: str) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, executed)
         cache.write_json(made, provenance.record(cfg, minutes=minutes, fits=fits, earlier=made))
+
+
+def settle(threads: int) -> None:
+    """Set what libraries read once, as they are loaded, for this process and its kernel; what the user set stays."""
+    for variable, value in {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}.items():
+        os.environ.setdefault(variable, value)
 
 
 def source(notebook: Path):
@@ -142,6 +153,7 @@ def main() -> None:
             for name in NAMES.values():
                 nbformat.write(source(paths.NOTEBOOKS / f"{name}.ipynb"), SOURCES / f"{name}.ipynb")
         elif args.stage == "embed":
+            settle(config.load("pretrain", args.profile).threads)
             from matalign.pretrain import encode
 
             encode.embed(args.profile)

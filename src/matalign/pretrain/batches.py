@@ -9,7 +9,7 @@ of ranks, and after a resume.
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from matalign import towers
+from matalign import config, towers
 from matalign.config import Pretrain
 from matalign.data.dataset import Curated
 from matalign.pretrain import losses
@@ -83,15 +83,13 @@ class Examples:
     device: torch.device
 
     def __post_init__(self) -> None:
-        if self.cfg.loss not in losses.LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(losses.LOSSES)}, got {self.cfg.loss!r}")
+        config.known(self.cfg.loss, losses.LOSSES, "unknown loss")
         if self.cfg.loss == "anchored" and losses.ANCHOR not in self.model.modalities:
             raise ValueError(f"loss anchored needs the modality {losses.ANCHOR}, got {self.cfg.modalities!r}")
-        for name in ("epochs", "patience", "batch_size", "protocol_repeats", "val_materials"):
-            if getattr(self.cfg, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self.cfg, name)}")
-        if self.cfg.micro_batch < 0:
-            raise ValueError(f"micro_batch must be at least 0, got {self.cfg.micro_batch}")
+        least = dict.fromkeys(("epochs", "patience", "batch_size", "protocol_repeats", "val_materials"), 1)
+        for name, value in {**least, "micro_batch": 0}.items():
+            if getattr(self.cfg, name) < value:
+                raise ValueError(f"{name} must be at least {value}, got {getattr(self.cfg, name)}")
         divided = self.cfg.micro_batch or world() > 1
         if divided and any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in self.model.modules()):
             raise ValueError("a tower with batch statistics (cgconv) takes its batch whole: one rank, micro_batch 0")
@@ -155,20 +153,18 @@ class Examples:
         for m, shown in {"image": views.image, "text": views.text >= 0}.items():
             if m in has:
                 has[m] &= shown
-        inputs = {m: self._made(m, views.rows[has[m]], views.keys[has[m]]) for m in has if has[m].any()}
+        made = {m: (self.inputs[m], views.rows[has[m]], views.keys[has[m]]) for m in has if has[m].any()}
+        inputs = {m: partial(*call) if m == "image" else call[0](*call[1:]) for m, call in made.items()}
         numbers = np.stack([views.rows, views.text, *has.values()], 1)
         numbers = torch.from_numpy(np.pad(numbers, ((0, size - len(views)), (0, 0)))).to(self.device)
         auxiliary = self.model.denoiser is not None and len(views) > 0
-        corrupted = self._corrupted(views.rows, views.keys) if auxiliary else None
+        corrupted = self.inputs["crystal"].corrupted(views.rows, views.keys) if auxiliary else None
         return Part(inputs, numbers, int(views.keys[0]) if len(views) else 0, corrupted)
 
-    def _made(self, modality: str, rows: np.ndarray, keys: np.ndarray) -> Any:
-        """A modality's inputs; of images, what renders them."""
-        make = partial(self.inputs[modality], rows, keys)
-        return make if modality == "image" else make()
-
-    def _corrupted(self, rows: np.ndarray, keys: np.ndarray) -> Any:
-        return self.inputs["crystal"].corrupted(rows, keys)
+    @property
+    def _precision(self) -> AbstractContextManager:
+        """What towers multiply in: bfloat16 on a GPU."""
+        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
     def embed(self, part: Part) -> Tensor:
         """Unit vectors (n, modalities, d) of a part's rows, zeros where a row lacks the modality.
@@ -177,7 +173,7 @@ class Examples:
         """
         torch.manual_seed(part.seed)
         inputs = {m: x() if m == "image" else x for m, x in part.inputs.items()}
-        with torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext():
+        with self._precision:
             z = self.model(inputs, self._present(part.numbers))
         return torch.stack([z[m] for m in self.model.modalities], 1)
 
@@ -185,7 +181,7 @@ class Examples:
         """The auxiliary loss of a part's crystals, their sum: a scalar, 0 without such an objective."""
         if part.corrupted is None:
             return torch.zeros((), device=self.device)
-        with torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext():
+        with self._precision:
             _, made = self.model.towers["crystal"](part.corrupted.batch)
         return self.model.denoiser(made["atoms"].to(self.model.log_temperature.dtype), part.corrupted).sum()
 

@@ -11,15 +11,18 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 
-from matalign import cache
+from matalign import cache, config
+from matalign.config import Pretrain
 from matalign.pretrain import align
 from matalign.pretrain.batches import VALIDATION, Examples, rank, world
 
@@ -65,6 +68,24 @@ def load(file: Path) -> dict[str, Any]:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Torch and OpenMP on so many threads, deterministic algorithms only."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable with it
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.set_num_threads(count)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
 def export(examples: Examples, at: Progress, folder: Path) -> None:
     """Write the finished model: weights, `config.json` with all that a reader needs to know of them, and the log.
 
@@ -101,9 +122,9 @@ def metrics(folder: Path) -> dict[str, Any]:
     """
     about = json.loads((folder / "config.json").read_text())
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    cfg = about.pop("pretrain")
-    head = {"stage": "pretrain", "profile": cfg["profile"], "synthetic": about.pop("synthetic"), "seed": cfg["seed"]}
-    made_of = {"modalities": cfg["modalities"], "loss": cfg["loss"], "text_model": cfg["text_model"]}
+    cfg = config.build(Pretrain, about.pop("pretrain"), where=str(folder / "config.json"))
+    head = cfg.head(synthetic=about.pop("synthetic"))
+    made_of = {"modalities": cfg.modalities, "loss": cfg.loss, "text_model": cfg.text_model}
     return {**head, **made_of, **about, "steps": [line for line in lines if "step" in line]}
 
 
@@ -156,20 +177,18 @@ def epochs(folder: Path) -> list[dict[str, float]]:
         epoch; minutes, all told; materials_per_s, of its steps; waiting, the share of the steps' time that went into
         graphs and texts of the batch (images are made in the step); peak_memory_GiB so far.
     """
-    out = []
-    for epoch, lines in pd.read_json(folder / "times.jsonl", lines=True).groupby("epoch"):
-        steps = lines[lines.rows > 0]
-        if len(steps):
-            out.append(
-                {
-                    "epoch": epoch,
-                    "minutes": round(lines.seconds.sum() / 60, 2),
-                    "materials_per_s": round(steps.rows.sum() / steps.seconds.sum(), 1),
-                    "waiting": round(steps.waited_s.sum() / steps.seconds.sum(), 4),
-                    "peak_memory_GiB": lines.peak_memory_GiB.max(),
-                }
-            )
-    return out
+    lines = pd.read_json(folder / "times.jsonl", lines=True)
+    whole, steps = lines.groupby("epoch"), lines[lines.rows > 0].groupby("epoch")
+    took = steps.seconds.sum()
+    table = pd.DataFrame(
+        {
+            "minutes": (whole.seconds.sum() / 60).round(2),
+            "materials_per_s": (steps.rows.sum() / took).round(1),
+            "waiting": (steps.waited_s.sum() / took).round(4),
+            "peak_memory_GiB": whole.peak_memory_GiB.max(),
+        }
+    )
+    return table.dropna().reset_index().to_dict("records")
 
 
 def seconds(folder: Path) -> float:

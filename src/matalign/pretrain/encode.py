@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ EVALUATION = -2  # the epoch whose key the views of evaluation have: never train
 LONG = 100  # more items than this show a progress bar
 THUMBNAIL_PX = 32
 SPREAD = 2.5  # standard deviations from a thumbnail's mean grey to black or white
+ENCODED = ("crystal", "image", "text")  # modalities that have features
 CHUNK = 4096  # vectors that `nearest` compares with at a time
 
 
@@ -69,10 +71,9 @@ class Model:
         Returns:
             (n,) rows of the materials that have the modality; (n, embed_dim) float32 unit vectors.
         """
-        inputs = towers.load(modality).Inputs(self.config, curated, self._tower(modality), self.device)
+        inputs = self._inputs(modality, curated)
         rows = np.flatnonzero(inputs.has)
-        ids = curated.materials.mp_id.to_numpy()[rows]
-        keys = np.array([draws.view_seed(self.config.seed, epoch, mp_id, 0) for mp_id in ids], np.uint64)
+        keys = _keys(curated, rows, seed=self.config.seed, epoch=epoch)
 
         def encode(part: Tensor) -> Tensor:
             return self.aligned.encode(modality, inputs(rows[part.numpy()], keys[part.numpy()]))
@@ -103,9 +104,10 @@ class Model:
             seed: with epoch and mp-id the key of the view.
             epoch: `EVALUATION` for a view that no training shows.
         """
-        inputs = towers.load("image").Inputs(self.config, curated, self._tower("image"), self.device)
-        ids = curated.materials.mp_id.to_numpy()[rows]
-        return inputs(rows, np.array([draws.view_seed(seed, epoch, mp_id, 0) for mp_id in ids], np.uint64))
+        return self._inputs("image", curated)(rows, _keys(curated, rows, seed=seed, epoch=epoch))
+
+    def _inputs(self, modality: str, curated: Curated) -> Any:
+        return towers.load(modality).Inputs(self.config, curated, self._tower(modality), self.device)
 
     def embed_images(self, images: Float[Tensor, "images 1 height width"]) -> Float[np.ndarray, "images dim"]:
         """(n, embed_dim) float32 unit vectors of micrographs as `micrographs.render` returns them."""
@@ -132,6 +134,12 @@ class Model:
                 out.append(encode(rows).float().cpu().numpy())
                 bar.update(len(rows))
         return np.concatenate(out) if out else np.zeros((0, self.config.embed_dim), np.float32)
+
+
+def _keys(curated: Curated, rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """(n,) keys of the views of some materials."""
+    ids = curated.materials.mp_id.to_numpy()[rows]
+    return np.array([draws.view_seed(seed, epoch, mp_id, 0) for mp_id in ids], np.uint64)
 
 
 def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
@@ -197,40 +205,32 @@ def embed(profile: str) -> None:
             features(profile, modality=modality)
 
 
+@torch.no_grad()
 def encoded(model: Model, curated: Curated, *, modality: str) -> cache.Result:
     """What a model makes of a modality of a curated set, of what is random the view of evaluation.
 
     Args:
         model: trained.
         curated: the set.
-        modality: crystal, image or text; of those the model was trained on.
+        modality: of `ENCODED`, and of those the model was trained on.
 
     Returns:
         `pooled` (n, width), the tower's, and `embeddings` (n, embed_dim), unit vectors of the aligned space, both
         float32, of the n materials, or of the n protocols at the model's mask level. Of images also `map`
         (n, cells, channels) float16, the last feature map, and `thumbnails` (n, px, px) uint8.
     """
-    model._tower(modality)
-    return ENCODED[modality](model, curated)
+    tower, out = model._tower(modality), {}
+    if modality == "crystal":
+        out["pooled"] = model.crystal_features(curated.structures)
+    elif modality == "text":
+        texts = curated.protocols[f"text_L{model.config.mask_level}"].tolist()
+        out["pooled"] = tower.features(texts, progress=True).cpu().numpy()
+    else:
+        out = _images(model, curated)
+    z = model.aligned.heads[modality](torch.from_numpy(out["pooled"]).to(model.device))
+    return {**out, "embeddings": F.normalize(z, dim=1).cpu().numpy()}
 
 
-@torch.no_grad()
-def _aligned(model: Model, modality: str, pooled: np.ndarray) -> cache.Result:
-    z = model.aligned.heads[modality](torch.from_numpy(pooled).to(model.device))
-    return {"pooled": pooled, "embeddings": F.normalize(z, dim=1).cpu().numpy()}
-
-
-def _crystals(model: Model, curated: Curated) -> cache.Result:
-    return _aligned(model, "crystal", model.crystal_features(curated.structures))
-
-
-def _texts(model: Model, curated: Curated) -> cache.Result:
-    texts = curated.protocols[f"text_L{model.config.mask_level}"].tolist()
-    with torch.no_grad():
-        return _aligned(model, "text", model.towers["text"].features(texts, progress=True).cpu().numpy())
-
-
-@torch.no_grad()
 def _images(model: Model, curated: Curated) -> cache.Result:
     everything, parts = np.arange(len(curated.materials)), []
     for rows in tqdm(np.array_split(everything, -(-len(everything) // ROWS)), desc="images", mininterval=1):
@@ -240,11 +240,8 @@ def _images(model: Model, curated: Curated) -> cache.Result:
         grey = 0.5 + small / small.std((1, 2), keepdim=True).clamp(min=1e-6) / (2 * SPREAD)
         cells = out["map"].flatten(2).transpose(1, 2).half()  # of 21,000 materials at 64 px, a fifth of a GB
         parts.append((pooled, cells, (grey.clamp(0, 1) * 255).round().byte()))
-    pooled, cells, thumbnails = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-    return {**_aligned(model, "image", pooled), "map": cells, "thumbnails": thumbnails}
-
-
-ENCODED = {"crystal": _crystals, "image": _images, "text": _texts}
+    parts = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+    return dict(zip(("pooled", "map", "thumbnails"), parts, strict=True))
 
 
 @functools.cache

@@ -4,14 +4,20 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 
 from matalign import cache, config, paths
 from matalign.config import Pretrain
 from matalign.data import dataset
-from matalign.pretrain import agent, align, checkpoint
+from matalign.pretrain import align, checkpoint
 
 DRY_RUN_STEPS = 2
 CONTROL = "control"  # subfolder of the model
@@ -99,13 +105,54 @@ def rank_count(gpus: str) -> int:
     return int(gpus)
 
 
+def command(run: Path, *, max_steps: int = 0) -> list[str]:
+    """Arguments of Python in which it is a rank."""
+    return ["-m", "matalign.pretrain.train", "--config", f"{run}/pretrain.json", "--max-steps", str(max_steps)]
+
+
 def torchrun(cfg: Pretrain, run: Path, *, ranks: int, max_steps: int = 0, on_cpu: bool) -> None:
     """Train in `run` with so many ranks on this machine, which end with this process; raises as `pretrain`."""
+    error = run / "error.json"  # where `record` writes what a rank dies of that needs no agent
     env = {
-        **os.environ,
         "OMP_NUM_THREADS": str(max(1, cfg.threads // ranks) if on_cpu else cfg.threads),
         "MATALIGN_ROOT": str(paths.ROOT),
         "MATALIGN_SCRATCH": str(paths.SCRATCH),
         **({"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}),
+        **({"TORCHELASTIC_ERROR_FILE": str(error)} if ranks == 1 else {}),
     }
-    agent.run(run, ranks=ranks, max_steps=max_steps, env=env)
+    error.unlink(missing_ok=True)
+    with mock.patch.dict(os.environ, env):
+        if ranks > 1:
+            _elastic(run, ranks=ranks, max_steps=max_steps)
+        elif code := subprocess.run([sys.executable, *command(run, max_steps=max_steps)], check=False).returncode:
+            why = f"rank 0 was killed: {signal.Signals(-code).name}" if code < 0 else "no message was left"
+            if error.exists():
+                why = json.loads(error.read_text())["message"]["extraInfo"]["py_callstack"]
+            raise RuntimeError(f"training ended with exit code {code}; its state is in {run}\n{why}")
+
+
+def _elastic(run: Path, *, ranks: int, max_steps: int) -> None:
+    """Several ranks, under an elastic agent in this process."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    place = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": ranks, "local_addr": "localhost"}
+    meeting = {"run_id": "pretrain", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "max_restarts": 0}
+    try:
+        elastic_launch(LaunchConfig(**place, **meeting), sys.executable)(*command(run, max_steps=max_steps))
+    except ChildFailedError as error:
+        raise RuntimeError(
+            f"training ended with exit code 1; its state is in {run}\n{reason(error.failures)}"
+        ) from None
+
+
+def reason(failures: Mapping[int, Any]) -> str:
+    """Which ranks were killed, and the first traceback: a killed rank leaves none, those that waited for it do."""
+    killed = [
+        f"rank {rank} was killed: {failure.message}"
+        for rank, failure in failures.items()
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM  # by which the agent itself ends ranks
+    ]
+    raised = [failure for failure in failures.values() if isinstance(failure.message, Mapping)]
+    first = min(raised, key=lambda failure: failure.timestamp, default=None)
+    return "\n".join([*killed, *([first.message["extraInfo"]["py_callstack"]] if first else [])])

@@ -4,7 +4,7 @@ Every loss takes the batch as one row per shown material: `embeddings` holds a u
 `present` says which of them exist. Rows of one material are positives of one another, and so are rows whose input in a
 modality is the same thing (`identical`: two materials made by word-for-word the same protocol). Similarities are
 divided by exp(log_temperature). The logits between two modalities are made a block of rows at a time, for both
-directions at once, and made again in the backward pass: memory is linear in the batch.
+directions at once, and made again in the backward pass: no more than a block is ever held.
 
 References: InfoNCE, van den Oord et al. 2018 (arXiv:1807.03748); several positives, the log outside the sum over them,
 Khosla et al. 2020, eq. 2 (arXiv:2004.11362); two directions and a learned temperature, Radford et al. 2021
@@ -23,8 +23,8 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 TEMPERATURES = (0.01, 1.0)  # a learned temperature stays within
 ANCHOR = "crystal"  # the modality in the centre of `anchored`
@@ -259,8 +259,22 @@ class _Batch:
         self, m: str, n: str, log_temperature: Tensor, *reductions: tuple["Reduction", Callable | None]
     ) -> list[tuple[Tensor, Tensor]]:
         """Each reduction of the logits that its mask keeps (None: all): for the rows of m, and for the rows of n."""
-        out = _Reduce.apply(self.z[m] * torch.exp(-log_temperature), self.z[n], reductions)
-        return list(zip(out[: len(reductions)], out[len(reductions) :], strict=True))
+        x, y = self.z[m] * torch.exp(-log_temperature), self.z[n]
+
+        def reduced(x: Tensor, y: Tensor, block: slice) -> list[tuple[Tensor, Tensor]]:
+            logits = x @ y.T
+            kept = [logits.masked_fill(~mask(block), r.nothing) if mask else logits for r, mask in reductions]
+            return [(r.of(each, 1), r.of(each, 0)) for (r, _), each in zip(reductions, kept, strict=True)]
+
+        run = reduced
+        if len(x) > BLOCK:  # one block needs none, and its first call imports torch._dynamo: seconds
+            run = functools.partial(checkpoint, reduced, use_reentrant=False, preserve_rng_state=False)
+        out = [run(x[block], y, block) for block in _blocks(len(x))]
+        parts = [list(zip(*of, strict=True)) for of in zip(*out, strict=True)]
+        return [
+            (torch.cat(across), functools.reduce(r.join, down))
+            for (r, _), (across, down) in zip(reductions, parts, strict=True)
+        ]
 
     def spread(self, m: str, numbers: Tensor) -> Tensor:
         """Numbers of the rows of m among all rows, (size,), `LOWEST` elsewhere."""
@@ -275,66 +289,18 @@ def _blocks(n: int) -> Iterator[slice]:
 class Reduction(NamedTuple):
     """How logits become one number for each row and one for each column, a block at a time."""
 
-    of: Callable[[Tensor], tuple[Tensor, Tensor]]  # logits -> numbers of rows, numbers of columns
+    of: Callable[[Tensor, int], Tensor]  # logits, dimension -> a number of each of the others
     nothing: float  # what a logit counts as that is not kept
     join: Callable[[Tensor, Tensor], Tensor]  # numbers of two blocks -> of both
-    slope: Callable[..., Tensor]  # (logits, numbers of rows, of columns, gradients of both) -> gradient of the logits
 
 
-SUM = Reduction(lambda s: (s.sum(1), s.sum(0)), 0.0, torch.add, lambda s, a, b, da, db: da + db)
-LOG_SUM_EXP = Reduction(
-    lambda s: (s.logsumexp(1).clamp(min=LOWEST), s.logsumexp(0).clamp(min=LOWEST)),
-    LOWEST,
-    torch.logaddexp,
-    lambda s, a, b, da, db: (s - a).exp_().mul_(da) + (s - b).exp_().mul_(db),
-)
+SUM = Reduction(torch.sum, 0.0, torch.add)
+LOG_SUM_EXP = Reduction(lambda s, dim: s.logsumexp(dim).clamp(min=LOWEST), LOWEST, torch.logaddexp)
 
 
 def sum_softplus(bias: Tensor) -> Reduction:
     """Σ log(1 + exp(s + bias))."""
-    return Reduction(
-        lambda s: SUM.of(F.softplus(s + bias)),
-        -math.inf,
-        torch.add,
-        lambda s, a, b, da, db: torch.sigmoid(s + bias).mul_(da + db),
-    )
-
-
-class _Reduce(torch.autograd.Function):
-    """Reductions of the logits x yᵀ, for each row and for each column, without ever holding all logits.
-
-    Takes x (k, dim), y (l, dim) and pairs of a `Reduction` and its mask, a function of the block of rows, or None.
-    Returns the numbers of the rows for each reduction, (k,), then those of the columns for each, (l,).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, reductions: tuple) -> tuple[Tensor, ...]:
-        across, down = [x.new_empty(len(x)) for _ in reductions], [y.new_empty(len(y)) for _ in reductions]
-        for block in _blocks(len(x)):
-            logits = x[block] @ y.T
-            for (reduction, mask), a, b in zip(reductions, across, down, strict=True):
-                kept = logits.masked_fill(~mask(block), reduction.nothing) if mask else logits
-                a[block], part = reduction.of(kept)
-                b.copy_(reduction.join(b, part) if block.start else part)
-        out = [*across, *down]
-        ctx.save_for_backward(x, y, *out)
-        ctx.reductions = reductions
-        return tuple(out)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, y, *out = ctx.saved_tensors
-        n = len(ctx.reductions)
-        dx, dy = torch.empty_like(x), torch.zeros_like(y)
-        for block in _blocks(len(x)):
-            logits, d = x[block] @ y.T, 0.0
-            for (r, mask), a, b, da, db in zip(ctx.reductions, out[:n], out[n:], grads[:n], grads[n:], strict=True):
-                slope = r.slope(logits, a[block, None], b, da[block, None], db)
-                d = d + (torch.where(mask(block), slope, 0.0) if mask else slope)
-            dx[block] = d @ y
-            dy.addmm_(d.T, x[block])
-        return dx, dy, None
+    return Reduction(lambda s, dim: F.softplus(s + bias).sum(dim), -math.inf, torch.add)
 
 
 @torch.no_grad()

@@ -279,13 +279,10 @@ def main() -> None:
     folder = args.config.parent
     cache.die_with_parent()
     cfg = config.build(Pretrain, json.loads(args.config.read_text()), where=str(args.config))
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cfg.threads)))
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable with it
+    threads = int(os.environ.get("OMP_NUM_THREADS", cfg.threads))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    with cache.held(folder) if rank() == 0 else nullcontext():
+    with checkpoint.on_threads(threads), cache.held(folder) if rank() == 0 else nullcontext():
         if world() > 1:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         fit(cfg, folder, max_steps=args.max_steps)

@@ -152,6 +152,44 @@ def recommend(
 
 
 @app.command()
+def register(
+    image: Annotated[Path, typer.Argument(help="micrograph: .tif, .dm4, .png …")],
+    files: Files,
+    out: Annotated[
+        Path | None, typer.Option("--png", help="file for image, pristine picture and residual of the best")
+    ] = None,
+    pixel_A: Pixel = None,
+    frame: Frame = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Which crystal a micrograph shows: correlation, zone axis, pixel size, and where it departs from the crystal."""
+    one_of(as_json, as_csv)
+    from matalign.release import registering
+
+    names, structures = crystals(files, None, None)
+
+    def registered(file: Path) -> list[registering.Match]:
+        return registering.register(registering.read_micrograph(file, pixel_A=pixel_A, frame=frame), structures)
+
+    _, found = taken([image], registered)
+    if not found or not names:
+        raise typer.Exit(1)
+    matches = sorted(zip(names, found[0]), key=lambda pair: -pair[1].correlation)
+    if out is not None:
+        registering.write_png(matches[0][1], out)
+    rows = with_files([name for name, _ in matches], [registering.summary(match) for _, match in matches])
+    if as_json:
+        for row, (_, match) in zip(rows, matches):
+            row["candidates"] = [vars(candidate) for candidate in match.candidates]
+    show(rows, as_json=as_json, as_csv=as_csv)
+    if not (as_json or as_csv) and matches[0][1].candidates:
+        print(f"\nwhere the image departs from {matches[0][0]}, Å down and right of its centre")
+        show([vars(candidate) for candidate in matches[0][1].candidates], as_json=False, as_csv=False)
+    end(files, names)
+
+
+@app.command()
 def fetch(names: Annotated[list[str] | None, typer.Argument(help="sources; all if none is named")] = None) -> None:
     """Download the sources that recipes are looked up in; from MATALIGN_MIRROR where that is set."""
     from matalign import paths

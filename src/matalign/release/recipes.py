@@ -16,7 +16,7 @@ from matalign import cache, config, paths
 from matalign.config import Recommendation
 from matalign.data import formulas, library
 from matalign.data.structures import Structures
-from matalign.pretrain import encode
+from matalign.pretrain import checkpoint, encode
 from matalign.tasks import fit
 from matalign.tasks.synthesis import precursors, recommendation
 
@@ -63,9 +63,9 @@ class Cookbook:
         near = near.drop_duplicates(["target_formula", "method", "text_L0"]).head(k).reset_index(drop=True)
         heat = near.max_temperature_C.dropna()
         formula = formulas.spelled(crystal.numbers)
-        with fit.on_threads(self._study.cfg.threads):
+        with checkpoint.on_threads(self._study.cfg.threads):
             sets = recommendation.recommend(self._study, formula, k=k)["sets"]
-        spelled = [" + ".join(map(formulas.respelled, row["precursors"].split(" + "))) for row in sets]
+        spelled = [" + ".join(map(formulas.spelled, row["precursors"].split(" + "))) for row in sets]
         return Recipes(
             formula=formula,
             protocols=near.rename(columns={"text_L0": "text"})[COLUMNS],
@@ -92,7 +92,7 @@ class Cookbook:
         where = str(self.released.folder / "config.json")
         cfg = config.build(Recommendation, self.released.about["recommendation"], where=where)
         cfg = replace(cfg, raw=str(self.raw))
-        with fit.on_threads(cfg.threads):  # `prepare` sets the number of threads for good
+        with checkpoint.on_threads(cfg.threads):  # `prepare` sets the number of threads for good
             study = recommendation.prepare(cfg)
         return Remembered(study.cfg, study.known, study.val, study.test, study.conditions)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from matalign.pretrain.encode import Model
     from matalign.release.index import Index
     from matalign.release.recipes import Cookbook, Recipes
+    from matalign.release.registering import Match
 
 FORMAT = 3  # of the folder
 OLD = 2  # is read too: it keeps no training crystals
@@ -226,6 +227,12 @@ class Released:
         if len(crystals) != 1:
             raise ValueError(f"expected one structure, got {len(crystals)}")
         return self.cookbook.recommend(crystals, k)
+
+    def register(self, image: Any, structures: Sequence[Any] | Structures, **options: Any) -> "list[Match]":
+        """Each structure as it fits a micrograph; of the model nothing is asked. See `registering.register`."""
+        from matalign.release import registering
+
+        return registering.register(image, structures, **options)
 
     @cached_property
     def _towers(self) -> dict[str, "Model"]:

@@ -14,17 +14,14 @@ from matalign.pretrain import losses
 from matalign.report import ablations, figures
 
 STAGES = ("curate", "pretrain", "properties", "release", "retrieval", "recommendation", "defects", "ablations")
-LATER = ("release", "recommendation", "ablations", "atlas")  # results of older code lack them
 SOURCE = paths.ROOT / "paper"
 EPOCH = 1_735_689_600  # 2025-01-01, the time every PDF is stamped with: the same input gives the same bytes
-
-TEXT_END_PT = 72 * (11 - 0.85) + 1  # US letter less the bottom margin of main.typ
 
 Metrics = Mapping[str, Any]
 
 
 def read(folder: Path, *, ablations: str = "") -> dict[str, Metrics]:
-    """Metrics of the stages; of those in `LATER`, if they are there.
+    """Metrics of the stages.
 
     Args:
         folder: `results/<profile>/metrics`.
@@ -36,11 +33,10 @@ def read(folder: Path, *, ablations: str = "") -> dict[str, Metrics]:
     files = {stage: folder / f"{stage}.json" for stage in STAGES}
     if ablations:
         files["ablations"] = folder.parents[1] / ablations / "metrics" / "ablations.json"
-    there = [stage for stage, file in files.items() if stage not in LATER or ablations or file.exists()]
-    missing = [stage for stage in there if not files[stage].exists()]
-    if missing:
-        raise FileNotFoundError(f"no {files[missing[0]]}; run the stage {missing[0]} first")
-    return {stage: json.loads(files[stage].read_text(), object_hook=_renamed) for stage in there}
+    for stage, file in files.items():
+        if not file.exists():
+            raise FileNotFoundError(f"no {file}; run the stage {stage} first")
+    return {stage: json.loads(file.read_text(), object_hook=_renamed) for stage, file in files.items()}
 
 
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
@@ -50,35 +46,20 @@ def _renamed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
-    """Every figure of the paper by name; one whose rows a profile leaves out is an empty panel.
-
-    `calibration`, `gallery_curve` and `reliability` are drawn only from metrics that have their rows.
-    """
-    drawn = {
-        "curation": figures.curation(metrics["curate"]),
-        "proposal_loss_faults": figures.proposal_loss_faults(losses.proposal_loss_faults()),
-        "training": figures.training(metrics["pretrain"]),
-        "learning_curve": figures.learning_curve(metrics["properties"]),
-        "parity": figures.parity(metrics["properties"]),
-        "fusion": figures.fusion(metrics["properties"]),
-        "retrieval": figures.retrieval(metrics["retrieval"]),
-        "defects": figures.defects(metrics["defects"]),
-        "dose": figures.dose(metrics["defects"]),
-        **ablations.figures(ablations.own(metrics)),
-    }
-    if "release" in metrics:
-        drawn["calibration"] = figures.calibration(metrics["release"])
-    if "gallery_curve" in metrics["retrieval"]:
-        drawn["gallery_curve"] = figures.gallery_curve(metrics["retrieval"])
-    if "reliability" in metrics["defects"]:
-        drawn["reliability"] = figures.reliability(metrics["defects"])
-    if "recommendation" in metrics:
-        drawn["recommendation"] = figures.recommendation(metrics["recommendation"])
-    return drawn
+    """Every figure of the paper by name; one whose rows a profile leaves out is an empty panel."""
+    of = {"curate": ("curation",), "pretrain": ("training",), "properties": ("learning_curve", "parity", "fusion")}
+    of |= {"retrieval": ("retrieval", "gallery_curve"), "defects": ("defects", "dose", "reliability")}
+    of |= {"release": ("calibration",), "recommendation": ("recommendation",)}
+    drawn = {name: getattr(figures, name)(metrics[stage]) for stage, names in of.items() for name in names}
+    drawn["proposal_loss_faults"] = figures.proposal_loss_faults(losses.proposal_loss_faults())
+    own = metrics["ablations"]["profile"] == metrics["curate"]["profile"]
+    return drawn | (ablations.figures(metrics["ablations"]) if own else {})
 
 
-def typeset(folder: Path, *, title: str, source: Path = SOURCE) -> Path:
-    """Typeset the paper from `metrics/`, `tables/` and `figures/` of a results folder.
+def document(
+    folder: Path, *, title: str, source: Path = SOURCE, format: str = "pdf", ppi: float | None = None
+) -> list[bytes]:
+    """The paper from `metrics/`, `tables/` and `figures/` of a results folder.
 
     Needs no network and none of the machine's fonts: typst brings its own, packages are not used.
 
@@ -86,29 +67,15 @@ def typeset(folder: Path, *, title: str, source: Path = SOURCE) -> Path:
         folder: `results/<profile>`, with tables and figures made.
         title: of the paper.
         source: folder of `main.typ`, `references.bib` and `deviations.csv`.
-
-    Returns:
-        `folder / "paper.pdf"`.
+        format: pdf, or png for a page an item.
+        ppi: of images.
 
     Raises:
         ValueError: the source does not compile, with the place; or typst warns (unknown font, unsettled layout).
     """
-    pdf = folder / "paper.pdf"
-    pdf.write_bytes(document(folder, title=title, source=source)[0])
-    return pdf
-
-
-def pages(folder: Path, *, title: str, source: Path = SOURCE, ppi: float = 100) -> list[bytes]:
-    """The paper's pages as PNG images, to look at."""
-    return document(folder, title=title, source=source, format="png", ppi=ppi)
-
-
-def document(folder: Path, *, title: str, source: Path, format: str = "pdf", ppi: float | None = None) -> list[bytes]:
-    """The paper in the given format, one item a page for images. Arguments as `typeset`."""
+    options = {"format": format, "ppi": ppi, "timestamp": EPOCH}
     try:
-        out, warnings = compiler(folder, title=title, source=source).compile_with_warnings(
-            format=format, ppi=ppi, timestamp=EPOCH
-        )
+        out, warnings = compiler(folder, title=title, source=source).compile_with_warnings(**options)
     except typst.TypstError as error:
         raise ValueError(error.diagnostic) from None
     if warnings:
@@ -116,7 +83,14 @@ def document(folder: Path, *, title: str, source: Path, format: str = "pdf", ppi
     return out if isinstance(out, list) else [out]
 
 
-def compiler(folder: Path, *, title: str, source: Path) -> typst.Compiler:
+def typeset(folder: Path, *, title: str, source: Path = SOURCE) -> Path:
+    """Write the paper as `folder / "paper.pdf"`; arguments and errors as `document`."""
+    pdf = folder / "paper.pdf"
+    pdf.write_bytes(document(folder, title=title, source=source)[0])
+    return pdf
+
+
+def compiler(folder: Path, *, title: str, source: Path = SOURCE) -> typst.Compiler:
     """Typst set up for a results folder; all paths in the document are relative to what it and `source` share."""
     folder, source = folder.resolve(), source.resolve()
     root = Path(os.path.commonpath([folder, source]))
@@ -124,22 +98,12 @@ def compiler(folder: Path, *, title: str, source: Path) -> typst.Compiler:
     return typst.Compiler(source / "main.typ", root=root, ignore_system_fonts=True, sys_inputs=inputs)
 
 
-def overflowing(folder: Path, *, title: str, source: Path = SOURCE) -> list[str]:
-    """Figures and tables that run below the text area of their page; a layout to mend. Arguments as `typeset`."""
-    ends = json.loads(compiler(folder, title=title, source=source).query("<end>"))
-    return [f"{end['name']}, page {end['page']}" for end in (e["value"] for e in ends) if end["y"] > TEXT_END_PT]
-
-
 def provenance(folder: Path, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What each stage has left in `results/<profile>/provenance`.
 
     Of a stage that was run again and loaded all its fits: minutes, machine and commit of the run that computed them.
-
-    Raises:
-        FileNotFoundError: a stage has left none; those in `LATER` may.
     """
-    files = {stage: folder / "provenance" / f"{stage}.json" for stage in stages}
-    made = {s: json.loads(f.read_text()) for s, f in files.items() if s not in LATER or f.exists()}
+    made = {stage: json.loads((folder / "provenance" / f"{stage}.json").read_text()) for stage in stages}
     return {stage: {**record, **record.get("computed", {})} for stage, record in made.items()}
 
 

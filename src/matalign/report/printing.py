@@ -1,7 +1,7 @@
 """A printed table: its cells by one pivot, its numbers by one format, and the files it is written to."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +9,20 @@ import pandas as pd
 
 from matalign.cache import write_json
 from matalign.report import style
-from matalign.report.style import Metrics, Row, ordered
+from matalign.report.style import Row
 
 MISSING = "–"
-INTERVAL = "Brackets: 95 % interval, bootstrap over {unit} and seeds."
-SYNTHETIC = "Numbers come from the synthetic sample."
 STEPS = ("label_percent", "level", "dose_low", "n_gallery")  # numbers that rows are sorted by
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: long rows, and its printed form."""
+    """Long rows and, of a table that is printed, its cells; the paper's source has the captions."""
 
-    name: str  # of its files
-    caption: str
     rows: pd.DataFrame  # tidy, numbers as numbers
-    header: list[str]  # a line break inside a cell is \n
-    cells: list[list[str]]
+    header: list[str] = field(default_factory=list)  # a line break inside a cell is \n
+    cells: list[list[str]] = field(default_factory=list)
+    note: str = ""  # for the caption, of numbers that are in no metrics of the paper's own profile
 
 
 def number(value: float | None, *, digits: int = 3) -> str:
@@ -53,24 +50,10 @@ def with_unit(text: str, unit: str) -> str:
 
 
 def span(values: Iterable[float]) -> str:
-    """``5`` or ``1–5``: from the least to the greatest of some counts; "–" of none."""
+    """``5`` or ``1–5``: from the least to the greatest of some counts."""
     values = set(values)
-    if not values:
-        return MISSING
     low, high = min(values), max(values)
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
-
-
-def counted(rows: Iterable[Row], column: str, noun: str) -> str:
-    """``1–5 seeds``, ``1 seed``: the span of a column of counts."""
-    text = span(r[column] for r in rows)
-    return f"{text} {noun}" + ("" if text == "1" else "s")
-
-
-def caption(text: str, metrics: Metrics, *, unit: str = "chemical systems") -> str:
-    """A caption with the interval explained (unit "": the table has none) and synthetic data named."""
-    notes = [INTERVAL.format(unit=unit)] if unit else []
-    return " ".join([text, *notes, *([SYNTHETIC] if metrics["synthetic"] else [])])
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
@@ -86,7 +69,6 @@ def pivot(
     columns: Iterable[tuple],
     *,
     down: str = "arm",
-    lines: Iterable[Any] | None = None,
     show: Callable[[Row], str] = interval,
 ) -> list[list[str]]:
     """Cells of a printed table.
@@ -95,51 +77,31 @@ def pivot(
         rows: one a cell.
         across: keys whose values name a column.
         columns: their values, in order.
-        down: the key whose values name a line; an arm goes by its label.
-        lines: its values, in order; default: arms as ordered, others as they come.
+        down: the key whose values name a line; arms as ordered, by their labels, others as they come.
         show: a row as it is printed.
     """
-    rows = list(rows)
-    by = {(r[down], *(r[key] for key in across)): r for r in rows}
-    found = dict.fromkeys(r[down] for r in rows)
-    lines = lines if lines is not None else ordered(found) if down == "arm" else found
-    columns = list(columns)
-    return [
-        [
-            style.arm(line).label if down == "arm" else str(line),
-            *(show(by[line, *c]) if (line, *c) in by else MISSING for c in columns),
-        ]
-        for line in lines
-    ]
+    cells = {(r[down], *(r[key] for key in across)): show(r) for r in rows}
+    found, columns = dict.fromkeys(line for line, *_ in cells), list(columns)
+    lines = {n: style.arm(n).label for n in style.ordered(found)} if down == "arm" else {n: str(n) for n in found}
+    return [[label, *(cells.get((line, *c), MISSING) for c in columns)] for line, label in lines.items()]
 
 
-def difference(row: Row) -> str:
-    """The two arms of a paired difference."""
-    return f"{style.arm(row['arm']).label} − {style.arm(row['baseline']).label}"
-
-
-def write(tables: Iterable[Table], folder: Path) -> None:
+def write(tables: Mapping[str, Table], folder: Path) -> None:
     """Write the long rows of each table as `<name>.csv`, and all printed forms as `tables.json`.
 
     Args:
-        tables: what to write.
+        tables: name -> what to write.
         folder: made if absent.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    printed = {}
-    for table in tables:
-        table.rows.to_csv(folder / f"{table.name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-        printed[table.name] = {"caption": table.caption, "header": table.header, "cells": table.cells}
-    write_json(folder / "tables.json", printed)
+    for name, table in tables.items():
+        table.rows.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    printed = {name: {"header": t.header, "cells": t.cells, "note": t.note} for name, t in tables.items() if t.header}
+    arms: dict[str, Any] = {name: look.label for name, look in style.ARMS.items()}
+    write_json(folder / "tables.json", {**printed, "arms": arms})
 
 
-def tex(table: Table) -> str:
-    """A LaTeX `table` environment (booktabs; Unicode signs, as LuaLaTeX and XeLaTeX read them)."""
-    printed = pd.DataFrame(table.cells, columns=[name.replace("\n", " ") for name in table.header])
-    return printed.to_latex(index=False, escape=True, caption=table.caption, label=f"tab:{table.name}")
-
-
-def markdown(table: Table) -> str:
-    """The printed form as a GitHub table, for a README."""
-    flat = [[c.replace("\n", "<br>").replace("|", r"\|") for c in row] for row in [table.header, *table.cells]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [flat[0], ["---"] * len(flat[0]), *flat[1:]]) + "\n"
+def markdown(header: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """A GitHub table, for a README."""
+    lines = [[c.replace("|", r"\|") for c in line] for line in (header, ["---"] * len(header), *cells)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

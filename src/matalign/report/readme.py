@@ -4,11 +4,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from matalign import config
 from matalign.report import paper, tables
-from matalign.report.printing import Table, markdown
+from matalign.report.printing import markdown
 
 LINKS = (
     ("paper.pdf", "the paper"),
@@ -22,46 +20,29 @@ LINKS = (
 )
 
 
-def cost(made: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Minutes of each stage, and the machine.
-
-    Args:
-        made: stage -> its record, as `paper.provenance` gives it.
-    """
-    rows = [
-        {
-            "stage": stage,
-            "minutes": record["minutes"],
-            "cores": record["machine"]["cores"],
-            "GPUs": len(record["machine"]["gpus"]),
-            "processor": record["machine"]["cpu"],
-        }
-        for stage, record in made.items()
+def cost(made: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of the minutes of each stage, and of the machine; `made` as `paper.provenance` gives it."""
+    cells = [
+        [stage, f"{r['minutes']:.1f}", str(m["cores"]), str(len(m["gpus"])), m["cpu"]]
+        for stage, r, m in ((stage, r, r["machine"]) for stage, r in made.items())
     ]
-    rows.append({"stage": "all", "minutes": sum(r["minutes"] for r in rows), "cores": "", "GPUs": "", "processor": ""})
-    cells = [[f"{value:.1f}" if key == "minutes" else str(value) for key, value in row.items()] for row in rows]
-    return Table("cost", "Wall time.", pd.DataFrame(rows), list(rows[0]), cells)
+    everything = ["all", f"{sum(r['minutes'] for r in made.values()):.1f}", "", "", ""]
+    return markdown(["stage", "minutes", "cores", "GPUs", "processor"], [*cells, everything])
 
 
-def commits(made: Mapping[str, Mapping[str, Any]], *, stale: Collection[str]) -> Table:
-    """The commit that computed each stage's numbers, and whether its code is today's.
-
-    Args:
-        made: as in `cost`.
-        stale: stages whose code is another today.
-    """
-    rows = []
+def commits(made: Mapping[str, Mapping[str, Any]], *, stale: Collection[str]) -> str:
+    """A table of the commit that computed each stage's numbers; of the stages `stale` the code is another today."""
+    cells = []
     for stage, record in made.items():
         git = record["git"] or {"sha": "none", "dirty": False}
         name = git["sha"][:12] + (" with changes" if git["dirty"] else "")
         state = f"computed by commit {name}; awaits its re-run" if stage in stale else "computed by the code as it is"
-        rows.append({"stage": stage, "commit": name, "state": state})
-    table = pd.DataFrame(rows)
-    return Table("commits", "Commits.", table, list(table), table.to_numpy().tolist())
+        cells.append([stage, name, state])
+    return markdown(["stage", "commit", "state"], cells)
 
 
-def text(folder: Path, metrics: Mapping[str, Any], *, stale: Collection[str] = ()) -> str:
-    """The README of `results/<profile>`, in Markdown.
+def write(folder: Path, metrics: Mapping[str, Any], *, stale: Collection[str] = ()) -> Path:
+    """Write `README.md` of the results.
 
     Args:
         folder: `results/<profile>`.
@@ -72,29 +53,23 @@ def text(folder: Path, metrics: Mapping[str, Any], *, stale: Collection[str] = (
         FileNotFoundError: a stage has left no provenance.
     """
     curate, made = metrics["curate"], paper.provenance(folder, [s for s in config.STAGES if s != "paper"])
-    counts = curate["counts"]
+    counts, claims = curate["counts"], tables.claims(metrics)
     kind = "the synthetic sample" if curate["synthetic"] else "real data"
-    links = [f"- [{name}]({name}): {what}" for name, what in LINKS if (folder / name).exists()]
     parts = [
         f"# Results of the profile `{folder.name}`",
         f"{counts['materials']:,} materials of {counts['chemical_systems']:,} chemical systems, with "
         f"{counts['protocols']:,} synthesis protocols: {kind}. Parameters: `{folder.name}` in `params.yaml`. Made by "
         "the stage `paper` from the files here; not edited by hand.",
-        "\n".join(links),
+        "\n".join(f"- [{name}]({name}): {what}" for name, what in LINKS if (folder / name).exists()),
         "## Claims",
-        markdown(tables.claims(metrics)),
+        markdown(claims.header, claims.cells),
         "Brackets: 95 % interval.",
         "## Cost",
-        markdown(cost(made)),
+        cost(made),
         "Of a stage that loaded all its fits: minutes and machine of the run that computed them.",
         "## Which code computed this",
-        markdown(commits(made, stale=stale)),
+        commits(made, stale=stale),
     ]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def write(folder: Path, metrics: Mapping[str, Any], *, stale: Collection[str] = ()) -> Path:
-    """Write `README.md` into the folder; arguments and errors as `text`."""
     file = folder / "README.md"
-    file.write_text(text(folder, metrics, stale=stale), encoding="utf-8")
+    file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return file

@@ -4,13 +4,13 @@ No module that trains or evaluates imports this one, so a change of colour re-ru
 """
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -86,39 +86,8 @@ class Drawing(Figure):
 
 
 def use() -> None:
-    """Set seaborn and matplotlib for this paper: 7-8 pt at printed size, TrueType fonts, no timestamp in any file."""
-    sns.set_theme(
-        context="paper",
-        style="ticks",
-        rc={
-            "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
-            "font.size": 7.5,
-            "axes.labelsize": 7.5,
-            "axes.titlesize": 7.5,
-            "xtick.labelsize": 7,
-            "ytick.labelsize": 7,
-            "legend.fontsize": 7,
-            "legend.frameon": False,
-            "legend.handlelength": 1.4,
-            "axes.linewidth": 0.6,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "xtick.major.width": 0.6,
-            "ytick.major.width": 0.6,
-            "xtick.major.size": 2.5,
-            "ytick.major.size": 2.5,
-            "xtick.minor.size": 1.5,
-            "ytick.minor.size": 1.5,
-            "lines.linewidth": 1.2,
-            "lines.markersize": 4,
-            "figure.dpi": 150,
-            "savefig.dpi": 300,
-            "pdf.fonttype": 42,
-            "ps.fonttype": 42,
-            "svg.hashsalt": "matalign",
-            "mathtext.default": "it",
-        },
-    )
+    """Set matplotlib for this paper, as `paper.mplstyle` says; no file gets a timestamp."""
+    plt.style.use(Path(__file__).with_name("paper.mplstyle"))
 
 
 def save(fig: Figure, folder: Path, name: str) -> list[Path]:
@@ -151,13 +120,7 @@ def _palette(picture: io.BytesIO) -> bytes:
 
 
 def arm(name: str) -> Arm:
-    """How an arm is drawn.
-
-    Raises:
-        KeyError: an arm without a colour.
-    """
-    if name not in ARMS:
-        raise KeyError(f"no colour for arm {name!r}; give it one in style.ARMS ({', '.join(ARMS)})")
+    """How an arm is drawn; KeyError for one without a colour."""
     return ARMS[name]
 
 
@@ -173,9 +136,10 @@ def panels(rows: int, columns: int, *, width: float, height: float, **kwargs: An
     return fig, fig.subplots(rows, columns, squeeze=False, **kwargs)
 
 
-def bars(value: Iterable[float], low: Iterable[float], high: Iterable[float]) -> np.ndarray:
-    """Lengths of error bars below and above, shape (2, n)."""
-    value, low, high = (np.asarray(list(v), float) for v in (value, low, high))
+def bars(rows: Iterable[Row]) -> np.ndarray:
+    """Lengths of error bars below and above, shape (2, n); nil where a row has no interval."""
+    ends = [(r["value"], *(r["value"] if r[end] is None else r[end] for end in ("low", "high"))) for r in rows]
+    value, low, high = np.array(ends, float).T
     return np.clip(np.stack([value - low, high - value]), 0, None)
 
 
@@ -195,20 +159,20 @@ def beyond_structure(names: Iterable[str]) -> list[str]:
 def curves(ax: Axes, rows: list[Row], *, x: str) -> None:
     """One line with error bars an arm."""
     for name in ordered(r["arm"] for r in rows):
-        points = sorted((r for r in rows if r["arm"] == name), key=lambda r: r[x])
-        value = [r["value"] for r in points]
-        look = arm(name)
-        ax.errorbar(
-            [r[x] for r in points],
-            value,
-            yerr=bars(value, (r["low"] for r in points), (r["high"] for r in points)),
-            color=look.colour,
-            marker=look.marker,
-            label=look.label,
-            elinewidth=0.7,
-            capsize=1.5,
-            capthick=0.7,
-        )
+        points, look = sorted((r for r in rows if r["arm"] == name), key=lambda r: r[x]), arm(name)
+        drawn = {"color": look.colour, "marker": look.marker, "label": look.label}
+        at = [r[x] for r in points], [r["value"] for r in points]
+        ax.errorbar(*at, yerr=bars(points), elinewidth=0.7, capsize=1.5, capthick=0.7, **drawn)
+
+
+def dot(ax: Axes, row: Row, y: int, **look: Any) -> None:
+    """A value with its interval, across a line of a figure whose lines are arms."""
+    ax.errorbar(row["value"], y, xerr=bars([row]), capsize=2, **look)
+
+
+def diagonal(ax: Axes, ends: Sequence[float] = (0, 1)) -> None:
+    """Where two axes agree."""
+    ax.plot(ends, ends, color="#888888", lw=0.8, zorder=1)
 
 
 def legend(fig: Figure, axes: Iterable[Axes], *, columns: int) -> None:

@@ -1,7 +1,7 @@
 """The widgets of `notebooks/00_explore.ipynb`: one crystal, picked or pasted, from every side.
 
-A view is a function of a crystal and a few numbers that draws a figure or gives a table; the widgets only choose its
-arguments.
+A view is a function of the explorer and a few numbers that draws a figure or gives a table (the notebook has them); the
+widgets only choose its arguments.
 """
 
 from collections.abc import Callable
@@ -14,20 +14,15 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import display
-from matplotlib.figure import Figure
 
 from matalign import config, paths
-from matalign.data import dataset, protocols
+from matalign.data import dataset
 from matalign.data.dataset import Structures
 from matalign.data.readers import crystals
 from matalign.pretrain import encode
-from matalign.release import cli, released
-from matalign.report import style
-from matalign.report.atlas import build, layout
-from matalign.tasks.retrieval import galleries
-from matalign.views import draws, graphs, micrographs
+from matalign.release import released
+from matalign.report.atlas import build
 
-NEAREST = 5  # of each modality
 WORDS = {"continuous_update": False, "layout": widgets.Layout(width="36em")}
 
 
@@ -98,105 +93,11 @@ class Explorer:
         """The released towers."""
         return self.released.model
 
-    # Views
-
-    def properties(self) -> pd.DataFrame:
-        """What is known, and what the released model predicts with its intervals."""
-        told = pd.DataFrame(cli.ranges(self.released.predict(self.structure).to_dict("records"))).T
-        told.columns = ["predicted"]
-        if self.row is not None:
-            told.insert(0, "in the set", self.curated.materials.iloc[self.row])
-        return told
-
-    def surroundings(self, cutoff_A: float = 6.0, neighbours: int = 16) -> Figure:
-        """Each atom's neighbours by distance, and its own cutoff, as the crystal tower sees them."""
-        numbers, frac_coords, lattice = self.structure[0]
-        graph = graphs.neighbours(numbers, frac_coords, lattice, cutoff_A=cutoff_A, neighbours=neighbours)
-        distance = np.linalg.norm(graph.edge_vec, axis=1)
-        fig, ax = plt.subplots(figsize=(style.COLUMN_IN, 1 + 0.12 * len(numbers)), layout="constrained")
-        colours = style.COLOURS["structure"], style.COLOURS["scratch"]
-        ax.scatter(distance, graph.edge_index[1], s=12, lw=0, color=colours[0], label="neighbour")
-        ax.scatter(graph.edge_cutoff, range(len(numbers)), marker="|", s=60, color=colours[1], label="cutoff")
-        ax.set(xlabel="distance (Å)", ylabel="atom", yticks=range(len(numbers)))
-        fig.legend(loc="outside upper center", ncols=2)
-        return fig
-
-    def micrographs(
-        self, pixel_A: float = 0.2, thickness_nm: float = 5.0, log10_dose: float = 4.0, draw: int = 0
-    ) -> Figure:
-        """Four views along low-index zone axes; `draw` takes others, dose in electrons per Å²."""
-        optics = micrographs.Optics(
-            image_px=128, pixel_A=pixel_A, thickness_nm=(thickness_nm,) * 2, dose_e_A2=(10**log10_dose,) * 2
-        )
-        structure, keys = self.structure, [draws.view_seed(draw, 0, self.profile, view) for view in range(4)]
-        view = micrographs.draw_views(np.repeat(structure.lattice, 4, axis=0), keys, optics=optics)
-        images = micrographs.render(structure, [0] * 4, keys, optics=optics)
-        side = optics.image_px * pixel_A
-        fig, axes = plt.subplots(1, 4, figsize=(style.PAGE_IN, 2), layout="constrained")
-        for ax, image, axis in zip(axes, images[:, 0].numpy(), view.axis):
-            ax.imshow(image, cmap="gray", extent=(0, side, 0, side))
-            ax.set(xlabel="Å", yticks=[], title="[{} {} {}]".format(*micrographs.ZONE_AXES[axis]))
-        return fig
-
-    def protocols(self) -> pd.DataFrame:
-        """How it was made: the first record at each mask level; of a pasted crystal none is known."""
-        table = self.curated.protocols
-        known = table[table.mp_id == self.curated.materials.mp_id[self.row]] if self.row is not None else table[:0]
-        if not len(known):
-            return pd.DataFrame({"text": ["the set has no protocol of it"]})
-        return known[[f"text_L{level}" for level in protocols.LEVELS]].head(1).T.set_axis(["text"], axis=1)
-
-    def neighbours(self) -> tuple[pd.DataFrame, Figure]:
-        """The nearest of each modality in the space, and by shared elements, which a model has to beat.
-
-        Returns:
-            Formulas by rank, and the micrographs that lie nearest.
-        """
-        materials, of, structure = self.curated.materials, self.space.of, self.structure
-        vector = self.model.embed_structures(structure)
-        found = {m: self._nearest(vector, m)[0] for m in self.space.vectors}
-        columns = {build.NAMES[m]: materials.formula[of[m][index]].tolist() for m, index in found.items()}
-        elements, mine = ((s.fractions() > 0).astype(int) for s in (self.curated.structures, structure))
-        order = np.argsort(-galleries.jaccard(mine, elements)[0], kind="stable")
-        columns["by shared elements"] = materials.formula[order[order != self.row][:NEAREST]].tolist()
-        table = pd.DataFrame({name: pd.Series(each, dtype=str) for name, each in columns.items()}).rename_axis("rank")
-        table.index += 1
-        fig, axes = plt.subplots(1, NEAREST, figsize=(style.PAGE_IN, 1.6), layout="constrained", squeeze=False)
-        for ax in axes[0]:
-            ax.axis("off")
-        for ax, number, formula in zip(axes[0], found.get("image", ()), columns.get("micrographs", ())):
-            ax.imshow(self.space.thumbnails[number], cmap="gray")
-            ax.set_title(formula, fontsize=7)
-        return table, fig
-
-    def place(self) -> Figure:
-        """Where it lies among the crystals of the atlas."""
-        points = self.map.points["crystal"]
-        if self.row is None:
-            vector = self.model.embed_structures(self.structure)
-            at = layout.place(vector, self.space.vectors["crystal"], points, attracted=self.atlas.attracted)[0]
-        else:
-            at = points[self.row]
-        kinds = build.classes(self.curated.structures)
-        fig, ax = plt.subplots(figsize=(style.PAGE_IN, 3.6), layout="constrained")
-        for number, (name, colour, _) in enumerate(build.CLASSES):
-            ax.scatter(*points[kinds == number].T, s=6, lw=0, color=colour, label=name)
-        ax.scatter(*at, s=160, marker="*", color="black", edgecolor="white", label="this crystal", zorder=3)
-        ax.set(xticks=[], yticks=[], aspect="equal")
-        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.5)
-        return fig
-
-    def recipes(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Known protocols that lie nearest, and precursor sets with temperatures, as the released model recommends."""
-        told = self.released.recommend(self.structure, NEAREST)
-        return told.protocols.drop(columns="protocol_id"), told.precursor_sets
-
-    def _nearest(self, vector: np.ndarray, modality: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and cosines (k,) of a modality's nearest to the crystal's vector (1, dim), of crystals less itself."""
+    def nearest(self, vector: np.ndarray, modality: str, k: int) -> np.ndarray:
+        """Rows (k,) of a modality's nearest to the crystal's vector (1, dim), of crystals less itself."""
         vectors = self.space.vectors[modality]
-        index, cosine = encode.nearest(vector, vectors, min(NEAREST + 1, len(vectors)))
-        keep = index[0] != (self.row if modality == "crystal" else None)
-        return index[0, keep][:NEAREST], cosine[0, keep][:NEAREST]
+        index = encode.nearest(vector, vectors, min(k + 1, len(vectors)))[0][0]
+        return index[index != (self.row if modality == "crystal" else None)][:k]
 
     # Widgets
 
@@ -208,7 +109,7 @@ class Explorer:
         """A view that is drawn anew when the crystal or a control changes.
 
         Args:
-            view: one of this explorer's.
+            view: called with this explorer and the controls' values.
             on_demand: only when a button is pressed, for what takes minutes the first time.
             controls: a widget for each of its arguments.
         """
@@ -218,7 +119,7 @@ class Explorer:
             arguments = {name: control.value for name, control in controls.items()}
             out.clear_output(wait=True)
             with out:
-                shown(partial(view, **arguments))
+                shown(partial(view, self, **arguments))
 
         if on_demand:
             button.layout.display = None

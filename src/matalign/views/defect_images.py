@@ -30,6 +30,7 @@ MIN_CONTRAST = 0.1  # of a visible defect: largest change of the noiseless image
 ATTEMPTS = 5  # draws of a defect before it is left invisible
 # Elements put in a host's place: lithium to bismuth without noble gases, technetium and promethium.
 SUBSTITUENTS = tuple(z for z in range(3, 84) if z not in (10, 18, 36, 43, 54, 61))
+LAGS = 8  # displacements that show what does not repeat; they come in pairs ±v
 _GAPS = 48  # places tried for an interstitial
 _DRAWS = 7 + 2 * _GAPS  # uniform numbers that one attempt uses
 
@@ -175,20 +176,9 @@ def _nearest_site(columns: Columns, target: Tensor, wanted: Tensor) -> Tensor:
 def _other_domain(
     structures: Structures, rows: np.ndarray, view: View, fault: Tensor, target: Tensor, u: Tensor, *, optics: Optics
 ) -> tuple[Tensor, Columns]:
-    """The crystal beyond a fault through the target: mirrored in its line (twin), or displaced along it (antiphase).
+    """Beyond a fault through the target the crystal is mirrored in its line (twin), or displaced along it (antiphase).
 
-    Args:
-        structures: where the hosts are.
-        rows: (B,) which host.
-        view: of B images.
-        fault: (F,) which of the images have one.
-        target: (B, 2) a point of the line.
-        u: (B, _DRAWS) uniform numbers.
-        optics: the microscope.
-
-    Returns:
-        unit: (F, 2) along the line, a row of the projected lattice.
-        columns: of the other domain, over the whole frame.
+    Of the images `fault` (F,): (F, 2) unit vectors along the line, and the other domain's columns over the frame.
     """
     part, p0, v, there = view.take(fault), target[fault], u[fault], rows[fault.cpu().numpy()]
     _, basis, _ = projected_lattice(torch.as_tensor(structures.lattice[there], device=u.device), part.axis)
@@ -237,7 +227,7 @@ def substituents(*, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
     return options, count
 
 
-def aperiodic(images: Tensor, *, pixel_A: float, lags: int = 8) -> Tensor:
+def aperiodic(images: Tensor, *, pixel_A: float) -> Tensor:
     """What does not repeat: each image less the mean of its copies displaced by its own lattice vectors.
 
     A perfect crystal leaves noise, a defect itself and faint ghosts a lattice vector away.
@@ -245,18 +235,17 @@ def aperiodic(images: Tensor, *, pixel_A: float, lags: int = 8) -> Tensor:
     Args:
         images: (B, 1, H, H) standardised.
         pixel_A: Å per pixel.
-        lags: how many displacements; they come in pairs ±v.
 
     Returns:
         (B, 1, H, H); zero where no displaced copy covers the pixel.
     """
     px = images.shape[-1]
-    down, right, valid = lattice_vectors(images, pixel_A=pixel_A, lags=lags)
+    down, right, valid = _lattice_vectors(images, pixel_A)
     x = torch.arange(px, device=images.device, dtype=images.dtype)
     at_row = (x[:, None] + down[:, :, None, None]).expand(-1, -1, -1, px)
     at_column = (x + right[:, :, None, None]).expand(-1, -1, px, -1)
     total, count = torch.zeros_like(images), torch.zeros_like(images)
-    for k in range(lags):
+    for k in range(LAGS):
         grid = torch.stack([at_column[:, k], at_row[:, k]], dim=-1) * 2 / (px - 1) - 1
         inside = (grid.abs() <= 1).all(-1)[:, None] & valid[:, k, None, None, None]
         total += F.grid_sample(images, grid, align_corners=True) * inside
@@ -264,19 +253,12 @@ def aperiodic(images: Tensor, *, pixel_A: float, lags: int = 8) -> Tensor:
     return torch.where(count > 0, images - total / count.clamp(min=1), 0.0)
 
 
-def lattice_vectors(images: Tensor, *, pixel_A: float, lags: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors by which an image repeats: the highest peaks of its autocorrelation, to a fraction of a pixel.
+def _lattice_vectors(images: Tensor, pixel_A: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors by which an image repeats: the `LAGS` highest peaks of its autocorrelation, to a fraction of a pixel.
 
-    Peaks are weighted by the square root of the overlap (short vectors first, as those of little overlap are noisy);
-    those below 0.7 of the highest are no lattice vectors.
-
-    Args:
-        images: (B, 1, H, H) standardised.
-        pixel_A: Å per pixel.
-        lags: how many.
-
-    Returns:
-        Rows down and columns to the right, (B, lags) pixels each, and (B, lags) which of them are vectors.
+    Rows down and columns to the right, (B, LAGS) pixels each, and (B, LAGS) which of them are vectors. Peaks are
+    weighted by the square root of the overlap (short vectors first, as those of little overlap are noisy); those below
+    0.7 of the highest are none.
     """
     size, _, px, _ = images.shape
     full = 2 * px
@@ -287,7 +269,7 @@ def lattice_vectors(images: Tensor, *, pixel_A: float, lags: int) -> tuple[Tenso
     near = (lag[:, None].abs() <= 0.6 * px) & (lag.abs() <= 0.6 * px)
     peak = (raw == F.max_pool2d(raw, 5, stride=1, padding=2)) & far & near
     score = torch.where(peak, raw * (overlap / px**2).sqrt(), -math.inf)[:, 0]
-    raw, (score, index) = raw[:, 0], score.flatten(1).topk(lags)  # (B, lags)
+    raw, (score, index) = raw[:, 0], score.flatten(1).topk(LAGS)  # (B, LAGS)
     row, column, image = index // full, index % full, torch.arange(size, device=images.device)[:, None]
     height = raw[image, row, column]
     valid = score.isfinite() & (height >= 0.7 * height.where(score.isfinite(), -math.inf).amax(1, keepdim=True))

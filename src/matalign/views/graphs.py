@@ -33,21 +33,14 @@ class Graph(NamedTuple):
     edge_vec: Float[np.ndarray, "edges 3"]  # v -> image of u, angstrom
     edge_cutoff: Float[np.ndarray, " atoms"]  # r_c(v), angstrom
 
-    @property
-    def edge_index(self) -> Int[np.ndarray, "2 edges"]:
-        """(2, E): neighbour u and centre v, for a single crystal."""
-        return np.stack([self.neighbour, np.repeat(np.arange(len(self.edges_of)), self.edges_of)])
 
-
-def neighbours(
-    numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *, cutoff_A: float, neighbours: int
+def neighbour_lists(
+    crystals: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], *, cutoff_A: float, neighbours: int
 ) -> Graph:
-    """Neighbour graph of one crystal.
+    """Neighbour graphs of crystals; one pass over all their edges picks the neighbours.
 
     Args:
-        numbers: (n,) atomic numbers.
-        frac_coords: (n, 3), any image.
-        lattice: (3, 3) rows are vectors, angstrom.
+        crystals: numbers (n,), frac_coords (n, 3) of any image and lattice (3, 3) of each, rows are vectors, angstrom.
         cutoff_A: no neighbour beyond, angstrom.
         neighbours: the cutoff of an atom is the distance of its next one after these.
 
@@ -55,17 +48,12 @@ def neighbours(
         The graph, float64; an atom without a neighbour has no edge and the cutoff `cutoff_A`.
 
     Raises:
-        ValueError: shapes that do not fit, a value that is not finite, or a lattice without volume.
+        ValueError: a value that is not finite, or a lattice without volume.
     """
-    return _graphs([(numbers, frac_coords, lattice)], cutoff_A, neighbours)
-
-
-def _graphs(crystals: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], cutoff_A: float, neighbours: int) -> Graph:
-    """Graphs of several crystals as one `Graph`; one pass over all their edges picks the neighbours."""
     search = NeighborList(cutoff=cutoff_A, full_list=True, n_threads=1)
     edges, first = [], 0
     for numbers, frac_coords, lattice in crystals:
-        _check(numbers, frac_coords, lattice)
+        _check(frac_coords, lattice)
         i, j, vec, d = search.compute(frac_coords @ lattice, lattice, True, "ijDd")
         edges.append((i.astype(np.int64) + first, j.astype(np.int32), vec, d))
         first += len(numbers)
@@ -81,11 +69,7 @@ def _graphs(crystals: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], cutof
     return Graph(neighbour[inside], np.bincount(centre[inside], minlength=first), vec[inside], radius)
 
 
-def _check(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -> None:
-    if frac_coords.shape != (len(numbers), 3) or lattice.shape != (3, 3) or not len(numbers):
-        raise ValueError(
-            f"expected (n,), (n, 3), (3, 3) with n ≥ 1; got {numbers.shape}, {frac_coords.shape}, {lattice.shape}"
-        )
+def _check(frac_coords: np.ndarray, lattice: np.ndarray) -> None:
     if not (np.isfinite(frac_coords).all() and np.isfinite(lattice).all()):
         raise ValueError(f"coordinates and lattice must be finite, got {frac_coords.tolist()}, {lattice.tolist()}")
     if abs(np.linalg.det(lattice)) < 1e-3:
@@ -121,19 +105,19 @@ class GraphStore:
 
         Args:
             structures: the crystals.
-            cutoff_A: see `neighbours`.
-            neighbours: see `neighbours`.
+            cutoff_A: see `neighbour_lists`.
+            neighbours: see `neighbour_lists`.
             workers: threads; the result does not depend on their number.
 
         Raises:
-            ValueError: see `neighbours`; the message names the rows.
+            ValueError: see `neighbour_lists`; the message names the rows.
         """
         starts = range(0, len(structures), CHUNK)
 
         def chunk(start: int) -> Graph:
             rows = range(start, min(start + CHUNK, len(structures)))
             try:
-                graph = _graphs((structures[row] for row in rows), cutoff_A, neighbours)
+                graph = neighbour_lists((structures[row] for row in rows), cutoff_A=cutoff_A, neighbours=neighbours)
             except ValueError as error:
                 raise ValueError(f"structures {rows.start}–{rows.stop - 1}: {error}") from None
             return graph._replace(

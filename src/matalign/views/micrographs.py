@@ -214,10 +214,7 @@ def project(
 
 
 def _onto_frame(view: View, mirror: Tensor | None, offset_A: Tensor | None, *, extent: float) -> tuple[Tensor, Tensor]:
-    """All between the crystal's plane and the frame of `extent` Å: x -> x @ linear (B, 2, 2) + shift (B, 2).
-
-    It is the rotation, the twin's mirror, the displacement, and the shear of drift.
-    """
+    """Rotation, mirror, displacement and the shear of drift as x @ linear (B, 2, 2) + shift (B, 2); `extent` in Å."""
     cos, sin = view.rotation.double().cos(), view.rotation.double().sin()
     linear = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2)
     shift = view.shift_A.double()
@@ -231,19 +228,9 @@ def _onto_frame(view: View, mirror: Tensor | None, offset_A: Tensor | None, *, e
 
 
 def _copies(position: Tensor, owner: Tensor, basis: Tensor, *, half: float) -> tuple[Tensor, Tensor]:
-    """Where atoms of a cell stand within the square of ±half Å.
+    """(K,) which atom and (K, 2) where: all that stand on the points n1·basis[0] + n2·basis[1] within ±half Å.
 
-    Each stands on the points n1·basis[0] + n2·basis[1]: first all lines n1 that can meet the square, then on each line
-    the n2 that do.
-
-    Args:
-        position: (N, 2) of one copy of each atom, Å.
-        owner: (N,) which image an atom is of.
-        basis: (B, 2, 2) of the projected lattices, Å.
-        half: half the side of the square, Å.
-
-    Returns:
-        (K,) which atom, and (K, 2) where.
+    First all lines n1 that can meet the square, then on each line the n2 that do.
     """
     inverse = torch.linalg.inv(basis)
     centre = (position * inverse[owner, :, 0]).sum(1)  # n1 = -centre is the line through the middle

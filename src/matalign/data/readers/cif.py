@@ -4,10 +4,11 @@ Nothing is dropped and nothing guessed in silence: what a file leaves open is de
 the notes, or refused with the item and its value.
 """
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import gemmi
 import numpy as np
@@ -18,6 +19,7 @@ from matalign.data.readers.unit_cell import Cell, Formula, Sites
 from matalign.elements import HEAVIEST, NUMBER
 
 FULL = 0.002  # an occupancy is 1 within this
+THIRD = 1e-4  # relative: a coordinate this near to 1/3 or 2/3 is that, written with four digits or more
 MAX_BLOCKS = 8  # that are compared, whether they are one crystal
 NAMES = (
     "symmetry_space_group_name_h-m", "space_group_name_h-m_alt", "space_group_name_h-m_full", "space_group_name_h-m",
@@ -32,7 +34,12 @@ OPERATIONS = (
 CENTRINGS = "space_group_symop_magn_centering_xyz"
 MODULATED = ("cell_modulation_dimension", "space_group_ssg_name", "space_group_symop_ssg_operation_algebraic",
              "space_group_symop_magn_ssg_operation_algebraic")  # fmt: skip
-DISORDER = ("atom_site_disorder_group", "atom_site_disorder_assembly", "atom_site_label_alt_id")
+NOT_FULL = {  # items of a site that must not be stated, and what it is otherwise
+    "disorder_group": "disordered: {}; expected each site full",
+    "disorder_assembly": "disordered: {}; expected each site full",
+    "label_alt_id": "disordered: {}; expected each site full",
+    "attached_hydrogens": "incomplete: {} without places",
+}
 
 
 def read(text: str, *, block: str | None = None) -> Cell:
@@ -62,7 +69,8 @@ def read(text: str, *, block: str | None = None) -> Cell:
 
 def _blocks(text: str) -> list[gemmi.cif.Block]:
     """Data blocks; one that is no CIF is left out if it lists no atoms. Letters beyond ASCII may stand anywhere."""
-    text = re.sub(r"[^\x00-\x7f]", "_", text.removeprefix("\ufeff").replace("\N{MINUS SIGN}", "-"))
+    if not text.isascii():
+        text = re.sub(r"[^\x00-\x7f]", "_", text.removeprefix("\ufeff").replace("\N{MINUS SIGN}", "-"))
     try:
         return list(gemmi.cif.read_string(text, 0))
     except (RuntimeError, ValueError, MemoryError) as error:
@@ -92,8 +100,8 @@ def _one_crystal(blocks: Sequence["Block"]) -> Cell:
         raise ValueError(f"{refusal} ({error})") from None
     if not all(unit_cell.same_crystal(cells[0], cell) for cell in cells[1:]):
         raise ValueError(refusal)
-    notes = (*cells[0].notes, f"{len(names)} blocks ({', '.join(names)}) are one crystal: {names[0]} is read")
-    return Cell(cells[0].numbers, cells[0].frac_coords, cells[0].lattice, notes)
+    note = f"{len(names)} blocks ({', '.join(names)}) are one crystal: {names[0]} is read"
+    return replace(cells[0], notes=(*cells[0].notes, note))
 
 
 class Block:
@@ -104,17 +112,12 @@ class Block:
         self.raw: dict[str, list[str]] = {}
         self.twice: set[str] = set()
         for item in block:
-            if item.pair is not None:
-                self._add(item.pair[0], [item.pair[1]])
-            elif item.loop is not None:
-                width, values = item.loop.width(), item.loop.values
-                for k, tag in enumerate(item.loop.tags):
-                    self._add(tag, values[k::width])
-
-    def _add(self, tag: str, values: list[str]) -> None:
-        key = tag[1:].lower().replace(".", "_")
-        if self.raw.setdefault(key, values) != values:
-            self.twice.add(key)
+            loop = item.loop
+            columns = {tag: loop.values[k :: loop.width()] for k, tag in enumerate(loop.tags)} if loop else {}
+            for tag, values in (columns | ({item.pair[0]: [item.pair[1]]} if item.pair else {})).items():
+                key = tag[1:].lower().replace(".", "_")
+                if self.raw.setdefault(key, values) != values:
+                    self.twice.add(key)
 
     @property
     def has_sites(self) -> bool:
@@ -130,7 +133,7 @@ class Block:
 
     def value(self, *names: str) -> str:
         """The first value that is stated under one of these names; "" if none is."""
-        return next((value for name in names for value in self.column(name) if value), "")
+        return next((value for name in names if name in self.raw for value in self.column(name) if value), "")
 
     def cell(self) -> Cell:
         """The crystal; see `read`."""
@@ -143,7 +146,7 @@ class Block:
         if self._formula and any(self.value(name) for name in OPERATIONS):  # the multiplicity can tell nothing more
             sites = replace(sites, multiplicity=np.zeros_like(sites.multiplicity))
         filled = unit_cell.fill(sites, lattice, settings, stated=stated, known=self._formula)
-        return Cell(filled.numbers, filled.frac_coords, filled.lattice, (*notes, *filled.notes))
+        return replace(filled, notes=(*notes, *filled.notes))
 
     @cached_property
     def _formula(self) -> Formula | None:
@@ -161,7 +164,7 @@ class Block:
         return unit_cell.lattice_vectors(lengths, angles)
 
     def _number(self, name: str) -> float:
-        return _number(self.value(name), f"_{name}")
+        return _number(self.value(name), name)
 
     # Sites
 
@@ -175,7 +178,7 @@ class Block:
         self._check_order(labels, notes)
         elements = [self._element(kind, label) for kind, label in zip(kinds or [""] * rows, labels, strict=True)]
         doubtful = tuple(label for label, (_, sure) in zip(labels, elements, strict=True) if not sure)
-        if any(re.sub("[^A-Za-z]", "", kind).upper() == "D" for kind in kinds):
+        if any(re.sub("[^A-Za-z]", "", kind).upper() == "D" for kind in set(kinds)):
             notes.append("deuterium (D) is taken as hydrogen")
         stated = self.column("atom_site_symmetry_multiplicity") or self.column("atom_site_site_symmetry_multiplicity")
         multiplicity = [int(value) if value.isdigit() else 0 for value in stated or [""] * rows]
@@ -184,28 +187,25 @@ class Block:
 
     def _check_order(self, labels: Sequence[str], notes: list[str]) -> None:
         """Refuse sites that are not one full atom."""
-        for name in DISORDER:
-            for label, value in zip(labels, self.column(name), strict=False):
+        for name, refusal in NOT_FULL.items():
+            for label, value in zip(labels, self.column(f"atom_site_{name}"), strict=False):
                 if value not in ("", "0"):
-                    raise ValueError(f"disordered: site {label} has _{name} {value}; expected each site full")
+                    raise ValueError(refusal.format(f"site {label} has _atom_site_{name} {value}"))
         for label, value in zip(labels, self.column("atom_site_occupancy"), strict=False):
-            occupancy = _number(value, f"_atom_site_occupancy of {label}") if value else 1.0
+            occupancy = _number(value, "atom_site_occupancy", label) if value else 1.0
             if abs(occupancy - 1) > FULL:
                 raise ValueError(f"disordered: site {label} has _atom_site_occupancy {value}; expected each site full")
             if occupancy != 1:
                 notes.append(f"the occupancy {value} of {label} is taken as 1")
         if "?" in self.raw.get("atom_site_occupancy", ()):
             notes.append("an _atom_site_occupancy of ? is taken as 1")
-        for label, value in zip(labels, self.column("atom_site_attached_hydrogens"), strict=False):
-            if value not in ("", "0"):
-                raise ValueError(f"incomplete: site {label} has _atom_site_attached_hydrogens {value} without places")
         for label, value in zip(labels, self.column("atom_site_calc_flag"), strict=False):
             if value.lower() in ("dum", "dummy"):
                 raise ValueError(f"unknown element: site {label} is a dummy (_atom_site_calc_flag {value})")
 
     def _element(self, kind: str, label: str) -> tuple[int, bool]:
         """Atomic number, and whether it is certain."""
-        within = self._formula.amounts if self._formula else {}
+        within = frozenset(self._formula.amounts if self._formula else ())
         item, text = ("_atom_site_type_symbol", kind) if kind else ("_atom_site_label", label)
         found = element_of_type(kind, within) if kind else element_of_label(label, within)
         if found is None:
@@ -219,11 +219,13 @@ class Block:
         if missing := [name for name in names if len(self.raw.get(name, ())) != len(labels)]:
             raise ValueError(f"incomplete: _{missing[0]} is missing")
         columns = [
-            [_number(value, f"_{name} of {label}") for label, value in zip(labels, self.column(name), strict=True)]
+            [_number(value, name, label) for label, value in zip(labels, self.column(name), strict=True)]
             for name in names
         ]
         positions = np.array(columns).T
         if form == "fract":
+            for third in (1 / 3, 2 / 3):
+                positions[np.abs(positions / third - 1) <= THIRD] = third
             return positions
         if np.abs(lattice - np.diag(np.diag(lattice))).max() > 1e-6 or any(
             key.startswith(("atom_sites_cartn_tran_matrix", "atom_sites_fract_tran_matrix")) for key in self.raw
@@ -307,14 +309,16 @@ def _by_number(text: str) -> tuple[Setting, ...]:
     return symmetry.by_number(int(text)) if text.isdigit() else ()
 
 
-def _number(text: str, item: str) -> float:
+def _number(text: str, name: str, label: str = "") -> float:
     found = gemmi.cif.as_number(text)
-    if not np.isfinite(found):
+    if not math.isfinite(found):
+        item = f"_{name} of {label}" if label else f"_{name}"
         raise ValueError(f"unreadable: {item} is {text or '?'!r}; expected a number")
     return found
 
 
-def element_of_type(text: str, within: Iterable[int] = ()) -> tuple[int, bool] | None:
+@lru_cache(maxsize=4096)
+def element_of_type(text: str, within: frozenset[int] = frozenset()) -> tuple[int, bool] | None:
     """Atomic number of a type symbol (`Na1+`, `O2-`, `Cval`), and whether it is certain; None: no element.
 
     Args:
@@ -332,7 +336,8 @@ def element_of_type(text: str, within: Iterable[int] = ()) -> tuple[int, bool] |
     return (number, not group) if not group or number in within or not within else None
 
 
-def element_of_label(text: str, within: Iterable[int] = ()) -> tuple[int, bool] | None:
+@lru_cache(maxsize=4096)
+def element_of_label(text: str, within: frozenset[int] = frozenset()) -> tuple[int, bool] | None:
     """As `element_of_type`, of a site's label (`Mg1`, `O1A`, `SiT`); certain if the letters are an element's symbol.
 
     Of two (`Si/Al`), or of water (`H2O`), it is not certain.
@@ -345,12 +350,3 @@ def element_of_label(text: str, within: Iterable[int] = ()) -> tuple[int, bool] 
     options += [1] if letters == "D" else []
     likely = [number for number in dict.fromkeys(options) if number in within]
     return (likely[0], False) if len(likely) == 1 else None
-
-
-def parse_many(texts: Iterable[str]) -> Iterator[Cell | ValueError]:
-    """Each CIF's crystal, or why there is none."""
-    for text in texts:
-        try:
-            yield read(text)
-        except ValueError as error:
-            yield error

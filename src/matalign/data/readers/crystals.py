@@ -1,7 +1,7 @@
 """The one way in for crystals: files, texts, records and objects of pymatgen and ASE -> arrays.
 
-What a file holds is told by its content, whatever its name. CIF, POSCAR, PDB and JSON are read here; pymatgen, then
-ASE, reads the rest, and neither is imported before. What cannot be taken is a ValueError that names item and value.
+What a file holds is told by its content, whatever its name. CIF, POSCAR, PDB and JSON are read here, the rest by ASE,
+which is not imported before. What cannot be taken is a ValueError that names item and value.
 """
 
 import bz2
@@ -11,24 +11,29 @@ import re
 import tempfile
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from matalign.data.readers import cif, pdb, poscar, records, unit_cell
 from matalign.data.readers.unit_cell import Cell
-from matalign.elements import SYMBOLS
-
-if TYPE_CHECKING:
-    from matalign.data.sources import Crystal
 
 MAX_FILE_MB = 32  # of a structure, unpacked
 MASS_TOLERANCE = 0.2  # atomic units
+CONTENT = (  # kind of a text, by ASE's name for it where ASE reads it -> pattern that tells it
+    ("json", r"\A[\s\ufeff]*[{\[]"),
+    ("lammps-dump-text", r"\A[\s\ufeff]*ITEM:"),
+    ("lammps-data", r"^\s*\d+\s+atom types"),
+    ("xsf", r"^\s*PRIM(VEC|COORD)\b"),
+    ("pdb", r"^(CRYST1|ATOM  |HETATM)"),
+    ("vasp-xdatcar", r"(?i)^\s*Direct configuration\s*="),
+)
+NAMES = (("cif", r"(?i)\.m?cif"), ("json", r"(?i)\.json"), ("poscar", r"(?i)POSCAR|CONTCAR|\.vasp$"))
 PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by first bytes
 
 
@@ -36,9 +41,9 @@ def read_structure(item: Any, *, block: str | None = None, frame: int | None = N
     """One ordered crystal.
 
     Args:
-        item: path of a file with one structure (CIF, POSCAR, PDB, JSON, whatever pymatgen or ASE reads; gzipped or
-            not); text of a CIF, POSCAR, PDB or JSON; pymatgen Structure; ASE Atoms; OPTIMADE record or answer;
-            dictionary of a structure as pymatgen, ASE or JARVIS writes it.
+        item: path of a file with one structure (CIF, POSCAR, PDB, JSON, whatever ASE reads; gzipped or not); text of a
+            CIF, POSCAR, PDB or JSON; pymatgen Structure; ASE Atoms; OPTIMADE record or answer; dictionary of a
+            structure as pymatgen, ASE or JARVIS writes it.
         block: data block of a CIF with several crystals.
         frame: which of several structures, from 0; -1 is the last.
 
@@ -51,106 +56,62 @@ def read_structure(item: Any, *, block: str | None = None, frame: int | None = N
         ValueError: naming the item: unreadable, several structures, no lattice, disorder, an unknown element, unclear
             symmetry, atoms on top of one another, more than `unit_cell.MAX_ATOMS` atoms.
     """
-    name = _name(item)
+    name, read = _reader(item, block, frame)
     try:
-        return _read(item, block, frame)
+        return read()
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def described(item: Any) -> "Crystal":
-    """As `read_structure`, with formula, chemical system and space group (`sources.space_group`)."""
-    from pymatgen.core import Composition
-
-    from matalign.data import sources
-
-    cell = read_structure(item)
-    composition = Composition({SYMBOLS[z]: int((cell.numbers == z).sum()) for z in np.unique(cell.numbers)})
-    number = sources.space_group(*cell.arrays)
-    return sources.Crystal(*cell.arrays, composition.reduced_formula, composition.chemical_system, number)
-
-
-def _name(item: Any) -> str:
-    """What messages call the item."""
-    if isinstance(item, str) and _is_text(item):
-        return {"cif": "CIF", "poscar": "POSCAR", "pdb": "PDB", "json": "JSON"}.get(kind_of(item, ""), "text")
+def _reader(item: Any, block: str | None, frame: int | None) -> tuple[str, Callable[[], Cell]]:
+    """What messages call the item, and what reads it."""
+    if isinstance(item, str) and ("\n" in item or "\r" in item or item.lstrip()[:1] in ("{", "[")):
+        kind = kind_of(item, "")
+        name = kind.upper() if kind in ("cif", "poscar", "pdb", "json") else "text"
+        return name, lambda: _of_text(item, "", block, frame)
     if isinstance(item, str | PathLike):
-        return Path(item).name
-    if isinstance(item, Mapping | list | tuple):
-        return records.name(item)
-    if hasattr(item, "get_scaled_positions"):
-        return f"ASE Atoms {item.symbols}"
-    if hasattr(item, "frac_coords") and hasattr(item, "formula"):
-        return f"Structure {item.formula}"
-    return type(item).__name__
-
-
-def _is_text(item: str) -> bool:
-    return "\n" in item or "\r" in item or item.lstrip()[:1] in ("{", "[")
-
-
-def _read(item: Any, block: str | None, frame: int | None) -> Cell:
-    if isinstance(item, str) and _is_text(item):
-        return _of_text(item, "", block, frame)
-    if isinstance(item, str | PathLike):
-        return _of_file(Path(item), block, frame)
+        return Path(item).name, lambda: _of_file(Path(item), block, frame)
     if isinstance(item, list | tuple) and item and not all(isinstance(each, Mapping) for each in item):
-        if len(item) > 1 and frame is None:
-            raise ValueError(f"several structures: {len(item)}; choose one by `frame`, from 0")
-        if not -len(item) <= (frame or 0) < len(item):
-            raise ValueError(f"no frame {frame}: there are {len(item)}")
-        return _read(item[frame or 0], block, None)
+        return type(item).__name__, lambda: _reader(unit_cell.chosen(item, frame), block, None)[1]()
     if isinstance(item, Mapping | list | tuple):
-        return records.read(item, frame=frame)
+        return records.name(item), lambda: records.read(item, frame=frame)
     if hasattr(item, "get_scaled_positions"):
-        return _of_ase(item)
+        return f"ASE Atoms {item.symbols}", lambda: _of_ase(item)
     if hasattr(item, "frac_coords") and hasattr(item, "is_ordered"):
-        return _of_pymatgen(item)
-    if all(hasattr(item, name) for name in ("numbers", "frac_coords", "lattice")):
-        return unit_cell.checked(*map(np.asarray, (item.numbers, item.frac_coords, item.lattice)))
-    raise ValueError("is no crystal; expected a pymatgen Structure, ASE Atoms, a path, a text or an OPTIMADE record")
+        return f"Structure {item.formula}", lambda: _of_pymatgen(item)
+    return type(item).__name__, lambda: _of_arrays(item)
+
+
+def _of_arrays(item: Any) -> Cell:
+    if not all(hasattr(item, name) for name in ("numbers", "frac_coords", "lattice")):
+        raise ValueError(
+            "is no crystal; expected a pymatgen Structure, ASE Atoms, a path, a text or an OPTIMADE record"
+        )
+    return unit_cell.checked(*map(np.asarray, (item.numbers, item.frac_coords, item.lattice)))
 
 
 # Files and texts
 
 
 def kind_of(text: str, name: str) -> str:
-    """What a text holds, by its content first: cif, json, pdb, lammps-dump, lammps-data, xsf, xdatcar, poscar or ""."""
-    start = text.lstrip("\ufeff \t\r\n")
+    """What a text holds, by its content first, then by its name: of `CONTENT`, cif, poscar or ""."""
     if re.search(r"(?im)^\s*data_", text) and re.search(r"(?i)(^|\s)_(cell|atom_site|symmetry|space_group)[_.]", text):
         return "cif"
-    if start[:1] in ("{", "["):
-        return "json"
-    if re.search(r"^(CRYST1|ATOM  |HETATM)", text, re.MULTILINE) and not re.search(r"(?i)\.(xsf|res)", name):
-        return "pdb"
-    if start.startswith("ITEM:"):
-        return "lammps-dump"
-    if re.search(r"(?m)^\s*\d+\s+atom types", text):
-        return "lammps-data"
-    if re.search(r"(?m)^\s*PRIM(VEC|COORD)\b", text):
-        return "xsf"
-    if re.search(r"(?im)^\s*Direct configuration\s*=", text):
-        return "xdatcar"
-    if re.search(r"(?i)\.m?cif", name):
-        return "cif"
-    if re.search(r"(?i)\.json", name):
-        return "json"
-    if poscar.is_poscar(text) or re.search(r"(?i)POSCAR|CONTCAR|\.vasp$", name):
-        return "poscar"
-    return ""
+    found = next((kind for kind, pattern in CONTENT if re.search(pattern, text, re.MULTILINE)), "")
+    named = next((kind for kind, pattern in NAMES if re.search(pattern, name)), "")
+    return found or ("poscar" if not named and poscar.is_poscar(text) else named)
 
 
 def _of_file(path: Path, block: str | None, frame: int | None) -> Cell:
     content, packed = _content(path)
-    text = _text(content)
     name = re.sub(r"(?i)\.(gz|bz2|xz)$", "", path.name) if packed else path.name
-    if text is not None and kind_of(text, name):
-        return _of_text(text, name, block, frame, path=None if packed else path)
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder, name) if packed else path
-        if packed:
-            plain.write_bytes(content)
-        return _by_libraries(plain, frame)
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = content.decode("utf-16", errors="replace")
+    else:
+        text = "" if b"\0" in content else content.decode("utf-8-sig", errors="replace")
+    if kind_of(text, name) and (text or not content):
+        return _of_text(text, name, block, frame)
+    return _by_ase(content, name, frame)
 
 
 def _content(path: Path) -> tuple[bytes, bool]:
@@ -177,14 +138,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _text(content: bytes) -> str | None:
-    """The text of bytes; None if they are none."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16", errors="replace")
-    return None if b"\0" in content else content.decode("utf-8-sig", errors="replace")
-
-
-def _of_text(text: str, name: str, block: str | None, frame: int | None, path: Path | None = None) -> Cell:
+def _of_text(text: str, name: str, block: str | None, frame: int | None) -> Cell:
     kind = kind_of(text, name)
     text = text.removeprefix("\ufeff")
     if kind == "cif":
@@ -195,27 +149,23 @@ def _of_text(text: str, name: str, block: str | None, frame: int | None, path: P
         return pdb.read(text, frame=frame)
     if kind == "poscar":
         return poscar.read(text)
-    if kind == "lammps-dump" and not re.search(r"(?m)^ITEM: ATOMS.*\b(element|mass)\b", text):
+    if not kind:
+        raise ValueError("unreadable: a text that is no CIF, POSCAR, PDB or JSON; give other files by their path")
+    if kind == "lammps-dump-text" and not re.search(r"(?m)^ITEM: ATOMS.*\b(element|mass)\b", text):
         raise ValueError("unknown element: a LAMMPS dump of types without a column `element`")
-    if kind == "lammps-data" and not re.search(r"(?m)^\s*Masses\b", text):
-        raise ValueError("unknown element: LAMMPS data of types without the section Masses")
     if kind == "lammps-data":
         _check_masses(text)
     if kind == "xsf" and (found := re.search(r"(?m)^\s*(SLAB|POLYMER|MOLECULE|ATOMS|DIM-GROUP\s+[012]\b)", text)):
         raise ValueError(f"not periodic in three directions: the XSF is a {' '.join(found[1].split())}")
-    if not kind:
-        raise ValueError("unreadable: a text that is no CIF, POSCAR, PDB or JSON; give other files by their path")
-    with tempfile.TemporaryDirectory() as folder:
-        if path is None:
-            path = Path(folder, name or kind)
-            path.write_text(text)
-        return _by_ase(path, frame, form={"xdatcar": "vasp-xdatcar", "lammps-dump": "lammps-dump-text"}.get(kind, kind))
+    return _by_ase(text.encode(), name or kind, frame, form=kind)
 
 
 def _check_masses(text: str) -> None:
     """Refuse LAMMPS data of which a mass is no element's, as of beads; ASE takes the element with the nearest one."""
     from ase.data import atomic_masses
 
+    if not re.search(r"(?m)^\s*Masses\b", text):
+        raise ValueError("unknown element: LAMMPS data of types without the section Masses")
     listed = re.search(r"(?m)^\s*Masses\b.*\n\s*((?:\d+[ \t]+[\d.eE+-]+.*\n\s*)+)", text)
     for line in listed[1].splitlines() if listed else ():
         mass = line.split()[1] if line.strip() else ""
@@ -226,63 +176,27 @@ def _check_masses(text: str) -> None:
 # Libraries
 
 
-def _by_libraries(path: Path, frame: int | None) -> Cell:
-    """By pymatgen, or else by ASE; what both refuse is refused with both causes."""
-    from pymatgen.io.registry import get_structure_format
-
-    try:
-        known = bool(get_structure_format(filename=str(path)))
-    except ValueError:
-        known = False
-    if not known or frame is not None or re.search(r"(?i)vasprun|\.traj", path.name):
-        return _by_ase(path, frame)
-    try:
-        found, notes = _heard(_pymatgen_reads, path)
-    except ValueError as error:
-        try:
-            return _by_ase(path, frame)
-        except ValueError as other:
-            raise ValueError(f"{other} (pymatgen: {str(error).removeprefix('unreadable: ')})") from None
-    cell = _of_pymatgen(found)
-    return replace(cell, notes=(*cell.notes, *notes))
-
-
-def _pymatgen_reads(path: Path) -> Any:
-    from pymatgen.core import Structure
-
-    return Structure.from_file(path)
-
-
-def _by_ase(path: Path, frame: int | None, *, form: str | None = None) -> Cell:
+def _by_ase(content: bytes, name: str, frame: int | None, *, form: str | None = None) -> Cell:
+    """What a file of this content and name holds, with what ASE warns of as notes."""
     import ase.io
 
-    def reads(path: Path) -> list[Any]:
-        wanted = ":2" if frame is None else slice(frame, frame + 1 or None)
-        found = ase.io.read(path, index=wanted, format=form, do_not_split_by_at_sign=True)
-        return found if isinstance(found, list) else [found]
-
-    try:
-        found, notes = _heard(reads, path)
-    except ValueError as error:
-        raise ValueError(f"{error}; neither pymatgen nor ASE can read it") from None
+    wanted = ":2" if frame is None else slice(frame, frame + 1 or None)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        path = Path(folder, name)
+        path.write_bytes(content)
+        try:
+            found = ase.io.read(path, index=wanted, format=form, do_not_split_by_at_sign=True)
+        except Exception as error:  # the parsers raise whatever their parts raise
+            raise ValueError(f"unreadable: {_line(error)}; ASE cannot read it") from None
+    found = found if isinstance(found, list) else [found]
     if not found:
         raise ValueError(f"no frame {frame}" if frame is not None else "no structures: none in the file")
     if len(found) > 1:
         raise ValueError("several structures: expected one a file; choose one by `frame`, from 0 (-1 is the last)")
     cell = _of_ase(found[0])
-    return replace(cell, notes=(*cell.notes, *notes))
-
-
-def _heard(reads: Any, path: Path) -> tuple[Any, tuple[str, ...]]:
-    """What a library reads, and what it warns of; its errors are ValueErrors."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        try:
-            found = reads(path)
-        except Exception as error:  # the parsers raise whatever their parts raise
-            raise ValueError(f"unreadable: {_line(error)}") from None
     said = [_line(each.message) for each in told if issubclass(each.category, UserWarning)]
-    return found, tuple(dict.fromkeys(said))
+    return replace(cell, notes=(*cell.notes, *dict.fromkeys(said)))
 
 
 def _line(error: Exception | Warning) -> str:

@@ -1,8 +1,7 @@
 """Micrographs as people hold them -> counts with a scale, and these at a model's scale and size.
 
 The scale that a file states is read with its unit and held against the one that is given. Memory: the counts (4 bytes
-a pixel for up to 16 bits and floats, else 8; at most `MAX_COUNTS_BYTES`) and one decoded piece of the file (64 to 512
-MB).
+a pixel for up to 16 bits and floats, else 8; at most `MAX_COUNTS_BYTES`) and what is decoded of them.
 """
 
 import math
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from matalign.data.readers import image_files
-from matalign.data.readers.frames import Frame, Scale, reading
+from matalign.data.readers.image_files import Frame, Scale
 
 MAX_COUNTS_BYTES = 2**30  # 16384 × 16384 pixels of 4 bytes
 MIN_PIXELS = 8  # of its own in what the model sees of it
@@ -68,19 +67,23 @@ def read_micrograph(item: Any, *, pixel_A: float | None = None, frame: int | Non
     try:
         if pixel_A is not None and not (math.isfinite(pixel_A) and pixel_A > 0):
             raise ValueError(f"no scale: the pixel size is {pixel_A}; expected Å per pixel, above 0")
-        if not isinstance(item, str | PathLike):
-            return _of_array(np.asarray(item), pixel_A, frame)
-        path = Path(item)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; expected an image")
-        found, notes = _chosen(image_files.read(path), frame)
+        if isinstance(item, str | PathLike):
+            if not Path(item).is_file():
+                raise FileNotFoundError(f"{item}: no such file; expected an image")
+            frames = image_files.read(Path(item))
+        else:
+            array = np.asarray(item)
+            frames = [Frame(array.shape, array.dtype, lambda: array)]
+        found, notes = _chosen(frames, frame)
         pixel_A, said = _scale(found.scales, pixel_A)
-        return Micrograph(_assembled(found), pixel_A, (*notes, *found.notes, *said), name)
+        return Micrograph(_counts(found), pixel_A, (*notes, *found.notes, *said), name)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def resampled(image: Micrograph, *, to_pixel_A: float, px: int) -> Float[np.ndarray, "px px"]:
+def model_image(
+    item: Any, *, pixel_A: float | None = None, frame: int | None = None, to_pixel_A: float, px: int
+) -> Float[np.ndarray, "px px"]:
     """A micrograph at a model's scale and size: centre crop, or the image's mean around it; standardised.
 
     Resampled with a triangle as wide as the coarser of the two pixels, so that a smaller picture has no aliases. The
@@ -88,7 +91,7 @@ def resampled(image: Micrograph, *, to_pixel_A: float, px: int) -> Float[np.ndar
     standardising takes out just these two.
 
     Args:
-        image: from `read_micrograph`.
+        item: a `Micrograph`, or what `read_micrograph` takes, with its `pixel_A` and `frame`.
         to_pixel_A: Å per pixel to come to.
         px: pixels of each side to come to.
 
@@ -96,16 +99,16 @@ def resampled(image: Micrograph, *, to_pixel_A: float, px: int) -> Float[np.ndar
         (px, px) float32, zero mean and unit variance, as the image tower takes it.
 
     Raises:
-        ValueError: no scale, too coarse, no contrast.
+        ValueError: naming the file: see `read_micrograph`; no scale, too coarse, no contrast.
     """
-    pixel_A = image.pixel_A
+    image = item if isinstance(item, Micrograph) else read_micrograph(item, pixel_A=pixel_A, frame=frame)
+    pixel_A, seen_A = image.pixel_A, px * to_pixel_A
     if pixel_A is None:
-        raise ValueError("no scale: the file states none; give pixel_A (--pixel-A), in Å per pixel")
-    if px * to_pixel_A < MIN_PIXELS * pixel_A:
-        seen = px * to_pixel_A / pixel_A
+        raise ValueError(f"{image.name}: no scale: the file states none; give pixel_A (--pixel-A), in Å per pixel")
+    if seen_A < MIN_PIXELS * pixel_A:
         raise ValueError(
-            f"too coarse: the {px * to_pixel_A:g} Å that the model sees are {seen:.1f} pixels of {pixel_A:g} Å; "
-            f"expected at least {MIN_PIXELS}"
+            f"{image.name}: too coarse: the {seen_A:g} Å that the model sees are {seen_A / pixel_A:.1f} pixels of "
+            f"{pixel_A:g} Å; expected at least {MIN_PIXELS}"
         )
     rows, columns = (_weights(n, pixel_A=pixel_A, to_pixel_A=to_pixel_A, px=px) for n in image.counts.shape)
     covered = rows.sum(1)[:, None] * columns.sum(1) > 0  # the rest lies outside the image
@@ -114,21 +117,8 @@ def resampled(image: Micrograph, *, to_pixel_A: float, px: int) -> Float[np.ndar
     found = rows[:, seen[0]] @ counts @ columns[:, seen[1]].T
     found = np.where(covered, found - found[covered].mean(), 0)
     if found.std() < 1e-9 * max(np.abs(counts).max(), 1e-9):
-        raise ValueError("no contrast: all pixels that the model would see are equal")
-    found = found / found.std()
-    found -= found.mean()
-    return (found / np.sqrt(np.square(found).mean())).astype(np.float32)
-
-
-def model_image(
-    item: Any, *, pixel_A: float | None = None, frame: int | None = None, to_pixel_A: float, px: int
-) -> Float[np.ndarray, "px px"]:
-    """`resampled` of `read_micrograph`, or of a `Micrograph`; errors name the file."""
-    image = item if isinstance(item, Micrograph) else read_micrograph(item, pixel_A=pixel_A, frame=frame)
-    try:
-        return resampled(image, to_pixel_A=to_pixel_A, px=px)
-    except ValueError as error:
-        raise ValueError(f"{image.name}: {error}") from None
+        raise ValueError(f"{image.name}: no contrast: all pixels that the model would see are equal")
+    return ((found - found.mean()) / found.std()).astype(np.float32)
 
 
 def _weights(n: int, *, pixel_A: float, to_pixel_A: float, px: int) -> Float[np.ndarray, "px n"]:
@@ -139,112 +129,75 @@ def _weights(n: int, *, pixel_A: float, to_pixel_A: float, px: int) -> Float[np.
     return weight / np.maximum(weight.sum(1, keepdims=True), 1e-12)
 
 
-def _of_array(counts: np.ndarray, pixel_A: float | None, frame: int | None) -> Micrograph:
-    if frame is not None:
-        raise ValueError(f"frame {frame} of an array; give the frame itself, (height, width)")
-    if counts.ndim != 2 or not counts.size or counts.dtype.kind not in "biuf":
-        raise ValueError(f"an array {counts.shape} of {counts.dtype}; expected numbers (height, width)")
-    _check_size(counts.shape, counts.dtype)
-    return Micrograph(_finite(counts.astype(_counts_dtype(counts.dtype))), pixel_A)
-
-
 def _chosen(frames: list[Frame], frame: int | None) -> tuple[Frame, tuple[str, ...]]:
-    if frame is None:
-        if len(frames) > 1:
-            raise ValueError(f"{len(frames)} frames; expected one image, or one chosen by frame 0 to {len(frames) - 1}")
-        return frames[0], ()
-    frame = len(frames) - 1 if frame == -1 else frame
-    if not 0 <= frame < len(frames):
-        raise ValueError(f"no frame {frame}; it has {len(frames)}, from 0")
-    return frames[frame], (f"frame {frame} of {len(frames)}",) if len(frames) > 1 else ()
+    count = len(frames)
+    if frame is None and count > 1:
+        raise ValueError(f"{count} frames; expected one image, or one chosen by frame 0 to {count - 1}")
+    frame = count - 1 if frame == -1 else frame or 0
+    if not 0 <= frame < count:
+        raise ValueError(f"no frame {frame}; it has {count}, from 0")
+    return frames[frame], (f"frame {frame} of {count}",) if count > 1 else ()
 
 
-def _counts_dtype(dtype: np.dtype) -> np.dtype:
-    return np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
-
-
-def _check_size(shape: tuple[int, ...], dtype: np.dtype) -> None:
-    height, width = shape
-    size = height * width * _counts_dtype(dtype).itemsize
+def _counts(frame: Frame) -> np.ndarray:
+    """The upright picture; refused before it is decoded if it is none, or too large."""
+    if len(frame.shape) != 2 or 0 in frame.shape or frame.dtype.kind not in "biuf":
+        raise ValueError(f"pixels {frame.shape} of {frame.dtype}; expected real numbers (height, width)")
+    dtype = np.dtype(np.float32 if np.can_cast(frame.dtype, np.float32) else np.float64)
+    height, width = frame.shape
+    size = height * width * dtype.itemsize * frame.samples
     if size > MAX_COUNTS_BYTES:
         raise ValueError(
             f"{width} × {height} pixels ({width * height / 1e6:.0f} megapixels, {size / 2**20:.0f} MB of counts); at "
             f"most {MAX_COUNTS_BYTES // 2**20} MB are taken: crop or bin it"
         )
-
-
-def _assembled(frame: Frame) -> np.ndarray:
-    if frame.dtype.kind not in "biuf" or 0 in frame.shape:
-        raise ValueError(f"pixels {frame.shape} of {frame.dtype}; expected real numbers (height, width)")
-    _check_size(frame.shape, frame.dtype)  # before anything is decoded
-    counts = np.zeros(frame.shape, _counts_dtype(frame.dtype))
-    with reading():
-        for place, block in frame.pieces():
-            counts[place] = block
-    return np.ascontiguousarray(_oriented(_finite(counts), frame.orientation))
-
-
-def _finite(counts: np.ndarray) -> np.ndarray:
+    with image_files.reading():
+        counts = frame.decode().astype(dtype)
     if not math.isfinite(float(counts.max())) or not math.isfinite(float(counts.min())):  # NaN spreads to both
         raise ValueError("some pixels are not finite")
-    return counts
-
-
-def _oriented(counts: np.ndarray, orientation: int) -> np.ndarray:
-    """By TIFF 6.0, tag Orientation: which side of the picture the first row and the first column are."""
-    counts = counts.T if orientation in (5, 6, 7, 8) else counts  # the first row is a side: 0th row is a visual column
-    counts = counts[::-1] if orientation in (3, 4, 7, 8) else counts
-    return counts[:, ::-1] if orientation in (2, 3, 6, 7) else counts
+    # TIFF 6.0, tag Orientation: which side of the picture the first row and the first column are
+    counts = counts.T if frame.orientation in (5, 6, 7, 8) else counts
+    counts = counts[::-1] if frame.orientation in (3, 4, 7, 8) else counts
+    return np.ascontiguousarray(counts[:, ::-1] if frame.orientation in (2, 3, 6, 7) else counts)
 
 
 # Scales
 
 
-def _scale(stated: tuple[Scale, ...], given: float | None) -> tuple[float | None, tuple[str, ...]]:
-    """Å per pixel, and where it is from."""
-    found, lacks = _stated(stated)
-    if found is None:
-        if lacks and given is None:
-            raise ValueError(f"{lacks}; give pixel_A (--pixel-A), in Å per pixel")
-        return given, (f"{lacks}: {given:g} Å per pixel as given",) if lacks else ()
-    if given is not None and abs(math.log(found / given)) > AGREEMENT:
-        raise ValueError(
-            f"contradicting scales: the file says {_written(stated)} per pixel, which is {found:.4g} Å, and pixel_A is "
-            f"{given:g} Å"
-        )
-    return found if given is None else given, (f"the file says {found:.4g} Å per pixel",)
-
-
-def _stated(scales: tuple[Scale, ...]) -> tuple[float | None, str]:
-    """Å per pixel of what a file states, or what it lacks.
+def _scale(scales: tuple[Scale, ...], given: float | None) -> tuple[float | None, tuple[str, ...]]:
+    """Å per pixel, and where it is from.
 
     Raises:
-        ValueError: not positive, absurd, not square, or no length.
+        ValueError: the file's is not positive, absurd, not square, no length, or contradicts the given one; or it lacks
+            something and none is given.
     """
     if not scales:
-        return None, ""
+        return given, ()
     (value, written), (other, _) = scales[-1], scales[0]
-    unit = _unit(written)
-    if re.search(r"^1\s*/|\^?[-−]1$|rad$|⁻", unit):
-        raise ValueError(f"a diffraction pattern: the file's pixels are {_written(scales)}; expected an image")
-    if unit in PIXELS:
-        return None, "" if value in (0.0, 1.0) else f"no unit: the file's scale is {value:g}, of what it does not say"
-    if value == 0 == other:
-        return None, f"no scale: the file says 0 {written} per pixel"
-    length = LENGTHS_A.get(unit) or LENGTHS_A.get(unit.removesuffix("s"))
-    if length is None:
-        return None, f"unknown unit: the file's scale is {_written(scales)}"
-    if not all(SANE_A[0] <= side * length <= SANE_A[1] for side in (value, other)):  # NaN and negative ones, too
-        raise ValueError(f"absurd scale: the file says {_written(scales)} per pixel; mend it, or give the array")
-    if abs(value / other - 1) > SQUARE:
-        raise ValueError(f"pixels are not square: the file says {other:g} × {_written(scales)}")
-    return value * length, ""
-
-
-def _unit(written: str) -> str:
+    said = f"{value:.4g} {written}"
     text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), written)  # as ImageJ writes µ
-    return re.sub(r"[\[\]_\s]", "", unicodedata.normalize("NFKC", text)).lower()
-
-
-def _written(scales: tuple[Scale, ...]) -> str:
-    return f"{scales[-1][0]:.4g} {scales[-1][1]}"
+    unit = re.sub(r"[\[\]_\s]", "", unicodedata.normalize("NFKC", text)).lower()
+    if re.search(r"^1\s*/|\^?[-−]1$|rad$|⁻", unit):
+        raise ValueError(f"a diffraction pattern: the file's pixels are {said}; expected an image")
+    length = LENGTHS_A.get(unit) or LENGTHS_A.get(unit.removesuffix("s"))
+    lacks = "" if length else f"unknown unit: the file's scale is {said}"
+    if unit in PIXELS:
+        lacks = f"no unit: the file's scale is {value:g}, of what it does not say"
+        if value in (0.0, 1.0):
+            return given, ()
+    elif value == 0 == other:
+        lacks = f"no scale: the file says 0 {written} per pixel"
+    if lacks:
+        if given is None:
+            raise ValueError(f"{lacks}; give pixel_A (--pixel-A), in Å per pixel")
+        return given, (f"{lacks}: {given:g} Å per pixel as given",)
+    if not all(SANE_A[0] <= side * length <= SANE_A[1] for side in (value, other)):  # NaN and negative ones, too
+        raise ValueError(f"absurd scale: the file says {said} per pixel; mend it, or give the array")
+    if abs(value / other - 1) > SQUARE:
+        raise ValueError(f"pixels are not square: the file says {other:g} × {said}")
+    found = value * length
+    if given is not None and abs(math.log(found / given)) > AGREEMENT:
+        raise ValueError(
+            f"contradicting scales: the file says {said} per pixel, which is {found:.4g} Å, and pixel_A is {given:g} Å"
+        )
+    return given or found, (f"the file says {found:.4g} Å per pixel",)

@@ -30,12 +30,8 @@ def read(text: str, *, frame: int | None = None) -> Cell:
         raise ValueError("several structures: CRYST1 records of different cells; expected one a file")
     if not box.is_crystal():
         raise ValueError("no lattice: no CRYST1 with a cell; expected a crystal, periodic in three directions")
-    if len(found) != 1 and frame is None:
-        raise ValueError(f"several structures: {len(found)} models; choose one by `frame`, from 0")
-    if not -len(found) <= (frame or 0) < len(found):
-        raise ValueError(f"no frame {frame}: there are {len(found)}")
     labels, numbers, sites = [], [], []
-    for each in found[frame or 0].all():
+    for each in unit_cell.chosen(found, frame, " models").all():
         atom, label = each.atom, f"{each.atom.name} {each.atom.serial}"
         if atom.has_altloc() or abs(atom.occ - 1) > 0.002:
             where = f"alternative place {atom.altloc}" if atom.has_altloc() else f"occupancy {atom.occ:g}"

@@ -82,13 +82,14 @@ def _scaled_lattice(lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
 def _counts(lines: list[str]) -> tuple[list[str], list[int], int]:
     """Names (none in VASP 4), atoms of each, and the line after them."""
     at, names, counts = 5, [], []
-    while at < len(lines) and lines[at] and not re.match(r"\d+(\s|$)", lines[at]) and not counts:
-        names += lines[at].partition("!")[0].partition("#")[0].split()
-        at += 1
-        if at > 5 + 400:
+    for line in lines[5 : 5 + 400]:
+        words = re.split("[!#]", line)[0].split()
+        if words and all(word.isdecimal() for word in words):
+            counts += [int(word[:9]) for word in words]
+        elif words and not counts:
+            names += words
+        else:
             break
-    while at < len(lines) and (words := lines[at].partition("!")[0].split()) and all(w.isdecimal() for w in words):
-        counts += [int(word[:9]) for word in words]
         at += 1
     if not counts or (names and len(names) != len(counts)):
         raise ValueError(f"unreadable: {len(names)} names and {len(counts)} counts of atoms in lines 6 and 7")
@@ -108,12 +109,11 @@ def _elements(comment: str, names: list[str], counts: list[int], rows: list[str]
             raise ValueError(f"unreadable: line 6 names {' '.join(names)}, the atoms' lines have other elements")
         return found
     words = [re.fullmatch(r"([A-Z][a-z]?)(?:_\w+)?(\d*)", word) for word in comment.split()]
-    by_comment = [NUMBER.get(word[1]) if word else None for word in words]
-    stated = [int(word[2]) if word and word[2] else None for word in words]
-    agree = len(words) == len(counts) and all(n in (None, count) for n, count in zip(stated, counts, strict=True))
+    agreeing = [word[1] for word, n in zip(words, counts) if word and word[2] in ("", str(n))]
+    by_comment = [NUMBER.get(symbol) for symbol in agreeing]
     if None not in by_atoms:
         return by_atoms
-    if agree and None not in by_comment:
+    if len(words) == len(counts) == len(by_comment) and None not in by_comment:
         return by_comment
     raise ValueError(
         f"unreadable: Elements in POSCAR cannot be determined: {len(counts)} kinds of atoms, no line of names, and the "

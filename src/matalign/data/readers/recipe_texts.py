@@ -6,18 +6,16 @@ its place.
 
 import codecs
 import json
-import re
 import unicodedata
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from matalign import quantities
 from matalign.data import protocols
-from matalign.data.formulas import composition, normalise, spells
-from matalign.data.groups import plain
+from matalign.data.formulas import composition, normalise, plain, spells
 from matalign.data.protocols import Operation, Protocol
-from matalign.data.units import UNITS, quantity
 
 MAX_CHARACTERS = 20_000  # of a text; the text tower reads its first 128 tokens
 MAX_TEMPERATURE_C = 3500.0
@@ -125,12 +123,13 @@ def record(fields: Mapping[str, Any]) -> Protocol:
         ValueError: an unknown field, method or action; no precursors; an unreadable target, or one that is among the
             precursors; an unknown unit, an absurd temperature or time; a sign that is no text.
     """
-    steps = fields["operations"] or [] if "operations" in fields else [fields]
+    flat = "operations" not in fields
+    steps = [fields] if flat else fields["operations"] or []
     if not isinstance(steps, list | tuple):
         raise ValueError(f"operations {steps!r} are no list of steps")
-    allowed = {"": FIELDS if "operations" in fields else FIELDS + STEP, "operation": STEP}
-    for where, each in [("", fields), *(("operation", step) for step in steps if step is not fields)]:
-        _known(each, allowed[where], where=where)
+    _check_names(fields, FIELDS + STEP if flat else FIELDS)
+    for step in () if flat else steps:
+        _check_names(step, STEP, of="operation")
     method = _word(fields, "method") or "solid-state"
     if method not in protocols.METHODS:
         raise ValueError(f"unknown method {method!r}; one of {', '.join(protocols.METHODS)}")
@@ -146,29 +145,35 @@ def record(fields: Mapping[str, Any]) -> Protocol:
     return Protocol(_word(fields, "doi").lower(), method, target, (), precursors, operations)
 
 
-def _known(fields: Any, allowed: tuple[str, ...], *, where: str) -> None:
+def _check_names(fields: Any, allowed: tuple[str, ...], *, of: str = "") -> None:
     if not isinstance(fields, Mapping):
-        raise ValueError(f"{where} {fields!r} is no dict of fields")
-    names = {key: key.removesuffix("_unit") for key in fields}
-    units = {f"{name}_{unit}": name for name in ("temperature", "time") for unit in UNITS[name]}
-    unknown = [key for key, name in names.items() if units.get(key, name) not in allowed]
-    if unknown:
-        raise ValueError(f"unknown field {unknown[0]!r}{where and f' of an {where}'}; known are {', '.join(allowed)}")
+        raise ValueError(f"{of} {fields!r} is no dict of fields")
+    known = {
+        *allowed,
+        *(
+            f"{name}_{unit}"
+            for name in allowed
+            if name in quantities.UNITS
+            for unit in ("unit", *quantities.UNITS[name])
+        ),
+    }
+    if unknown := [key for key in fields if key not in known]:
+        raise ValueError(f"unknown field {unknown[0]!r}{of and f' of an {of}'}; known are {', '.join(allowed)}")
 
 
 def _operation(step: Mapping[str, Any]) -> Operation | None:
     """None where the step says nothing."""
-    temperature, hours = quantity(step, "temperature"), quantity(step, "time")
-    if temperature is not None and not protocols.ABSOLUTE_ZERO_C < temperature <= MAX_TEMPERATURE_C:
+    temperature, hours = quantities.given(step, "temperature"), quantities.given(step, "time")
+    if temperature is not None and not quantities.ABSOLUTE_ZERO_C < temperature <= MAX_TEMPERATURE_C:
         raise ValueError(f"a temperature of {temperature:g} °C; expected at most {MAX_TEMPERATURE_C:g} °C")
     if hours is not None and hours <= 0:
         raise ValueError(f"a time of {hours:g} h; expected more than 0")
     action = _word(step, "action").lower()
-    verb = next((verb for stem, verb in protocols.VERBS if re.search(stem, action)), "") if action else ""
+    verb = protocols.verb_of(action)
     if action and not verb:
         raise ValueError(f"unknown action {action!r}; one of {', '.join(verb for _, verb in protocols.VERBS)}")
-    atmospheres = _closed(_words(step, "atmosphere"), protocols.ATMOSPHERES)
-    media = _closed(_words(step, "medium"), protocols.MEDIA)
+    atmospheres = protocols.closed(_words(step, "atmosphere"), protocols.ATMOSPHERES)
+    media = protocols.closed(_words(step, "medium"), protocols.MEDIA)
     if not verb and temperature is None and hours is None and not atmospheres and not media:
         return None
     verb = verb or ("treated" if temperature is None else "heated")
@@ -190,8 +195,3 @@ def _words(fields: Mapping[str, Any], name: str) -> list[str]:
     if not isinstance(parts, list | tuple):
         raise ValueError(f"{name} {value!r} is no list of words")
     return [word for part in parts if (word := _word({name: part}, name))]
-
-
-def _closed(words: list[str], vocabulary: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    found = (next((w for pattern, w in vocabulary if re.fullmatch(pattern, word.lower())), "other") for word in words)
-    return tuple(sorted(set(found)))

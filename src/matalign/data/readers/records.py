@@ -40,61 +40,46 @@ def read(record: Any, *, frame: int | None = None) -> Cell:
         ValueError: naming the field; see `unit_cell.checked`.
     """
     try:
-        return unit_cell.checked(*_arrays(one_of(record, frame)))
+        if isinstance(record, Mapping) and {"ids", "nextid"} <= record.keys():  # a database of ASE
+            record = [record[str(number)] for number in _unpacked(record["ids"])]
+        return unit_cell.checked(*_arrays(_one_of(_listed(record), frame)))
     except (TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise ValueError(f"unreadable: {type(error).__name__} {str(error)[:80]}") from None
 
 
 def name(record: Any) -> str:
     """What a message calls the record."""
-    while isinstance(record, Mapping) and isinstance(record.get("data"), Mapping | list):
-        record = record["data"]
-    record = record[0] if isinstance(record, list) and len(record) == 1 else record
-    if isinstance(record, Mapping) and ("attributes" in record or "lattice_vectors" in record):
-        return f"OPTIMADE record {record.get('id', '')!r}"
+    first, *others = _listed(record) or [None]
+    if isinstance(first, Mapping) and ("attributes" in first or "lattice_vectors" in first) and not others:
+        return f"OPTIMADE record {first.get('id', '')!r}"
     return "JSON"
 
 
 def holds_structure(record: Any) -> bool:
     """Whether a JSON's content is a structure, or an answer with some, as `read` knows them by their fields."""
-    for _ in range(5):
-        if isinstance(record, list) and record:
-            record = record[0]
-        elif isinstance(record, Mapping) and isinstance(record.get("data"), Mapping | list):
-            record = record["data"]
-        else:
-            break
+    first = next(iter(_listed(record)), None)
     known = ({"attributes"}, {"lattice_vectors"}, {"lattice", "sites"}, {"numbers", "cell"}, {"lattice_mat"},
              {"ids", "nextid"}, {"structure"}, {"atoms"})  # fmt: skip
-    return isinstance(record, Mapping) and any(fields <= record.keys() for fields in known)
+    return isinstance(first, Mapping) and any(fields <= first.keys() for fields in known)
 
 
-def one_of(record: Any, frame: int | None) -> Mapping[str, Any]:
-    """The record among those of an answer, a list or a database of ASE.
-
-    Raises:
-        ValueError: none or several, and no frame chosen.
-    """
+def _listed(record: Any) -> Sequence[Any]:
+    """The records of an answer or a list."""
     for _ in range(5):
-        if isinstance(record, Mapping) and "ids" in record and "nextid" in record:
-            record = [record[str(number)] for number in _unpacked(record["ids"])]
-        elif isinstance(record, Mapping) and isinstance(record.get("data"), Mapping | list):
+        if isinstance(record, Mapping) and isinstance(record.get("data"), Mapping | list):
             record = record["data"]
-        elif isinstance(record, list | tuple):
-            if not record:
-                raise ValueError("no structures: an empty list")
-            if frame is None and len(record) > 1:
-                ids = ", ".join(str(each.get("id", "?")) if isinstance(each, Mapping) else "?" for each in record[:3])
-                raise ValueError(f"several structures: {len(record)} records ({ids} …); choose one by `frame`, from 0")
-            if not -len(record) <= (frame or 0) < len(record):
-                raise ValueError(f"no frame {frame}: there are {len(record)}")
-            record, frame = record[frame or 0], None
-        else:
-            break
+        elif isinstance(record, list | tuple) and len(record) == 1:
+            record = record[0]
+    return record if isinstance(record, list | tuple) else [record]
+
+
+def _one_of(listed: Sequence[Any], frame: int | None) -> Mapping[str, Any]:
+    if not listed:
+        raise ValueError("no structures: an empty list")
+    ids = ", ".join(str(each.get("id", "?")) if isinstance(each, Mapping) else "?" for each in listed[:3])
+    record = unit_cell.chosen(listed, frame, f" records ({ids} …)")
     if not isinstance(record, Mapping):
         raise ValueError(f"unreadable: a JSON {type(record).__name__}; expected a structure")
-    if frame not in (None, 0, -1):
-        raise ValueError(f"no frame {frame}: there is one")
     return record
 
 
@@ -117,33 +102,26 @@ def _arrays(record: Mapping[str, Any]) -> Arrays:
 
 
 def _optimade(about: Mapping[str, Any]) -> Arrays:
-    lattice, sites = about.get("lattice_vectors"), about.get("cartesian_site_positions")
-    if not lattice or any(x is None for vector in lattice for x in vector or [None]):
+    vectors, sites = about.get("lattice_vectors"), about.get("cartesian_site_positions")
+    listed, names = about.get("species") or (), about.get("species_at_sites") or []
+    if not vectors or any(x is None for vector in vectors for x in vector or [None]):
         raise ValueError("no lattice: lattice_vectors is missing or has gaps")
-    if list(about.get("dimension_types") or [1, 1, 1]) != [1, 1, 1]:
-        raise ValueError(f"not periodic in three directions: dimension_types is {about['dimension_types']}")
+    for field, periodic in (("dimension_types", [1, 1, 1]), ("nperiodic_dimensions", 3)):
+        if about.get(field) not in (None, [], periodic):
+            raise ValueError(f"not periodic in three directions: {field} is {about[field]}")
     if about.get("assemblies"):
         raise ValueError(f"disordered: assemblies is {str(about['assemblies'])[:60]}; expected each site full")
-    if about.get("nperiodic_dimensions") not in (None, 3):
-        raise ValueError(f"not periodic in three directions: nperiodic_dimensions is {about['nperiodic_dimensions']}")
     if unsure := set(about.get("structure_features") or ()) & UNSURE:
         raise ValueError(f"disordered: structure_features has {sorted(unsure)[0]}; expected each site full")
-    species = {kind["name"]: kind for kind in about.get("species") or ()}
-    names = about.get("species_at_sites") or []
+    species = {kind["name"]: kind for kind in listed}
     if not sites or len(sites) != len(names):
         raise ValueError(f"incomplete: {len(names)} species_at_sites for {len(sites or [])} cartesian_site_positions")
     numbers = {kind: _species(kind, species.get(kind)) for kind in dict.fromkeys(names)}
-    if len(species) != len(about.get("species") or ()) or (species and not species.keys() >= numbers.keys()):
+    if len(species) != len(listed) or (species and not species.keys() >= numbers.keys()):
         raise ValueError(f"incomplete: species names {', '.join(species)} once each, sites are {', '.join(numbers)}")
-    lattice, sites = np.array(lattice, dtype=float), np.array(sites, dtype=float)
-    if lattice.shape != (3, 3) or sites.shape != (len(names), 3):
-        raise ValueError(
-            f"incomplete: lattice_vectors {lattice.shape} and sites {sites.shape}; expected (3, 3) and (n, 3)"
-        )
-    unit_cell.check_volume(lattice)
-    atoms = np.array([numbers[kind] for kind in names])
+    atoms, lattice = np.array([numbers[kind] for kind in names]), _matrix(vectors)
     _check_summary(about, atoms)
-    return atoms, sites @ np.linalg.inv(lattice), lattice
+    return atoms, _places(sites, lattice, atoms, "species_at_sites cartesian_site_positions"), lattice
 
 
 def _check_summary(about: Mapping[str, Any], atoms: np.ndarray) -> None:
@@ -161,9 +139,9 @@ def _check_summary(about: Mapping[str, Any], atoms: np.ndarray) -> None:
 
 def _species(kind: str, about: Mapping[str, Any] | None) -> int:
     """Atomic number of an OPTIMADE species; one of a record without `species` is named by its element."""
-    symbols = about["chemical_symbols"] if about else [kind]
-    stated = (about or {}).get("concentration", [1.0])
-    attached = [n for n in (about or {}).get("nattached") or (about or {}).get("attached") or () if n]
+    about = about or {"chemical_symbols": [kind]}
+    symbols, stated = about["chemical_symbols"], about.get("concentration", [1.0])
+    attached = any(about.get("nattached") or about.get("attached") or ())
     if not isinstance(stated, Sequence) or len(stated) != len(symbols):
         raise ValueError(f"incomplete: species {kind} has concentration {stated} of {'/'.join(symbols)}")
     if len(symbols) != 1 or attached or not FULL <= stated[0] <= 2 - FULL:
@@ -178,17 +156,15 @@ def _number(symbol: str) -> int:
 
 
 def _pymatgen(record: Mapping[str, Any]) -> Arrays:
-    about = record["lattice"]
-    if not all(about.get("pbc") or [True]):
-        raise ValueError(f"not periodic in three directions: pbc is {about['pbc']}")
+    about, sites = record["lattice"], record["sites"]
+    _check_periodic(about.get("pbc") or [True])
     if "matrix" in about:
-        lattice = _matrix(about["matrix"])
-        _check_lengths(lattice, [about.get(key) for key in "abc"])
+        lattice = _matrix(about["matrix"], lengths=[about.get(key) for key in "abc"])
     else:
         lengths, angles = [about[key] for key in "abc"], [about[key] for key in ("alpha", "beta", "gamma")]
         lattice = unit_cell.lattice_vectors(lengths, angles)
-    numbers, sites = [], []
-    for site in record["sites"]:
+    numbers, places = [], []
+    for site in sites:
         species = site["species"]
         if len(species) != 1 or not FULL <= species[0].get("occu", 1) <= 2 - FULL:
             parts = ", ".join(f"{each['element']} {each.get('occu', 1):g}" for each in species)
@@ -196,25 +172,36 @@ def _pymatgen(record: Mapping[str, Any]) -> Arrays:
         numbers.append(_number("H" if species[0]["element"] == "D" else species[0]["element"]))
         if "abc" in site and "xyz" in site and np.abs(np.array(site["abc"]) @ lattice - site["xyz"]).max() > SAME_A:
             raise ValueError(f"unreadable: a site's abc {site['abc']} and xyz {site['xyz']} are different places")
-        sites.append(site["abc"] if "abc" in site else np.array(site["xyz"], dtype=float) @ np.linalg.inv(lattice))
-    return np.array(numbers), _rows(sites, len(numbers), "species sites"), lattice
+        places.append(site["abc"] if "abc" in site else np.array(site["xyz"], dtype=float) @ np.linalg.inv(lattice))
+    return np.array(numbers), _places(places, lattice, numbers, "species sites", cartesian=False), lattice
 
 
-def _matrix(value: Any) -> np.ndarray:
-    """(3, 3) lattice vectors."""
+def _matrix(value: Any, *, lengths: Sequence[Any] = (None,)) -> np.ndarray:
+    """(3, 3) lattice vectors, which have the lengths that stand beside them, if any do."""
     lattice = np.array(value, dtype=float)
-    if lattice.shape == (3,):
-        lattice = np.diag(lattice)
+    lattice = np.diag(lattice) if lattice.shape == (3,) else lattice
     if lattice.size != 9:
         raise ValueError(f"no lattice: a cell of shape {lattice.shape}; expected (3, 3)")
-    unit_cell.check_volume(lattice.reshape(3, 3))
-    return lattice.reshape(3, 3)
+    lattice = lattice.reshape(3, 3)
+    unit_cell.check_volume(lattice)
+    if None not in lengths and np.abs(np.linalg.norm(lattice, axis=1) - np.array(lengths, float)).max() > SAME_A:
+        raise ValueError(f"no lattice: the vectors have other lengths than a, b, c, {list(lengths)}")
+    return lattice
 
 
-def _check_lengths(lattice: np.ndarray, stated: Sequence[Any]) -> None:
-    """Refuse a cell whose vectors have other lengths than those that stand beside them."""
-    if None not in stated and np.abs(np.linalg.norm(lattice, axis=1) - np.array(stated, dtype=float)).max() > SAME_A:
-        raise ValueError(f"no lattice: the vectors have other lengths than a, b, c, {list(stated)}")
+def _places(value: Any, lattice: np.ndarray, atoms: Sequence[int], names: str, *, cartesian: bool = True) -> np.ndarray:
+    """(n, 3) fractional coordinates."""
+    found = np.array(value, dtype=float)
+    if found.shape != (len(atoms), 3):
+        raise ValueError(
+            f"incomplete: {len(atoms)} {names.partition(' ')[0]} for {len(value)} {names.partition(' ')[2]}"
+        )
+    return found @ np.linalg.inv(lattice) if cartesian else found
+
+
+def _check_periodic(pbc: Any) -> None:
+    if not np.all(pbc):
+        raise ValueError(f"not periodic in three directions: pbc is {np.asarray(pbc).tolist()}")
 
 
 def check_full(occupancy: Any) -> None:
@@ -223,14 +210,6 @@ def check_full(occupancy: Any) -> None:
     for site in sites:
         if isinstance(site, Mapping) and site and (len(site) > 1 or min(site.values()) < FULL):
             raise ValueError(f"disordered: {site}; expected each site full, of one element")
-
-
-def _rows(value: Any, count: int, names: str) -> np.ndarray:
-    """(count, 3) coordinates."""
-    found = np.array(value, dtype=float)
-    if found.shape != (count, 3):
-        raise ValueError(f"incomplete: {count} {names.partition(' ')[0]} for {len(value)} {names.partition(' ')[2]}")
-    return found
 
 
 def _unpacked(value: Any) -> Any:
@@ -245,18 +224,14 @@ def _unpacked(value: Any) -> Any:
 
 def _ase(record: Mapping[str, Any]) -> Arrays:
     lattice = _matrix(_unpacked(record.get("cell", np.zeros((3, 3)))))
-    pbc = np.broadcast_to(np.array(_unpacked(record.get("pbc", False)), dtype=bool), 3)
-    if not pbc.all():
-        raise ValueError(f"not periodic in three directions: pbc is {pbc.tolist()}")
+    _check_periodic(_unpacked(record.get("pbc", False)))
     check_full((record.get("info") or {}).get("occupancy"))
     numbers = np.array(_unpacked(record["numbers"]), dtype=int)
-    positions = _rows(_unpacked(record["positions"]), len(numbers), "numbers positions")
-    return numbers, positions @ np.linalg.inv(lattice), lattice
+    return numbers, _places(_unpacked(record["positions"]), lattice, numbers, "numbers positions"), lattice
 
 
 def _jarvis(record: Mapping[str, Any]) -> Arrays:
-    lattice = _matrix(record["lattice_mat"])
-    _check_lengths(lattice, record.get("abc") or [None])
+    lattice = _matrix(record["lattice_mat"], lengths=record.get("abc") or [None])
     numbers = np.array([_number(str(symbol).strip()) for symbol in record["elements"]])
-    positions = _rows(record["coords"], len(numbers), "elements coords")
-    return numbers, positions @ np.linalg.inv(lattice) if record.get("cartesian") else positions, lattice
+    cartesian = bool(record.get("cartesian"))
+    return numbers, _places(record["coords"], lattice, numbers, "elements coords", cartesian=cartesian), lattice

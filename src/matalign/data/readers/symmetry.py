@@ -5,9 +5,10 @@ A symbol may leave its origin or its axes open (`F d -3 m`, `R -3 m`); it then s
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import gemmi
 import numpy as np
@@ -29,7 +30,7 @@ class Setting:
     translations: np.ndarray
     rare: bool = False  # a reading of a short symbol that only the cell's angles can ask for
 
-    @property
+    @cached_property
     def key(self) -> frozenset[bytes]:
         """The operations as a set, to compare settings by."""
         parts = np.rint(self.translations * PARTS).astype(int) % PARTS
@@ -48,12 +49,11 @@ def from_triplets(triplets: tuple[str, ...], centrings: tuple[str, ...] = ()) ->
     listed = [each.combine(move) for each in listed for move in map(_operation, centrings)] or listed
     unique = {each.wrap().triplet(): each for each in listed}
     group = gemmi.GroupOps(list(unique.values()))
-    found = _setting(f"{len(unique)} operations", 0, group)
-    closed = len(group) == len(unique) and _is_group(found)
-    if not closed or "x,y,z" not in unique:
+    group.add_missing_elements()
+    if len(group) != len(unique) or "x,y,z" not in unique:
         raise ValueError(f"symmetry: the {len(unique)} operations listed make no group (first {triplets[0]!r})")
     known = gemmi.find_spacegroup_by_ops(group)
-    return Setting(known.xhm(), known.number, found.rotations, found.translations) if known else found
+    return _setting(known.xhm(), known.number, group) if known else _setting(f"{len(unique)} operations", 0, group)
 
 
 def _operation(text: str) -> gemmi.Op:
@@ -73,21 +73,10 @@ def _setting(name: str, number: int, operations: gemmi.GroupOps) -> Setting:
     return Setting(name, number, rotations, np.array([tran for _, tran in table]) / gemmi.Op.DEN)
 
 
-def _is_group(found: Setting) -> bool:
-    """Whether products of any two operations are in the list again."""
-    parts = np.rint(found.translations * PARTS).astype(int)
-    rotations = np.einsum("aij,bjk->abik", found.rotations, found.rotations).reshape(-1, 9)
-    moves = (np.einsum("aij,bj->abi", found.rotations, parts) + parts[:, None]).reshape(-1, 3) % PARTS
-    made = np.unique(np.concatenate([rotations, moves], axis=1).astype(np.int8), axis=0)
-    return len(made) == len(found.key)
-
-
 def group_number(found: Setting, lattice: np.ndarray) -> int:
     """The international number, in whatever setting; 0: none."""
     if found.number:
         return found.number
-    import warnings
-
     import spglib  # here: few files need it
 
     with warnings.catch_warnings():
@@ -214,6 +203,7 @@ def expand(
     Args:
         sites: (s, 3) fractional, as listed.
         lattice: (3, 3), Å.
+        group: the symmetry.
         labels: of the sites, for the notes.
 
     Returns:
@@ -221,19 +211,17 @@ def expand(
     """
     if len(group.rotations) == 1:
         return np.arange(len(sites)), sites % 1, []
-    origins: list[np.ndarray] = []
-    orbits: list[np.ndarray] = []
-    notes = []
-    for site, position in enumerate(sites):
+    orbits, notes = [], []
+    for label, position in zip(labels, sites, strict=True):
         placed, moved = _on_special_position(position, lattice, group)
         images = _images(placed, group) % 1
         images[images > 1 - 1e-9] = 0
-        orbits.append(images[_first_of_each(images, lattice)])
-        origins.append(np.full(len(orbits[-1]), site))
+        same = np.array([_apart(images - image, lattice) < SAME_A for image in images])
+        orbits.append(images[same.argmax(1) == np.arange(len(images))])  # the first of those that coincide
         if moved > SAME_A:
             where = f"onto its special position ({len(orbits[-1])} in the cell)"
-            notes.append(f"{labels[site]} moved by {moved:.3f} Å {where}")
-    return np.concatenate(origins), np.concatenate(orbits), notes
+            notes.append(f"{label} moved by {moved:.3f} Å {where}")
+    return np.repeat(np.arange(len(sites)), [len(orbit) for orbit in orbits]), np.concatenate(orbits), notes
 
 
 def _images(position: np.ndarray, group: Setting) -> np.ndarray:
@@ -256,14 +244,3 @@ def _on_special_position(position: np.ndarray, lattice: np.ndarray, group: Setti
         shifted = images[near] - placed
         placed = placed + (shifted - np.rint(shifted)).mean(0)
     return placed, float(_apart(placed - position, lattice))
-
-
-def _first_of_each(images: np.ndarray, lattice: np.ndarray) -> list[int]:
-    """Which images to keep, one of those that coincide."""
-    kept: list[int] = []
-    left = np.ones(len(images), bool)
-    for k, image in enumerate(images):
-        if left[k]:
-            kept.append(k)
-            left &= _apart(images - image, lattice) >= SAME_A
-    return kept

@@ -5,20 +5,22 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from matalign.data.formulas import composition, spelled
 from matalign.data.readers import symmetry
 from matalign.data.readers.symmetry import Setting
-from matalign.elements import HEAVIEST, NUMBER, PROPERTIES, SYMBOLS, VALUES
+from matalign.elements import HEAVIEST, NUMBER, SYMBOLS
 
 MAX_ATOMS = 2000  # in a cell; those of the curated sets have 200 at most
 MIN_DISTANCE_A = 0.5  # no two atoms of a crystal are nearer: H2 has 0.74 Å
 MAX_LENGTH_A = 1000.0  # of a cell
 DUPLICATE_A = 0.01  # two sites of one element nearer than this are one site, listed twice
-SANE_DISTANCE = 0.7  # of the sum of two atomic radii: where symmetry leaves a choice, no two atoms are nearer
 SAME_SHIFT_A = 0.005  # two crystals are one if their distances, up to `COMPARED_A`, differ by no more on average
 COMPARED_A = 6.0
+FEW = 100  # atoms, up to which all pairs are faster than a tree
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,12 @@ class Formula:
 
     @property
     def _of_cell(self) -> bool:
-        """Whether it may be that of the whole cell, as pymatgen writes `Si2` beside Z = 2."""
-        whole = [round(amount) for amount in self.amounts.values()]
-        return whole == list(self.amounts.values()) and math.gcd(*whole) == self.units
+        """Whether it may be that of the whole cell, as pymatgen writes `Si2` and `Cl4` beside Z = 2."""
+        whole = {z: round(amount) for z, amount in self.amounts.items()}
+        if whole != self.amounts:
+            return False
+        unit = composition(spelled(Counter(whole).elements()))
+        return sum(whole.values()) == self.units * sum(unit.values())
 
     def mismatch(self, numbers: np.ndarray) -> str:
         """How the atoms of a cell differ from it, "" if they do not; amounts with decimals may be rounded."""
@@ -109,7 +114,7 @@ class Formula:
         )
         if not same:
             return f"formula mismatch: _chemical_formula_sum is {self.text}, the sites are {formula(numbers)}"
-        units = [self.units, *([1.0] if self._of_cell else [])]
+        units = [self.units, 1.0] if scale != self.units and self._of_cell else [self.units]
         if self.units and min(abs(scale / each - 1) for each in units) > 1e-6 + spread / total:
             cell = f"{self.units:g} x {self.text}"
             return f"formula mismatch: the cell holds {cell}, the sites are {len(numbers)} atoms, {formula(numbers)}"
@@ -161,7 +166,7 @@ def checked(
         frac_coords: (n, 3).
         lattice: (3, 3), Å.
         notes: of the reading.
-        near: `pairs` within `MIN_DISTANCE_A`, where they are known.
+        near: the `pairs` within `MIN_DISTANCE_A`, where they are known.
 
     Raises:
         ValueError: no atoms, more than `MAX_ATOMS`, an unknown element, no volume, atoms on top of one another.
@@ -175,7 +180,8 @@ def checked(
         raise ValueError(f"unknown element: atomic number {unknown[0]}; known are 1 to {HEAVIEST}")
     if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all()):
         raise ValueError("unreadable: cell or coordinates are not finite")
-    check_volume(lattice)
+    if near is None:
+        check_volume(lattice)
     first, second, distance = near or pairs(frac_coords, lattice, MIN_DISTANCE_A)
     if len(distance):
         k = np.lexsort([second, first])[0]
@@ -183,6 +189,15 @@ def checked(
         raise ValueError(f"overlapping atoms: {where}; expected at least {MIN_DISTANCE_A} Å")
     arrays = np.asarray(numbers, np.int16), np.asarray(frac_coords, np.float64), np.asarray(lattice, np.float64)
     return Cell(*arrays, tuple(notes))
+
+
+def chosen(items: Sequence[Any], frame: int | None, what: str = "") -> Any:
+    """One of several structures; a ValueError where none is chosen, or none of that number is there."""
+    if frame is None and len(items) > 1:
+        raise ValueError(f"several structures: {len(items)}{what}; choose one by `frame`, from 0")
+    if not -len(items) <= (frame or 0) < len(items):
+        raise ValueError(f"no frame {frame}: there are {len(items)}")
+    return items[frame or 0]
 
 
 def check_volume(lattice: np.ndarray) -> None:
@@ -193,7 +208,7 @@ def check_volume(lattice: np.ndarray) -> None:
     if not volume >= 1e-3:
         raise ValueError("no lattice: the cell has no volume; expected a crystal, periodic in three directions")
     longest = np.linalg.norm(lattice, axis=1).max()
-    height = volume / np.linalg.norm(np.cross(np.roll(lattice, -1, 0), np.roll(lattice, -2, 0)), axis=1).max()
+    height = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max()
     if longest > MAX_LENGTH_A or height < MIN_DISTANCE_A:
         raise ValueError(f"no lattice: a cell as long as {longest:.4g} Å and as low as {height:.4g} Å is no crystal's")
 
@@ -203,6 +218,11 @@ def pairs(frac_coords: np.ndarray, lattice: np.ndarray, cutoff: float) -> tuple[
     inside = frac_coords % 1
     heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
     reach = cutoff / heights
+    if reach.max() < 0.5 and len(inside) <= FEW:  # then one image of each atom can be near
+        apart = inside[:, None] - inside
+        distance = np.linalg.norm((apart - np.rint(apart)) @ lattice, axis=-1)
+        first, second = np.nonzero((distance <= cutoff) & ~np.eye(len(inside), dtype=bool))
+        return first, second, distance[first, second]
     cells = [np.arange(-math.ceil(each), math.ceil(each) + 1) for each in reach]
     shifts = np.stack(np.meshgrid(*cells, indexing="ij"), axis=-1).reshape(-1, 3)
     images = (inside[:, None] + shifts).reshape(-1, 3)
@@ -226,7 +246,7 @@ def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stat
         sites: as listed.
         lattice: (3, 3), Å.
         settings: what the symmetry may be. Those that do not fit cell, formula or distances are left out; where more
-            than one remains, they must make the same crystal, or all but one bring atoms absurdly near one another.
+            than one remains, they must make the same crystal.
         stated: the symmetry as it is stated, for messages.
         known: the stated formula.
 
@@ -250,7 +270,12 @@ def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stat
             causes.append(error)
     if not cells:
         raise causes[0]
-    setting, cell = _one_of(cells, stated)
+    setting, cell = cells[0]
+    if not all(same_crystal(cell, other) for _, other in cells[1:]):
+        names = ", ".join(each.name for each, _ in cells[:4])
+        raise ValueError(
+            f"symmetry: {stated} is ambiguous: {names} make different crystals of these sites; expected the operations"
+        )
     if sites.doubtful and known is None:
         raise ValueError(f"unknown element: site {sites.doubtful[0]!r} names none for certain, and no formula tells")
     if len(fitting) > 1 or setting.rare:
@@ -261,9 +286,8 @@ def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stat
 def _filled(sites: Sites, lattice: np.ndarray, setting: Setting, known: Formula | None) -> Cell:
     origin, frac_coords, notes = symmetry.expand(sites.frac_coords, lattice, setting, labels=sites.labels)
     near = pairs(frac_coords, lattice, MIN_DISTANCE_A)
-    twins = _twins(sites.numbers, origin, *near)
-    notes += [f"{sites.labels[k]} is listed twice: it is an image of {sites.labels[other]}" for k, other in twins]
-    if twins:
+    if twins := _twins(sites.numbers[origin], origin, *near):
+        notes += [f"{sites.labels[k]} is listed twice: it is an image of {sites.labels[other]}" for k, other in twins]
         kept = ~np.isin(origin, [k for k, _ in twins])
         origin, frac_coords = origin[kept], frac_coords[kept]
         near = pairs(frac_coords, lattice, MIN_DISTANCE_A)
@@ -286,33 +310,8 @@ def _twins(
     numbers: np.ndarray, origin: np.ndarray, first: np.ndarray, second: np.ndarray, distance: np.ndarray
 ) -> list[tuple[int, int]]:
     """Listed sites that are images of an earlier site of the same element, with that site; from near pairs of atoms."""
-    late, early = origin[first], origin[second]
-    same = (distance < DUPLICATE_A) & (late > early) & (numbers[late] == numbers[early])
-    return sorted(dict(zip(late[same].tolist(), early[same].tolist(), strict=True)).items())
-
-
-def _one_of(cells: list[tuple[Setting, Cell]], stated: str) -> tuple[Setting, Cell]:
-    """The one crystal among several readings of a symmetry."""
-    if _one_crystal(cells):
-        return cells[0]
-    sane = [(setting, cell) for setting, cell in cells if nearest_of_radii(cell) >= SANE_DISTANCE]
-    if sane and _one_crystal(sane):
-        return sane[0]
-    names = ", ".join(setting.name for setting, _ in (sane or cells)[:4])
-    raise ValueError(
-        f"symmetry: {stated} is ambiguous: {names} make different crystals of these sites; expected the operations"
-    )
-
-
-def _one_crystal(cells: list[tuple[Setting, Cell]]) -> bool:
-    return all(same_crystal(cells[0][1], cell) for _, cell in cells[1:])
-
-
-def nearest_of_radii(cell: Cell) -> float:
-    """The smallest distance of two atoms over the sum of their atomic radii."""
-    radius = np.nan_to_num(VALUES[cell.numbers, PROPERTIES.index("radius_A")], nan=1.0)
-    first, second, distance = pairs(cell.frac_coords, cell.lattice, SANE_DISTANCE * 2 * radius.max())
-    return float((distance / (radius[first] + radius[second])).min()) if len(distance) else math.inf
+    same = (distance < DUPLICATE_A) & (origin[first] > origin[second]) & (numbers[first] == numbers[second])
+    return sorted(dict(zip(origin[first[same]].tolist(), origin[second[same]].tolist(), strict=True)).items())
 
 
 def same_crystal(one: Cell, other: Cell) -> bool:
@@ -320,26 +319,23 @@ def same_crystal(one: Cell, other: Cell) -> bool:
 
     Compared are volume per atom, composition, and the distances between each pair of elements.
     """
-    volumes = [abs(np.linalg.det(cell.lattice)) / len(cell.numbers) for cell in (one, other)]
+    atoms = len(one.numbers), len(other.numbers)
+    volumes = [abs(np.linalg.det(cell.lattice)) / n for cell, n in zip((one, other), atoms, strict=True)]
     if formula(one.numbers) != formula(other.numbers) or abs(volumes[0] / volumes[1] - 1) > 2e-3:
         return False
-    shells = [_shells(cell) for cell in (one, other)]
-    return set(shells[0]) == set(shells[1]) and all(
-        _shift(shells[0][pair], shells[1][pair]) <= SAME_SHIFT_A for pair in shells[0]
-    )
+    mine, its = _shells(one), _shells(other)
+    return mine.keys() == its.keys() and all(_shift(mine[pair], its[pair], atoms) <= SAME_SHIFT_A for pair in mine)
 
 
-def _shells(cell: Cell) -> dict[tuple[int, int], tuple[np.ndarray, float]]:
-    """Sorted distances of each pair of elements, and the weight of each: 1 over the atoms in the cell."""
+def _shells(cell: Cell) -> dict[tuple[int, int], np.ndarray]:
+    """Sorted distances of each pair of elements."""
     first, second, distance = pairs(cell.frac_coords, cell.lattice, COMPARED_A)
-    kinds = np.sort(np.stack([cell.numbers[first], cell.numbers[second]]), axis=0)
-    present = {tuple(int(z) for z in pair) for pair in kinds.T}
-    weight = 1 / len(cell.numbers)
-    return {pair: (np.sort(distance[(pair == kinds.T).all(1)]), weight) for pair in present}
+    kinds = np.sort(np.stack([cell.numbers[first], cell.numbers[second]]), axis=0).T
+    return {tuple(pair): np.sort(distance[(pair == kinds).all(1)]) for pair in np.unique(kinds, axis=0).tolist()}
 
 
-def _shift(one: tuple[np.ndarray, float], other: tuple[np.ndarray, float]) -> float:
-    """Å by which distances must move on average to make one list of the other."""
-    at = np.sort(np.concatenate([one[0], other[0], [COMPARED_A]]))
-    counts = [np.searchsorted(distances, at[:-1], side="right") * weight for distances, weight in (one, other)]
+def _shift(one: np.ndarray, other: np.ndarray, atoms: tuple[int, int]) -> float:
+    """Å by which distances must move on average to make one list of the other, of cells with so many atoms."""
+    at = np.sort(np.concatenate([one, other, [COMPARED_A]]))
+    counts = [np.searchsorted(found, at[:-1], side="right") / n for found, n in zip((one, other), atoms, strict=True)]
     return float((np.abs(counts[0] - counts[1]) * np.diff(at)).sum() / max(counts[0].max(), counts[1].max()))

@@ -28,43 +28,34 @@ def metrics(cfg: Ablations, results: Mapping[Fit, cache.Result]) -> dict[str, An
     curated = dataset.read(paths.curated(cfg.profile))
     chemsys, extras = curated.materials.chemsys.to_numpy(), curated.extras
     rows, differences, pairs, skipped = [], [], [], []
+    options = {"resamples": cfg.bootstrap, "seed": cfg.seed}
     for group, variants in chosen(cfg).items():
-        scores: dict[str, dict[tuple[str, str], np.ndarray]] = {}
+        base: dict[tuple[str, str], np.ndarray] = {}  # (task, metric) -> (seeds, items), of the first variant
         family: list[dict[str, Any]] = []
         for name, variant in variants.items():
+            where = {"group": group, "variant": name}
             if absent := lacking(variant, extras):
-                skipped.append({"group": group, "variant": name, "reason": f"no {absent[0]} in the curated set"})
+                skipped.append({**where, "reason": f"no {absent[0]} in the curated set"})
                 continue
             found = [results[Fit(variant, cfg.seed + s)] for s in range(cfg.seeds)]
-            where = {"group": group, "variant": name}
             if group == "loss":
                 pairs += [{**where, **row} for row in _pairs(found)]
-            scores[name] = {tuple(k.split("/")): np.stack([f[k] for f in found]) for k in found[0] if "/" in k}
-            base = scores[next(iter(variants))]
-            for (task_, metric), values in scores[name].items():
+            scores = {tuple(k.split("/")): np.stack([f[k] for f in found]) for k in found[0] if "/" in k}
+            base = base or scores
+            for (task_, metric), values in scores.items():
                 clusters = chemsys[found[0]["test_rows" if metric in MINIMISED else "query_rows"]]
-                options = {"resamples": cfg.bootstrap, "seed": cfg.seed}
                 cell = {**where, "task": task_, "metric": metric}
-                i = stats.bootstrap(values, clusters, **options)
-                rows.append(
-                    {**cell, "base": variant == BASE, "emergent": emergent(variant, task_)}
-                    | i.bounds()
-                    | {"n_test": values.shape[1]}
-                    | {"n_chemsys": len(set(clusters)), "seeds": len(values)}
-                )
+                n = {"n_test": values.shape[1], "n_chemsys": len(set(clusters)), "seeds": len(values)}
+                about = {"base": variant == BASE, "emergent": emergent(variant, task_)}
+                rows.append({**cell, **about, **stats.bootstrap(values, clusters, **options).bounds(), **n})
                 if variant != BASE and metric in COMPARED and (task_, metric) in base:
                     d = stats.paired(values, base[task_, metric], clusters, **options)
-                    family.append({**cell, "difference": d.value, "low": d.low, "high": d.high, "p": d.p})
-        adjusted = stats.holm([row["p"] for row in family])
-        differences += [{**row, "p_holm": float(p)} for row, p in zip(family, adjusted, strict=True)]
-    about = {"synthetic": curated.synthetic, "seed": cfg.seed}
-    labels = sorted({result["n_labels"] for result in results.values()})
+                    family.append({**cell, **d.bounds("difference")})
+        differences += stats.adjusted(family)
     return {
-        "stage": "ablations",
-        "profile": cfg.profile,
-        **about,
+        **cfg.head(synthetic=curated.synthetic),
         "label_percent": cfg.label_percent,
-        "n_labels": labels,
+        "n_labels": sorted({result["n_labels"] for result in results.values()}),
         "results": rows,
         "comparisons": differences,
         "pairs": pairs,

@@ -27,11 +27,10 @@ from matalign.config import Ablations
 from matalign.data import dataset
 from matalign.pretrain import encode, losses, train
 from matalign.pretrain.batches import VALIDATION
+from matalign.pretrain.checkpoint import on_threads
 from matalign.quantities import ENERGY
-from matalign.tasks import parallel
 from matalign.tasks.ablations.shown import LEVELS, ROWS, Shown, Source, examples, source, task
 from matalign.tasks.ablations.variants import BATCH, Variant, chosen, lacking
-from matalign.tasks.fit import on_threads
 from matalign.tasks.properties import arms, baselines, networks
 from matalign.tasks.properties import task as properties
 from matalign.tasks.retrieval import matchers
@@ -164,23 +163,12 @@ def predicted(source: Source, shown: Shown, crystals: Tensor, folder: Path) -> c
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fit.seed)
         network = Regressor(copy.deepcopy(shown.model.towers["crystal"]), 1)
-    tuned = networks.train(
-        network,
-        networks.Inputs(shown.inputs["crystal"].store),
-        labels,
-        parts,
-        targets=fit.weights,
-        kept_by=ENERGY,
-        steps=cfg.steps,
-        **{name: getattr(schedule, name) for name in ("batch_size", "learning_rate", "weight_decay")},
-        seed=shown.cfg.seed,
-        state=folder / "state.pt",
-    )
+    inputs = networks.Inputs(shown.inputs["crystal"].store)
+    how = {"targets": fit.weights, "steps": cfg.steps, "seed": shown.cfg.seed, "state": folder / "state.pt"}
+    tuned = networks.train(network, inputs, labels, parts, schedule=schedule, **how)
     frozen = baselines.each_target(baselines.ridge, crystals.numpy(), [ENERGY], labels, parts)
     true = labels[parts["test"], 0]
-    errors = {
-        f"{name}/MAE": np.abs(p["test"][:, 0] - true) for name, p in {"finetuned": tuned, "ridge": frozen}.items()
-    }
+    errors = {f"{n}/MAE": np.abs(p["test"][:, 0] - true) for n, p in (("finetuned", tuned), ("ridge", frozen))}
     return {**errors, "test_rows": parts["test"], "n_labels": len(parts["train"])}
 
 
@@ -195,4 +183,4 @@ def fit_all(cfg: Ablations) -> dict[Fit, cache.Result]:
     pending = [fit for fit in fits if not cache.has("ablations", key(start, fit))]
     work = cfg.epochs * int((curated.splits.pretrain == "train").sum()) * len(pending)
     processes = 1 if work < WORTH_A_PROCESS else min(cfg.threads, len(pending))
-    return parallel.results(partial(fit_or_load, start), fits, pending, processes=processes, title="variants")
+    return dict(zip(fits, cache.each(partial(fit_or_load, start), fits, processes=processes, title="variants")))

@@ -1,10 +1,9 @@
 """The variants of the ablations, in groups: each differs from a base in one factor."""
 
-import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from matalign import towers
+from matalign import config, towers
 from matalign.config import Ablations
 
 BATCH = 128  # of the base
@@ -68,21 +67,15 @@ def chosen(cfg: Ablations) -> dict[str, dict[str, Variant]]:
         ValueError: an unknown group or variant; the message has the nearest and lists those there are.
     """
     wanted = {group: set(names) for group, names in cfg.variants}
-    _known(wanted, GROUPS, "group")
     for group, names in wanted.items():
-        _known(names, GROUPS[group], f"variant of {group}")
+        config.known(group, GROUPS, "variants: unknown group")
+        for name in names:
+            config.known(name, GROUPS[group], f"variants: unknown variant of {group}")
     return {
         group: {name: v for name, v in variants.items() if v == BASE or name in wanted[group]}
         for group, variants in GROUPS.items()
         if group in wanted
     }
-
-
-def _known(names: Iterable[str], there: Collection[str], what: str) -> None:
-    for name in names:
-        if name not in there:
-            near = difflib.get_close_matches(name, there, n=1, cutoff=0.0)[0]
-            raise ValueError(f"variants: unknown {what} {name!r}, the nearest is {near!r}; of {', '.join(there)}")
 
 
 def lacking(variant: Variant, extras: Iterable[str]) -> list[str]:

@@ -4,13 +4,14 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from matalign import stats
-from matalign.claims import Claim
+from matalign.claims import claim
 from matalign.config import Defects
 from matalign.tasks.defects.contexts import ARMS, TEXT_ARMS
 from matalign.tasks.defects.defects import Predictions, predict
@@ -96,44 +97,42 @@ class Scorer:
         correct = self.label[arm][:, :, 0] == self.label[arm][:, :, 1]
         return np.stack([p.max(2), correct], axis=2)
 
-    def macro_f1(self, arm: str, of: np.ndarray) -> stats.Interval:
-        """Over the images of a mask (N,)."""
-        hosts = self.predictions.mp_id[of]
-        return stats.bootstrap(self.label[arm][:, of], hosts, statistic=_macro_f1, **self.options)
+    def bootstrap(self, values: np.ndarray, of: np.ndarray | slice = slice(None), **how: Any) -> dict[str, float]:
+        """Bounds of a statistic of values (seeds, N, …), over hosts and seeds, of some images."""
+        return stats.bootstrap(values[:, of], self.predictions.mp_id[of], **how, **self.options).bounds()
+
+    def macro_f1(self, arm: str, of: np.ndarray | slice = slice(None)) -> dict[str, float]:
+        """Bounds, over some images."""
+        return self.bootstrap(self.label[arm], of, statistic=_macro_f1)
 
     def results(self) -> list[dict]:
         """Rows {arm, metric, value, low, high, n_images, n_hosts, seeds} over all test images."""
-        hosts, options = self.predictions.mp_id, self.options
-        about = {"n_images": len(hosts), "n_hosts": self.predictions.n_hosts["test"], "seeds": self.cfg.seeds}
+        n = {"n_images": len(self.kind), "n_hosts": self.predictions.n_hosts["test"], "seeds": self.cfg.seeds}
         rows = []
         for arm in self.arms:
             sure, scaled = self.confidence(arm), self.confidence(arm, scaled=True)
             scores = {
-                "macro_F1": self.macro_f1(arm, np.ones(len(hosts), dtype=bool)),
-                "accuracy": stats.bootstrap(sure[:, :, 1], hosts, **options),
-                "ECE": stats.bootstrap(sure, hosts, statistic=_calibration_error, **options),
-                "ECE_scaled": stats.bootstrap(scaled, hosts, statistic=_calibration_error, **options),
+                "macro_F1": self.macro_f1(arm),
+                "accuracy": self.bootstrap(sure[:, :, 1]),
+                "ECE": self.bootstrap(sure, statistic=_calibration_error),
+                "ECE_scaled": self.bootstrap(scaled, statistic=_calibration_error),
             }
-            rows += [{"arm": arm, "metric": metric, **s.bounds(), **about} for metric, s in scores.items()]
+            rows += [{"arm": arm, "metric": metric, **bounds, **n} for metric, bounds in scores.items()]
         return rows
 
     def recall(self) -> list[dict]:
         """Rows {arm, defect, value, low, high}: share of a class's images that are recognised."""
-        rows = []
-        for arm, (number, defect) in itertools.product(self.arms, enumerate(DEFECTS)):
-            of = self.kind == number
-            correct = self.confidence(arm)[:, of, 1]
-            right = stats.bootstrap(correct, self.predictions.mp_id[of], **self.options)
-            rows.append({"arm": arm, "defect": defect, **right.bounds()})
-        return rows
+        return [
+            {"arm": arm, "defect": defect, **self.bootstrap(self.confidence(arm)[:, :, 1], self.kind == number)}
+            for arm, (number, defect) in itertools.product(self.arms, enumerate(DEFECTS))
+        ]
 
     def dose(self) -> list[dict]:
         """Rows {arm, dose_low, dose_high, held_out, macro_F1, low, high, n}."""
         rows = []
         for arm, (place, of) in itertools.product(self.arms, dose_bins(self.predictions.test.dose_e_A2)):
-            at = self.macro_f1(arm, of)
-            row = {"macro_F1": at.value, "low": at.low, "high": at.high, "n": int(of.sum())}
-            rows.append({"arm": arm, **place, **row})
+            bounds = {"macro_F1" if k == "value" else k: v for k, v in self.macro_f1(arm, of).items()}
+            rows.append({"arm": arm, **place, **bounds, "n": int(of.sum())})
         return rows
 
     def reliability(self) -> list[dict]:
@@ -141,24 +140,22 @@ class Scorer:
         bins = {arm: stats.reliability(*self.confidence(arm).reshape(-1, 2).T) for arm in self.arms}
         return [{"arm": arm, **row} for arm, rows in bins.items() for row in rows]
 
-    def differences(self, pairs: Sequence[tuple[str, str]], of: np.ndarray) -> list[dict]:
+    def differences(self, pairs: Sequence[tuple[str, str]], of: np.ndarray | slice = slice(None)) -> list[dict]:
         """Rows {arm, baseline, metric, difference, low, high, p, p_holm, seeds, n_test}, paired by image."""
-        label, hosts = self.label, self.predictions.mp_id[of]
-        options = {"statistic": _macro_f1, **self.options}
-        gains = [stats.paired(label[a][:, of], label[b][:, of], hosts, **options) for a, b in pairs]
-        about = {"seeds": self.cfg.seeds, "n_test": int(of.sum())}
-        return [
-            {"arm": arm, "baseline": baseline, "metric": "macro_F1", "difference": gain.value}
-            | {"low": gain.low, "high": gain.high, "p": gain.p, "p_holm": float(p), **about}
-            for (arm, baseline), gain, p in zip(pairs, gains, stats.holm([g.p for g in gains]), strict=True)
-        ]
+        hosts, rows = self.predictions.mp_id[of], []
+        for arm, baseline in pairs:
+            both = (self.label[name][:, of] for name in (arm, baseline))
+            gain = stats.paired(*both, hosts, statistic=_macro_f1, **self.options).bounds("difference")
+            rows.append({"arm": arm, "baseline": baseline, "metric": "macro_F1", **gain})
+        n = {"seeds": self.cfg.seeds, "n_test": len(hosts)}
+        return [{**row, **n} for row in stats.adjusted(rows)]
 
     def with_protocol(self, text_pairs: Sequence[tuple[str, str]]) -> dict:
         """Scores on the test hosts that have a protocol: only there has the text arm more to read."""
         of, hosts = self.predictions.has_text, self.predictions.mp_id
         rows, compared = [], []
         if text_pairs and of.any():
-            rows = [{"arm": a, "metric": "macro_F1", **self.macro_f1(a, of).bounds()} for a in self.arms]
+            rows = [{"arm": a, "metric": "macro_F1", **self.macro_f1(a, of)} for a in self.arms]
             compared = self.differences([("image_structure", "image"), *text_pairs], of)
         counts = {"n_hosts": len(set(hosts[of])), "n_images": int(of.sum())}
         return {"results": rows, "comparisons": compared, **counts}
@@ -175,14 +172,11 @@ def score(predictions: Predictions, cfg: Defects) -> dict:
     pairs += [("image_structure", "image_other"), ("image_structure", "image_composition")]
     text_pairs = [("image_text", "image_structure"), TEXT_ARMS] if set(TEXT_ARMS) <= set(arms) else []
     results = scorer.results()
-    comparisons = scorer.differences([*pairs, *text_pairs], np.ones(len(test.kind), dtype=bool))
+    comparisons = scorer.differences([*pairs, *text_pairs])
     flawed, seen, doses = test.kind > 0, test.visibility >= ROSE, dose_bins(test.dose_e_A2)
     of_defect = {defect: test.visibility[test.kind == i] for i, defect in enumerate(DEFECTS) if i}
     return {
-        "stage": "defects",
-        "profile": cfg.profile,
-        "synthetic": predictions.synthetic,
-        "seed": cfg.seed,
+        **cfg.head(synthetic=predictions.synthetic),
         "results": results,
         "recall": scorer.recall(),
         "dose": scorer.dose(),
@@ -221,46 +215,30 @@ def dose_bins(dose_e_A2: np.ndarray) -> list[tuple[dict[str, float | bool], np.n
 
 
 def _claims(results: list[dict], comparisons: list[dict]) -> list[dict]:
-    unit = "macro-F1"
     gains = {(r["arm"], r["baseline"]): {**r, "value": r["difference"]} for r in comparisons}
     context = next(r for r in results if (r["arm"], r["metric"]) == ("context", "macro_F1"))
     image = gains["majority", "image"]
     image = {"value": -image["value"], "low": -image["high"], "high": -image["low"]}
-    own, other = gains["image_structure", "image"], gains["image_other", "image"]
-    claims = [
-        Claim.of(
-            "without the image, defects cannot be told apart",
-            context,
-            threshold=CHANCE_F1,
-            passed=context["value"] <= CHANCE_F1,
-            unit=unit,
-            note="macro-F1 of the context-only arm, at most the threshold; more would mean that the set leaks",
-        ),
-        Claim.of(
-            "the micrograph alone tells defects apart",
-            image,
-            threshold=0.0,
-            passed=image["low"] > 0,
-            unit=unit,
-            note="image only less majority class",
-        ),
-        Claim.of(
-            "knowing the host's structure helps",
-            own,
-            threshold=0.0,
-            passed=own["low"] > 0 and gains["image_structure", "image_other"]["low"] > 0,
-            unit=unit,
-            note="image + aligned structure less image only; with another host's embedding instead of its own: "
-            + _signed(other),
-        ),
+    own, other, true_host = (
+        gains[pair]
+        for pair in (("image_structure", "image"), ("image_other", "image"), ("image_structure", "image_other"))
+    )
+    leak = "macro-F1 of the context-only arm, at most the threshold; more would mean that the set leaks"
+    note = "image + aligned structure less image only; with another host's embedding instead of its own: "
+    none = {"threshold": CHANCE_F1, "passed": context["value"] <= CHANCE_F1, "note": leak}
+    alone = {"passed": image["low"] > 0, "note": "image only less majority class"}
+    helps = {"passed": own["low"] > 0 and true_host["low"] > 0, "note": note + _signed(other)}
+    tested = [
+        ("without the image, defects cannot be told apart", context, none),
+        ("the micrograph alone tells defects apart", image, alone),
+        ("knowing the host's structure helps", own, helps),
     ]
     if TEXT_ARMS in gains:
         text, wrong = gains["image_text", "image_structure"], gains[TEXT_ARMS]
         note = "image + structure + text less image + structure, all hosts; less that with another host's text: "
-        passed = text["low"] > 0 and wrong["low"] > 0
-        statement = "the host's protocol helps beyond its structure"
-        claims.append(Claim.of(statement, text, threshold=0.0, passed=passed, unit=unit, note=note + _signed(wrong)))
-    return [claim.row() for claim in claims]
+        helps = {"passed": text["low"] > 0 and wrong["low"] > 0, "note": note + _signed(wrong)}
+        tested.append(("the host's protocol helps beyond its structure", text, helps))
+    return [claim(name, interval, unit="macro-F1", **how) for name, interval, how in tested]
 
 
 def _signed(row: dict) -> str:

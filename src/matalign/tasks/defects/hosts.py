@@ -83,16 +83,12 @@ def render(hosts: Hosts, split: str, cfg: Defects, *, epoch: int, seed: int, dev
     dose = FULL_DOSE_E_A2 if test else DOSE_DECILES_E_A2
     optics = Optics(image_px=cfg.image_px, pixel_A=cfg.pixel_A, dose_e_A2=dose)
     host, view, kind = listed(hosts, split, cfg)
-    parts = []
+    parts = [(torch.zeros(0, 2, cfg.image_px, cfg.image_px).half(), *(torch.zeros(0) for _ in range(3)))]
     for start in tqdm(range(0, len(host), CHUNK), f"{split} images", mininterval=1, disable=len(host) < 20 * CHUNK):
-        at = slice(start, start + CHUNK)
-        keys = [draws.view_seed(seed, epoch, hosts.mp_id[h], v) for h, v in zip(host[at], view[at], strict=True)]
-        made = defect_images.render(
-            hosts.structures, host[at], kind[at], keys, optics=optics, held_out=test, device=device
-        )
+        h, v, k = (each[start : start + CHUNK] for each in (host, view, kind))
+        keys = [draws.view_seed(seed, epoch, mp_id, number) for mp_id, number in zip(hosts.mp_id[h], v, strict=True)]
+        made = defect_images.render(hosts.structures, h, k, keys, optics=optics, held_out=test, device=device)
         images = torch.cat([made.images, defect_images.aperiodic(made.images, pixel_A=cfg.pixel_A)], dim=1).half().cpu()
         parts.append((images, made.view.axis.cpu(), made.view.dose_e_A2.cpu(), made.visibility.cpu()))
-    if not parts:
-        parts = [(torch.zeros(0, 2, cfg.image_px, cfg.image_px).half(), *(torch.zeros(0) for _ in range(3)))]
     images, axis, doses, visibility = (torch.cat(column) for column in zip(*parts, strict=True))
     return DefectSet(images, kind, host, axis.numpy().astype(np.int64), doses.numpy(), visibility.numpy())

@@ -13,12 +13,12 @@ its atoms attending to their tokens. `pretrained_fusion`: the pretrained ILD tow
 `text`, `image`: ridge regression on the frozen features of that modality alone.
 """
 
-import difflib
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import nn
 
+from matalign import config
 from matalign.config import Properties, Run, Weights
 from matalign.tasks.properties.networks import CrossAttention, Fusion
 from matalign.towers.crystal import Regressor
@@ -82,20 +82,18 @@ def groups(cfg: Properties) -> dict[Weights, tuple[Run, ...]]:
     targets, runs = dict(cfg.targets), dict(cfg.runs)
     if targets.keys() != runs.keys() or not all(targets.values()) or not all(runs.values()) or not targets:
         raise ValueError(f"targets: {', '.join(targets)}, but runs: {', '.join(runs)}; expected both of each group")
-    names = [name for group in targets.values() for name, _ in group]
-    for group in targets.values():
-        for name, weight in group:
-            if names.count(name) > 1 or not weight > 0:
-                raise ValueError(f"target {name!r}: expected once, with a weight above 0")
-    for run in (run for group in runs.values() for run in group):
+    weights = [pair for group in targets.values() for pair in group]
+    for name, weight in weights:
+        if [other for other, _ in weights].count(name) > 1 or not weight > 0:
+            raise ValueError(f"target {name!r}: expected once, with a weight above 0")
+    everywhere = [run for group in runs.values() for run in group]
+    for run in everywhere:
         if run.cohort not in COHORTS or run.split not in ("random", "chemsys"):
             raise ValueError(f"{run}: cohort {' or '.join(COHORTS)}, split random or chemsys")
         if not 0 < run.percent <= 100 or run.seeds < 1:
             raise ValueError(f"{run}: 0 < percent ≤ 100, seeds ≥ 1")
-    for arm in (*cfg.arms, *(arm for group in runs.values() for run in group for arm in (*run.also, *run.without))):
-        if arm not in ARMS:
-            near = difflib.get_close_matches(arm, ARMS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"arms: unknown {arm!r}, the nearest is {near!r}; of {', '.join(ARMS)}")
+    for arm in (*cfg.arms, *(arm for run in everywhere for arm in (*run.also, *run.without))):
+        config.known(arm, ARMS, "arms: unknown")
     return {targets[name]: runs[name] for name in targets}
 
 

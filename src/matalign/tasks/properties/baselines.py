@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from matalign import elements
 from matalign.data.dataset import Structures
@@ -78,6 +77,8 @@ def boosting(x: Mapping[str, np.ndarray], y: np.ndarray, score: Callable, classe
 
     Where most labels are equal, as the gaps of metals are, absolute error starts there and finds nothing to split on.
     """
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor  # here: takes a second
+
     if len(np.unique(y)) < 2:
         return constant(x, y, score, classes)
     options = {"max_iter": TREES, "learning_rate": TREE_RATE, "early_stopping": False, "random_state": 0}

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,12 @@ from torch import Tensor, nn
 from matalign import cache, config, paths, towers
 from matalign.config import Properties
 from matalign.pretrain import encode
-from matalign.quantities import ENERGY
-from matalign.tasks import parallel
-from matalign.tasks.fit import on_threads, weights
+from matalign.pretrain.checkpoint import on_threads
+from matalign.tasks.fit import weights
 from matalign.tasks.properties import baselines, networks
 from matalign.tasks.properties.arms import NETWORKS, Fit, groups, read
-from matalign.tasks.properties.features import features_key, frozen, graphs
 from matalign.tasks.properties.labels import standard
-from matalign.tasks.properties.task import PARTS, Task, rows, task
+from matalign.tasks.properties.task import PARTS, Task, frozen, graphs, rows, task
 
 FEWEST = 0.01  # share of the labels that `min_steps` is for
 WORTH_A_PROCESS = 100_000  # crystals shown in training; below, starting processes costs more than it saves
@@ -78,8 +75,10 @@ def key(t: Task, fit: Fit) -> dict[str, Any]:
         out |= {name: getattr(t.cfg, name) for name in ("batch_size", "learning_rate", "weight_decay")}
         if network.weights:
             out["weights"] = encode.fingerprint(t.cfg.profile, network.weights, "crystal")
+    made_of = {"weights": encode.fingerprint(t.cfg.profile, "pretrained")}
+    made_of |= {"data": t.curated.digest, "version": config.version("embed")}
     modalities = read(fit.arm, fit.cohort, t.model.towers)
-    return out | {modality: cache.digest(features_key(t, modality)) for modality in modalities}
+    return out | {modality: cache.digest({"modality": modality, **made_of}) for modality in modalities}
 
 
 def network(t: Task, fit: Fit, pooled: Sequence[Tensor] = ()) -> nn.Module:
@@ -112,49 +111,34 @@ def fit_or_load(cfg: Properties, fit: Fit) -> dict[str, Any]:
     parts, labels = rows(t, fit), t.labels[list(fit.weights)].to_numpy()
 
     def compute() -> dict[str, Any]:
-        if fit.arm in NETWORKS:
-            out = _train(t, fit, labels, parts, cache.folder("properties", key(t, fit)) / "state.pt")
-        else:
-            out = baselines.each_target(*_baseline(t, fit), list(fit.weights), labels, parts)
-        return out | {f"{name}_rows": r for name, r in parts.items()}
+        made = _network(t, fit, labels, parts) if fit.arm in NETWORKS else _baseline(t, fit, labels, parts)
+        return made | {f"{name}_rows": r for name, r in parts.items()}
 
     with on_threads(1):
         return cache.memo("properties", key(t, fit), compute)
 
 
-def _train(t: Task, fit: Fit, labels: np.ndarray, parts: Mapping[str, np.ndarray], state: Path) -> dict[str, Any]:
-    cfg, arm = t.cfg, NETWORKS[fit.arm]
-    others = [frozen(cfg, modality)[arm.others] for modality in read(fit.arm, fit.cohort, t.model.towers)]
-    inputs = networks.Inputs(graphs(cfg), others, t.device)
-    model = network(t, fit, inputs.pooled(parts["train"]))
-    predicted = networks.train(
-        model,
-        inputs,
-        labels,
-        parts,
-        targets=fit.weights,
-        kept_by=ENERGY if ENERGY in fit.weights else "",
-        steps=fit.steps,
-        batch_size=cfg.batch_size,
-        learning_rate=cfg.learning_rate,
-        weight_decay=cfg.weight_decay,
-        seed=fit.seed,
-        tower_rate=arm.tower_rate,
-        state=state,
-    )
-    mean, std = standard(labels[parts["train"]], list(fit.weights))
-    kept = {f"weight.{name}": w.numpy() for name, w in weights(model).items()}
-    return predicted | {"mean": mean, "std": std} | kept
+def _network(t: Task, fit: Fit, labels: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    arm, targets = NETWORKS[fit.arm], list(fit.weights)
+    others = [frozen(t.cfg, modality)[arm.others] for modality in read(fit.arm, fit.cohort, t.model.towers)]
+    inputs = networks.Inputs(graphs(t.cfg), others, t.device)
+    model, state = network(t, fit, inputs.pooled(parts["train"])), cache.folder("properties", key(t, fit)) / "state.pt"
+    how = {"targets": fit.weights, "steps": fit.steps, "seed": fit.seed, "tower_rate": arm.tower_rate, "state": state}
+    predicted = networks.train(model, inputs, labels, parts, schedule=t.cfg, **how)
+    scale = dict(zip(("mean", "std"), standard(labels[parts["train"]], targets)))
+    return predicted | scale | {f"weight.{name}": w.numpy() for name, w in weights(model).items()}
 
 
-def _baseline(t: Task, fit: Fit) -> tuple[Any, np.ndarray]:
-    """How an arm without a network is fitted, and the features of all materials that it sees."""
+def _baseline(t: Task, fit: Fit, labels: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """An arm without a network, on the features of all materials that it sees."""
     if fit.arm == "dummy":
-        return baselines.constant, np.zeros((len(t.labels), 1))
-    if fit.arm == "composition":
-        return baselines.boosting, baselines.composition_features(t.curated.structures)
-    (modality,) = read(fit.arm, fit.cohort, t.model.towers)
-    return baselines.ridge, frozen(t.cfg, modality)["tokens"].mean(1, dtype=np.float32)
+        how, features = baselines.constant, np.zeros((len(labels), 1))
+    elif fit.arm == "composition":
+        how, features = baselines.boosting, baselines.composition_features(t.curated.structures)
+    else:
+        (modality,) = read(fit.arm, fit.cohort, t.model.towers)
+        how, features = baselines.ridge, frozen(t.cfg, modality)["tokens"].mean(1, dtype=np.float32)
+    return baselines.each_target(how, features, list(fit.weights), labels, parts)
 
 
 def fit_all(cfg: Properties, fits: Sequence[Fit]) -> dict[Fit, dict[str, Any]]:
@@ -168,4 +152,4 @@ def fit_all(cfg: Properties, fits: Sequence[Fit]) -> dict[Fit, dict[str, Any]]:
         frozen(cfg, modality)
     short = sum(fit.steps for fit in pending) * cfg.batch_size < WORTH_A_PROCESS
     processes = 1 if t.device.type == "cuda" or short else min(cfg.threads, len(pending))
-    return parallel.results(partial(fit_or_load, cfg), fits, pending, processes=processes, title="fits")
+    return dict(zip(fits, cache.each(partial(fit_or_load, cfg), fits, processes=processes, title="fits")))

@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float, Float16, Float32, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
-from matalign.quantities import METAL
+from matalign.config import Properties
+from matalign.quantities import ENERGY, METAL
 from matalign.tasks import fit
 from matalign.tasks.properties.labels import Parts, Predictions, masked_error, standard
 from matalign.towers.crystal import pool
@@ -61,15 +63,6 @@ class Fusion(nn.Module):
         return self.head(torch.cat([self.tower(batch)[0], *pooled], 1))
 
 
-def _dense(x: Float[Tensor, "atoms width"], batch: Batch) -> tuple[Tensor, Tensor]:
-    """Values of the atoms, zero beyond each crystal's last, (B, A, width), and where there are atoms, (B, A)."""
-    sizes = batch.ptr.diff()
-    longest = int(sizes.max())
-    place = torch.arange(len(x), device=x.device) - batch.ptr.index_select(0, batch.batch)
-    flat = x.new_zeros(len(sizes) * longest, x.shape[1]).index_copy(0, batch.batch * longest + place, x)
-    return flat.view(len(sizes), longest, -1), torch.arange(longest, device=x.device) < sizes[:, None]
-
-
 class CrossAttention(nn.Module):
     """The atoms attend, in one block with residual, over the other modalities' tokens and over themselves.
 
@@ -86,7 +79,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, batch: Batch, *others: Float[Tensor, "crystals _ _"]) -> Float[Tensor, "crystals targets"]:
         """Standardised predictions; they depend neither on the order of the atoms nor on the size of other crystals."""
-        atoms, there = _dense(self.tower(batch)[1]["atoms"], batch)
+        sizes = batch.ptr.diff()
+        atoms = pad_sequence(self.tower(batch)[1]["atoms"].split(sizes.tolist()), batch_first=True)  # (B, A, width)
+        there = torch.arange(atoms.shape[1], device=atoms.device) < sizes[:, None]
         tokens = [project(x) for project, x in zip(self.others, others, strict=True)]
         keys = self.key(torch.cat([atoms, *tokens], 1))  # (B, A + T, width)
         absent = F.pad(~there, (0, keys.shape[1] - atoms.shape[1]))
@@ -139,16 +134,15 @@ def train(
     parts: Parts,
     *,
     targets: Mapping[str, float],
-    kept_by: str,
+    schedule: Properties,
     steps: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
     seed: int,
     state: Path,
     tower_rate: float = 1.0,
 ) -> Predictions:
-    """Train a network; keep the weights that are best on validation.
+    """Train a network (AdamW, one cycle); keep the weights that are best on validation.
+
+    That is decided by the error of E_f where it is among the targets, else by the loss.
 
     Args:
         model: before training.
@@ -156,28 +150,27 @@ def train(
         labels: of all materials, NaN where absent.
         parts: rows.
         targets: name -> weight in the loss.
-        kept_by: the target whose error on validation decides which weights are kept; "": the loss does.
+        schedule: its batch size, highest learning rate and weight decay.
         steps: of the optimiser.
-        batch_size: rows in a step.
-        learning_rate: the highest of the cycle.
-        weight_decay: of AdamW.
         seed: of the order of the rows.
         state: file of the training state, from which a killed fit goes on to the same weights.
-        tower_rate: the rate of `model.tower`, of `learning_rate`.
+        tower_rate: the rate of `model.tower`, of the learning rate.
     """
-    device = next(model.parameters()).device
-    names = list(targets)
+    device, names = next(model.parameters()).device, list(targets)
     classes = np.array([name == METAL for name in names])
     mean, std = standard(labels[parts["train"]], names)
     scaled = torch.from_numpy((labels - mean) / std).float()
     weights, kinds = torch.tensor(list(targets.values())), torch.from_numpy(classes)
-    deciding = torch.tensor([kept_by in (name, "") for name in names])
+    deciding = torch.tensor([name == ENERGY or ENERGY not in names for name in names])
     loss = partial(masked_error, weights=weights.to(device), classes=kinds.to(device))
     score = partial(masked_error, weights=weights * deciding, classes=kinds)
-    optimizer, schedule = _one_cycle(model, learning_rate, tower_rate, weight_decay=weight_decay, steps=steps)
+    named = list(model.named_parameters())
+    groups = [{"params": [p for name, p in named if name.startswith("tower.") == tower]} for tower in (True, False)]
+    fused = True if device.type == "cuda" else None  # one kernel a step, where a GPU would wait for many
+    optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=schedule.weight_decay, fused=fused)
 
     def error(step: int) -> Tensor:
-        chosen = draw(parts["train"], step, batch_size=batch_size, seed=seed)
+        chosen = draw(parts["train"], step, batch_size=schedule.batch_size, seed=seed)
         return loss(model(*inputs(chosen)), scaled[chosen].to(device))
 
     fit.train(
@@ -185,7 +178,7 @@ def train(
         error,
         steps=steps,
         optimizer=optimizer,
-        schedule=schedule,
+        schedule=fit.one_cycle(optimizer, schedule.learning_rate, steps, shares=(tower_rate, 1.0)),
         max_norm=1.0,
         validate=lambda: float(score(predict(model, inputs, parts["val"]), scaled[parts["val"]])),
         checks={round(steps * (i + 1) / CHECKS) for i in range(CHECKS)},
@@ -193,17 +186,6 @@ def train(
     )
     found = {name: predict(model, inputs, parts[name]).double() for name in ("val", "test")}
     return {name: np.where(classes, torch.sigmoid(x).numpy(), x.numpy() * std + mean) for name, x in found.items()}
-
-
-def _one_cycle(
-    model: nn.Module, learning_rate: float, tower_rate: float, *, weight_decay: float, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW with one cycle, in which the tower learns at its share of the rate."""
-    named = list(model.named_parameters())
-    groups = [[p for name, p in named if name.startswith("tower.") == inside] for inside in (True, False)]
-    fused = True if named[0][1].device.type == "cuda" else None  # one kernel a step, where a GPU would wait for many
-    optimizer = torch.optim.AdamW([{"params": g} for g in groups], lr=1.0, weight_decay=weight_decay, fused=fused)
-    return optimizer, fit.one_cycle(optimizer, learning_rate, steps, shares=(tower_rate, 1.0))
 
 
 @torch.no_grad()

@@ -6,13 +6,13 @@ that its mean is the error rate, 1 − accuracy.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from matalign import quantities, stats
-from matalign.claims import ALPHA, Claim
+from matalign.claims import ALPHA, claim
 from matalign.config import Properties
 from matalign.quantities import ENERGY, METAL
 from matalign.tasks.properties import fits
@@ -63,24 +63,19 @@ def metrics(cfg: Properties, results: Result) -> dict[str, Any]:
         `results`, `comparisons`, `claims`, `fits`, `parity` (and the head every stage has): plain values, rows sorted.
     """
     t = task(cfg)
-    by: dict[Place, dict[str, list[Fit]]] = {}
+    by: dict[Place, dict[str, dict[Fit, Any]]] = {}
     for fit in sorted(results, key=lambda f: (ARMS.index(f.arm), f.seed)):
         for target in fit.weights:
-            by.setdefault((fit.cohort, fit.split, fit.percent, target), {}).setdefault(fit.arm, []).append(fit)
-    places = {
-        place: {arm: _scores(t, {f: results[f] for f in same}, place[-1]) for arm, same in arms.items()}
-        for place, arms in sorted(by.items())
-    }
+            place = (fit.cohort, fit.split, fit.percent, target)
+            by.setdefault(place, {}).setdefault(fit.arm, {})[fit] = results[fit]
+    places = {p: {arm: _scores(t, same, p[-1]) for arm, same in arms.items()} for p, arms in sorted(by.items())}
     tables = {"results": _results(cfg, places), "comparisons": _comparisons(cfg, places)}
     return {
-        "stage": "properties",
-        "profile": cfg.profile,
-        "synthetic": t.curated.synthetic,
-        "seed": cfg.seed,
+        **cfg.head(synthetic=t.curated.synthetic),
         **tables,
         "claims": _claims(places, tables),
         "fits": sorted((_fit_row(t, f, r) for f, r in results.items()), key=lambda row: str(tuple(row.values())[:6])),
-        "parity": _parity(t, results, places),
+        "parity": _parity(places),
     }
 
 
@@ -96,17 +91,16 @@ def unit(target: str) -> str:
 
 def _scores(t: Task, results: Result, target: str) -> Scores:
     """Scores of one arm from its fits, one a seed."""
-    labels = t.labels[target].to_numpy()
-    first = next(iter(results.values()))["test_rows"]
+    labels, first = t.labels[target].to_numpy(), next(iter(results.values()))["test_rows"]
     tested = first[~np.isnan(labels[first])]
-    columns = [(r, list(f.weights).index(target)) for f, r in results.items()]
-    predicted = np.stack([r["test"][~np.isnan(labels[r["test_rows"]]), k] for r, k in columns])
+    made = [(r["test"][:, list(f.weights).index(target)], r["test_rows"]) for f, r in results.items()]
+    predicted = np.stack([values[~np.isnan(labels[rows])] for values, rows in made])
     return Scores(
         predicted=predicted,
         true=labels[tested],
         errors=np.stack([errors(p, labels[tested], target) for p in predicted]),
         clusters=t.curated.materials.chemsys.to_numpy()[tested],
-        n_train=round(np.mean([(~np.isnan(labels[r["train_rows"]])).sum() for r in results.values()])),
+        n_train=round(np.mean([np.isfinite(labels[r["train_rows"]]).sum() for r in results.values()])),
         val_error=float(np.mean([_val_error(t, f, r, target) for f, r in results.items()])),
     )
 
@@ -123,17 +117,13 @@ def _key(place: Place, arm: str) -> dict[str, Any]:
 def _results(cfg: Properties, places: Mapping[Place, Mapping[str, Scores]]) -> list[dict[str, Any]]:
     table = []
     for place, arms in places.items():
+        about = {"unit": unit(place[-1])}
         for arm, s in arms.items():
+            n = {"n_train": s.n_train, "n_test": len(s.true), "n_chemsys": len(set(s.clusters)), "seeds": len(s.errors)}
             for metric in ("accuracy", "F1") if place[-1] == METAL else ("MAE", "RMSE"):
                 values, statistic = s.values(metric)
                 i = stats.bootstrap(values, s.clusters, statistic=statistic, resamples=cfg.bootstrap, seed=cfg.seed)
-                table.append(
-                    _key(place, arm)
-                    | {"metric": metric, "unit": unit(place[-1])}
-                    | i.bounds()
-                    | {"n_train": s.n_train, "n_test": len(s.true), "n_chemsys": len(set(s.clusters))}
-                    | {"seeds": len(s.errors)}
-                )
+                table.append(_key(place, arm) | {"metric": metric, **about, **i.bounds(), **n})
     return table
 
 
@@ -143,23 +133,19 @@ def _comparisons(cfg: Properties, places: Mapping[Place, Mapping[str, Scores]]) 
     `difference` is the reduction itself: of an error rate, the gain in accuracy. A baseline without any error leaves
     nothing to compare.
     """
-    table = []
+    table, options = [], {"relative": True, "resamples": cfg.bootstrap, "seed": cfg.seed}
+    pairs = [(arm, baseline) for arm, others in COMPARED.items() for baseline in others]
     for place, arms in places.items():
-        for arm, baseline in ((a, b) for a in COMPARED for b in COMPARED[a] if a in arms and b in arms):
+        for arm, baseline in ((a, b) for a, b in pairs if a in arms and b in arms and arms[b].errors.any()):
             a, b = arms[arm].errors, arms[baseline].errors
-            if not b.any():
-                continue
-            kwargs = {"relative": True, "resamples": cfg.bootstrap, "seed": cfg.seed}
-            i = stats.paired(a, b, arms[baseline].clusters, **kwargs)
+            i = stats.paired(a, b, arms[baseline].clusters, **options)
             table.append(
                 _key(place, arm)
                 | {"baseline": baseline, "error": "error rate" if place[-1] == METAL else "MAE"}
                 | {"gain_percent": 100 * (0 - i.value), "low": 100 * (0 - i.high), "high": 100 * (0 - i.low)}
                 | {"difference": float(b.mean() - a.mean()), "p": i.p, "seeds": len(b), "n_test": b.shape[1]}
             )
-    for row, adjusted in zip(table, stats.holm([row["p"] for row in table])):
-        row["p_holm"] = float(adjusted)
-    return table
+    return stats.adjusted(table)
 
 
 def _claims(places: Mapping[Place, Mapping[str, Scores]], tables: Mapping[str, list]) -> list[dict[str, Any]]:
@@ -167,68 +153,51 @@ def _claims(places: Mapping[Place, Mapping[str, Scores]], tables: Mapping[str, l
 
     All from cohort A, from the structure alone.
     """
-    gains, over_control, of_control = (
-        {
-            (r["split"], r["label_percent"]): r
-            for r in tables["comparisons"]
-            if (r["cohort"], r["target"], r["arm"], r["baseline"]) == ("A", ENERGY, arm, baseline)
-        }
-        for arm, baseline in (("pretrained", "scratch"), ("pretrained", CONTROL), (CONTROL, "scratch"))
-    )
-    claims = []
-    chemsys = [percent for split, percent in gains if split == "chemsys"]
-    if chemsys:
+    by = {
+        (r["arm"], r["baseline"], r["split"], r["label_percent"]): r
+        for r in tables["comparisons"]
+        if (r["cohort"], r["target"]) == ("A", ENERGY)
+    }
+    claims, headline = [], ("pretrained", "scratch")
+    if chemsys := [percent for *pair, split, percent in by if (*pair, split) == (*headline, "chemsys")]:
         percent = min(chemsys, key=lambda p: (abs(math.log(p / 5)), p))
-        row = gains["chemsys", percent]
-        exact = percent == 5 and row["seeds"] == 5
-        where = f"chemsys split, {percent:g} % of labels, seeds: {row['seeds']}"
-        note = (
-            "the pre-registered cell"
-            if exact
-            else "not the pre-registered cell (5 %, 5 seeds), the nearest this run holds"
-        )
-        claims.append(
-            _gain_claim("pre-registered: E_f, pretrained against scratch", row, f"{where}; {note}", prereg=True)
-        )
-        if control := over_control.get(("chemsys", percent)):
-            passed = control["low"] > 0 and control["p_holm"] < ALPHA
-            gain = "{gain_percent:.1f} [{low:.1f}, {high:.1f}] % on scratch".format(**of_control["chemsys", percent])
-            p = f"p = {control['p_holm']:.3g} (Holm)"
-            claims.append(
-                Claim.of(
-                    "of that gain, the contrastive loss has a share",
-                    {**control, "value": control["gain_percent"]},
-                    threshold=0.0,
-                    passed=passed,
-                    unit="%",
-                    note=f"pretrained against the auxiliary objective alone, which gains {gain}; {p}",
-                )
+        row = by[*headline, "chemsys", percent]
+        note = "the pre-registered cell"
+        if percent != 5 or row["seeds"] != 5:
+            note = "not the pre-registered cell (5 %, 5 seeds), the nearest this run holds"
+        note = f"chemsys split, {percent:g} % of labels, seeds: {row['seeds']}; {note}"
+        claims.append(_gain_claim("pre-registered: E_f, pretrained against scratch", row, note, prereg=True))
+        if control := by.get(("pretrained", CONTROL, "chemsys", percent)):
+            gain = "{gain_percent:.1f} [{low:.1f}, {high:.1f}] % on scratch"
+            gain = gain.format(**by[CONTROL, "scratch", "chemsys", percent])
+            note = f"pretrained against the auxiliary objective alone, which gains {gain}; "
+            note += f"p = {control['p_holm']:.3g} (Holm)"
+            passed, row = (
+                control["low"] > 0 and control["p_holm"] < ALPHA,
+                {**control, "value": control["gain_percent"]},
             )
+            name = "of that gain, the contrastive loss has a share"
+            claims.append(claim(name, row, passed=passed, unit="%", note=note))
     for split in ("chemsys", "random"):
-        if row := gains.get((split, 100.0)):
+        if row := by.get((*headline, split, 100.0)):
             note = f"the proposal's claim as written; {split} split, all labels, seeds: {row['seeds']}"
             claims.append(_gain_claim(f"E_f gain of at least 15 %, all labels, {split} split", row, note, prereg=False))
     for split in ("random", "chemsys"):
         if found := _best(places, split):
             percent, arm = found
-            row = next(
-                r
-                for r in tables["results"]
-                if (r["cohort"], r["split"], r["label_percent"], r["target"], r["arm"], r["metric"])
-                == ("A", split, percent, ENERGY, arm, "MAE")
-            )
+            cell = _key(("A", split, percent, ENERGY), arm) | {"metric": "MAE"}
+            row = next(r for r in tables["results"] if cell.items() <= r.items())
             note = f"{arm}, best on validation of the structure-only arms; {percent:g} % of labels"
             name, passed = f"E_f MAE below 0.1 eV/atom, {split} split", row["high"] < 0.1
-            claims.append(Claim.of(name, row, threshold=0.1, passed=passed, unit=unit(ENERGY), note=note))
-    return [claim.row() for claim in claims]
+            claims.append(claim(name, row, threshold=0.1, passed=passed, unit=unit(ENERGY), note=note))
+    return claims
 
 
-def _gain_claim(claim: str, row: Mapping[str, Any], note: str, *, prereg: bool) -> Claim:
+def _gain_claim(name: str, row: Mapping[str, Any], note: str, *, prereg: bool) -> dict[str, Any]:
     """PASS: gain at least 15 % and lower bound above 0; STRONG (pre-registered cell): lower bound at least 15 %."""
     passed = row["gain_percent"] >= 15 and row["low"] > 0
-    row = {**row, "value": row["gain_percent"]}
-    found = Claim.of(claim, row, threshold=15.0, passed=passed, unit="%", note=note)
-    return replace(found, verdict="STRONG") if prereg and passed and row["low"] >= 15 else found
+    found = claim(name, {**row, "value": row["gain_percent"]}, threshold=15.0, passed=passed, unit="%", note=note)
+    return found | {"verdict": "STRONG"} if prereg and passed and row["low"] >= 15 else found
 
 
 def _best(places: Mapping[Place, Mapping[str, Scores]], split: str) -> tuple[float, str] | None:
@@ -246,7 +215,7 @@ def _fit_row(t: Task, fit: Fit, result: Mapping[str, Any]) -> dict[str, Any]:
     return order | sizes | {"val_error": {name: _val_error(t, fit, result, name) for name in fit.weights}}
 
 
-def _parity(t: Task, results: Result, places: Mapping[Place, Mapping[str, Scores]]) -> dict[str, list[float]]:
+def _parity(places: Mapping[Place, Mapping[str, Scores]]) -> dict[str, list[float]]:
     """True and predicted E_f of test materials of the random split, of the structure-only arm best on validation."""
     if not (found := _best(places, "random")):
         return {"true": [], "predicted": []}

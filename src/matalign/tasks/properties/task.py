@@ -20,6 +20,7 @@ from matalign.data.dataset import Curated
 from matalign.data.splits import unit_hash
 from matalign.pretrain import encode
 from matalign.tasks.properties.arms import Fit, groups
+from matalign.views.graphs import GraphStore
 
 PARTS = ("train", "val", "test")
 
@@ -91,3 +92,36 @@ def rows(t: Task, fit: Fit) -> dict[str, np.ndarray]:
             f"no material in {empty[0]}"
         )
     return out
+
+
+@functools.cache
+def graphs(cfg: Properties) -> GraphStore:
+    """Graphs of the profile's materials as its pretrained tower takes them, once a process."""
+    return task(cfg).model.graphs(task(cfg).curated.structures)
+
+
+@functools.cache
+def frozen(cfg: Properties, modality: str) -> dict[str, np.ndarray]:
+    """What the frozen towers make of every material, of the stage `embed`.
+
+    Of an image, rendered with a fixed key at the model's optics: the cells of the last feature map. Of a text: its
+    pooled features at the model's mask level, the mean over the protocols that the material shows. Of a crystal: its
+    pooled features.
+
+    Returns:
+        `tokens` (M, tokens, dim) and `embeddings` (M, 1, embed_dim) of the aligned space; NaN where a material has no
+        protocol.
+    """
+    t, made = task(cfg), encode.features(cfg.profile, modality=modality)
+    if modality == "text":
+        return {"tokens": _shown(t, made["pooled"]), "embeddings": _shown(t, made["embeddings"])}
+    tokens = made["map"] if modality == "image" else made["pooled"][:, None]
+    return {"tokens": tokens, "embeddings": made["embeddings"][:, None]}
+
+
+def _shown(t: Task, values: np.ndarray) -> np.ndarray:
+    """(M, 1, d) mean of values (protocols, d) over the protocols that a material shows; NaN where it shows none."""
+    shown = np.flatnonzero(t.curated.protocols.index.isin(t.protocols.index))
+    material = t.curated.materials.mp_id.searchsorted(t.protocols.mp_id)
+    mean = pd.DataFrame(values[shown].astype(np.float64)).groupby(material).mean()
+    return np.array(mean.reindex(range(len(t.labels))), np.float32)[:, None]

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from scipy import sparse
 from scipy.spatial.distance import cdist
-from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,6 +61,8 @@ class Arm:
 
 def baselines(gallery: Gallery) -> dict[str, Arm]:
     """The arms without parameters: they read the elements' numbers and the text, nothing else."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # here: its import takes a second
+
     texts, _ = gallery.texts
     formula = gallery.curated.materials.formula.to_numpy()[gallery.rows]
     of_text = text_fractions(texts)

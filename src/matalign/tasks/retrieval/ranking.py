@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import gammaln
-from scipy.stats import hypergeom
 
 QUERIES = 256  # ranked at once
 
@@ -79,6 +78,8 @@ class Ranks:
         Raises:
             ValueError: several right answers may tie, or n is not from 1 to N.
         """
+        from scipy.stats import hypergeom  # here: its import takes a second
+
         if (self.right > 1).any() or not 1 <= n <= gallery:
             raise ValueError(f"expected one right answer each, and 1 to {gallery} of them; got {n}")
         ahead = np.arange(gallery)

@@ -11,11 +11,9 @@ material's score is the mean over its protocols. Every arm maps both sides to fe
     image         the same, where a micrograph is one side
 """
 
-import dataclasses
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from matalign import cache, config, paths, stats
-from matalign.claims import ALPHA, Claim
+from matalign.claims import ALPHA, claim
 from matalign.config import Retrieval
 from matalign.data import dataset
 from matalign.data.dataset import Curated
@@ -60,22 +58,6 @@ class Study:
         """(N,) rows of the curated set that are in the gallery, the same at every level."""
         return self.gallery(0).rows
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the model's config and weights."""
-        config = {k: v for k, v in dataclasses.asdict(self.model.config).items() if k != "profile"}
-        hasher = hashlib.blake2b(cache.digest(config).encode(), digest_size=8)
-        for name, tensor in sorted(self.model.aligned.state_dict().items()):
-            hasher.update(name.encode())
-            hasher.update(tensor.cpu().contiguous().numpy().data)
-        return hasher.hexdigest()
-
-    def memo(self, stage: str, key: dict[str, Any], compute: Callable[[], cache.Result]) -> cache.Result:
-        """`cache.memo`, keyed by data, model and version besides."""
-        common = {"data": self.curated.digest, "model": self.fingerprint, "threads": self.cfg.threads}
-        key = {**key, **common, "per_material": self.cfg.protocols_per_material}
-        return cache.memo(stage, {**key, "version": config.version("retrieval")}, compute)
-
     def crystals(self) -> tuple[np.ndarray, np.ndarray]:
         """(N, width) pooled features of the crystal tower; (N, embed_dim) where its head puts them."""
         made = encode.features(self.cfg.profile, modality="crystal")
@@ -92,12 +74,13 @@ class Study:
         material = np.sqrt(gallery.fractions)
         if name == "structure":
             material = np.concatenate([material, self.crystals()[0]], axis=1)
-        options = {k: getattr(self.cfg, k) for k in ("epochs", "batch_size", "learning_rate", "seed")}
-        stored = self.memo(
-            "retrieval",
-            {"arm": name, "level": gallery.level, **options},
-            lambda: matchers.train(torch.from_numpy(material).float(), texts, gallery, **options),
-        )
+        cfg = self.cfg
+        options = {k: getattr(cfg, k) for k in ("epochs", "batch_size", "learning_rate", "seed")}
+        key = {"arm": name, "level": gallery.level, **options, "threads": cfg.threads, "data": self.curated.digest}
+        key |= {"model": encode.fingerprint(cfg.profile, "pretrained"), "text": self.model.towers["text"].fingerprint}
+        key |= {"per_material": cfg.protocols_per_material, "version": config.version("retrieval")}
+        material = torch.from_numpy(material).float()
+        stored = cache.memo("retrieval", key, lambda: matchers.train(material, texts, gallery, **options))
         return Arm(stored["materials"], stored["texts"])
 
     def paired(self, query: str, target: str, arm: str) -> bool | None:
@@ -175,12 +158,8 @@ def image_outcomes(study: Study) -> list[Outcome]:
     ranked: list[Outcome] = []
     for name, a, b in (("random", same, same), ("image", structures, images)):
         for query, target, left, right in (("structure", "image", a, b), ("image", "structure", b, a)):
-            ranks = rank(
-                lambda queries, left=left, right=right: matchers.cosine(left[queries], right),
-                gallery.queries,
-                gallery.queries,
-                gallery.neighbours,
-            )
+            products = partial(lambda left, right, queries: left[queries] @ right.T, left, right)
+            ranks = rank(products, gallery.queries, gallery.queries, gallery.neighbours)
             ranked += outcome(gallery, ranks, query=query, target=target, arm=name)
     return ranked
 
@@ -229,11 +208,8 @@ def gallery_curve(study: Study, ranked: Sequence[Outcome]) -> list[dict[str, Any
     """
     chemsys = study.gallery(0).chemsys
     rows = []
-    for o in ranked:
-        if (o.query, o.target, o.gallery) != ("structure", "text", "full"):
-            continue
-        if o.arm not in CURVE or o.level not in CURVE_LEVELS:
-            continue
+    shown = [o for o in ranked if (o.query, o.target, o.gallery) == ("structure", "text", "full")]
+    for o in (o for o in shown if o.arm in CURVE and o.level in CURVE_LEVELS):
         for n in (*(n for n in CURVE_SIZES if n < o.n_gallery), o.n_gallery):
             for metric in CURVE_METRICS:
                 scores = o.ranks.metric_among(metric, n, gallery=o.n_gallery)
@@ -255,21 +231,11 @@ def comparisons(study: Study, ranked: Sequence[Outcome]) -> list[dict[str, Any]]
         family = []
         for level in sorted({key[3] for key in by if key[:3] == (query, target, gallery) and key[4] == "structure"}):
             at = (query, target, gallery, level)
+            cell = {"level": level, "gallery": gallery, "query": query, "target": target, "arm": "structure"}
             for baseline in BASELINES:
                 d = stats.paired(by[*at, "structure"], by[*at, baseline], chemsys, **options)
-                family.append(
-                    {"level": level, "gallery": gallery, "query": query, "target": target, "arm": "structure"}
-                    | {
-                        "baseline": baseline,
-                        "metric": "MRR",
-                        "difference": d.value,
-                        "low": d.low,
-                        "high": d.high,
-                        "p": d.p,
-                    }
-                )
-        for row, p in zip(family, stats.holm([row["p"] for row in family]), strict=True):
-            rows.append({**row, "p_holm": float(p)})
+                family.append({**cell, "baseline": baseline, "metric": "MRR", **d.bounds("difference")})
+        rows += stats.adjusted(family)
     return rows
 
 
@@ -286,37 +252,33 @@ def claims(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]
         return next((r for r in table if all(r[k] == v for k, v in wanted.items())), None)
 
     tested = []
-    own = find(rows, level=1, arm="structure", metric="R@10")
-    if own:
-        counting = find(rows, level=1, arm="jaccard", metric="R@10")
-        also = "also passes" if counting["value"] > THRESHOLD else "does not pass"
-        note = f"element Jaccard, which only counts elements, gets {counting['value']:.3f} and {also}"
+    if own := find(rows, level=1, arm="structure", metric="R@10"):
+        counting = find(rows, level=1, arm="jaccard", metric="R@10")["value"]
+        also = "also passes" if counting > THRESHOLD else "does not pass"
+        note = f"element Jaccard, which only counts elements, gets {counting:.3f} and {also}"
         name = "Recall@10 > 80 % for synthesis retrieval (L1)"
-        tested.append(Claim.of(name, own, threshold=THRESHOLD, passed=own["low"] > THRESHOLD, note=note))
+        tested.append(claim(name, own, threshold=THRESHOLD, passed=own["low"] > THRESHOLD, note=note))
     for level, baseline, name in (
         (1, "jaccard", "element Jaccard"),
-        *((n, "composition", "composition only") for n in (1, 2)),
+        (1, "composition", "composition only"),
+        (2, "composition", "composition only"),
     ):
-        d = find(differences, level=level, baseline=baseline)
-        if d:
-            scores = (
-                find(rows, level=level, arm=arm, metric="MRR")["value"] for arm in ("structure", baseline, "pretrained")
-            )
+        if d := find(differences, level=level, baseline=baseline):
+            arms = ("structure", baseline, "pretrained")
+            scores = (find(rows, level=level, arm=arm, metric="MRR")["value"] for arm in arms)
             note = "MRR {:.3f} against {:.3f}; as pretraining left it {:.3f}; ".format(*scores)
             note += f"p = {d['p_holm']:.3g} (Holm)"
             name = f"structure tower beats {name} in MRR (L{level})"
             passed = d["low"] > 0 and d["p_holm"] < ALPHA
-            tested.append(Claim.of(name, {**d, "value": d["difference"]}, threshold=0.0, passed=passed, note=note))
-    return [claim.row() for claim in tested]
+            tested.append(claim(name, {**d, "value": d["difference"]}, passed=passed, note=note))
+    return tested
 
 
 def metrics(study: Study, ranked: Sequence[Outcome]) -> dict[str, Any]:
     """What `results/<profile>/metrics/retrieval.json` holds."""
-    cfg = study.cfg
     rows, differences = results(study, ranked), comparisons(study, ranked)
-    head = {"stage": "retrieval", "profile": cfg.profile, "synthetic": study.curated.synthetic, "seed": cfg.seed}
     return {
-        **head,
+        **study.cfg.head(synthetic=study.curated.synthetic),
         "results": rows,
         "comparisons": differences,
         "gallery_curve": gallery_curve(study, ranked),

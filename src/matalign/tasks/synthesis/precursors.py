@@ -11,6 +11,7 @@ own composition, so what is learned of carbonates or sulfides serves those that 
 to the same set.
 """
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -21,10 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.spatial.distance import cdist
+from scipy.special import log_softmax
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matalign import elements
+from matalign.config import Recommendation
 from matalign.data import formulas
 from matalign.data.formulas import COMMON, telling
 from matalign.data.protocols import Protocol
@@ -119,14 +122,14 @@ def assemble(
         open_, done = {i: beams[i] for i in rows}, {i: {} for i in rows}
         for _ in range(FRESH + 1):
             queries = [(i, steps[i][depth], chosen) for i in rows for chosen in open_[i]]
-            scored = _score(score, queries)
+            scored = itertools.chain(*(score(queries[i : i + QUERIES]) for i in range(0, len(queries), QUERIES)))
             grown: dict[int, dict] = {i: {} for i in rows}
             for row, (i, element, chosen) in zip(scored, queries):
                 free, so_far = vocabulary.candidates(systems[i], element, chosen), open_[i][chosen]
                 if not free:  # nobody knows how to bring it
                     _add(done[i], chosen, so_far)
                     continue
-                chances = so_far + _log_softmax(row[free])
+                chances = so_far + log_softmax(row[free].astype(np.float64))
                 for j in np.argsort(-chances, kind="stable")[:beam]:
                     last = free[j] == len(vocabulary.names)
                     _add(done[i] if last else grown[i], chosen if last else chosen | {free[j]}, float(chances[j]))
@@ -137,16 +140,6 @@ def assemble(
         [(frozenset(vocabulary.names[j] for j in chosen), value) for chosen, value in _best(best, k).items()]
         for best in beams
     ]
-
-
-def _score(score: Scorer, queries: Sequence[Query]) -> np.ndarray:
-    parts = [score(queries[i : i + QUERIES]) for i in range(0, len(queries), QUERIES)]
-    return np.concatenate(parts) if parts else np.zeros((0, 0))
-
-
-def _log_softmax(scores: np.ndarray) -> np.ndarray:
-    scores = scores.astype(np.float64) - scores.max()
-    return scores - math.log(np.exp(scores).sum())
 
 
 def _add(beam: dict, key: Any, value: float) -> None:
@@ -268,29 +261,19 @@ def choices(
     return steps
 
 
-def train(
-    recipes: Sequence[Protocol],
-    vocabulary: Vocabulary,
-    *,
-    width: int,
-    dropout: float,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-) -> Towers:
+def train(recipes: Sequence[Protocol], vocabulary: Vocabulary, cfg: Recommendation, *, seed: int) -> Towers:
     """Train the two towers on every choice of the recipes (AdamW, one cycle)."""
     torch.manual_seed(seed)
-    model = Towers(vocabulary, width=width, dropout=dropout)
+    model = Towers(vocabulary, width=cfg.width, dropout=cfg.dropout)
     row = {name: i for i, name in enumerate(vocabulary.names)}
     made = [(i, *choice) for i, recipe in enumerate(recipes) for choice in choices(recipe, vocabulary, row)]
     inputs = _inputs([r.fractions for r in recipes], [(i, e, c) for i, e, c, _, _ in made], len(row))
     right = torch.tensor([answer for *_, answer in made])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.02)
-    batches = math.ceil(len(made) / batch_size)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * batches)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, weight_decay=0.02)
+    batches = math.ceil(len(made) / cfg.batch_size)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.learning_rate, total_steps=cfg.epochs * batches)
     generator = torch.Generator().manual_seed(seed)
-    batch = fit.Epochs(lambda: torch.randperm(len(made), generator=generator).split(batch_size), batches)
+    batch = fit.Epochs(lambda: torch.randperm(len(made), generator=generator).split(cfg.batch_size), batches)
 
     def loss(step: int) -> Tensor:
         drawn = batch(step)
@@ -300,7 +283,7 @@ def train(
             closed[line, made[j][3]] = 0
         return F.cross_entropy(scores + closed, right[drawn])
 
-    fit.train(model, loss, steps=epochs * batches, optimizer=optimizer, schedule=cycle)
+    fit.train(model, loss, steps=cfg.epochs * batches, optimizer=optimizer, schedule=cycle)
     return model.eval()
 
 

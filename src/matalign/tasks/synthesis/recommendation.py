@@ -4,6 +4,7 @@ Targets of these tests have no structure: composition is a tiny modality. Precur
 reactions, less all that share a chemical system or a reaction string with a validation or test target.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from matalign import paths, stats
-from matalign.claims import ALPHA, Claim
+from matalign.claims import ALPHA, claim
 from matalign.config import Recommendation
 from matalign.data import formulas, recipes
 from matalign.data.protocols import KINDS, Protocol
@@ -62,11 +63,8 @@ class Study:
     @cached_property
     def networks(self) -> list[precursors.Towers]:
         """The learned scorer: networks of several seeds."""
-        cfg = self.cfg
-        shape = {"width": cfg.width, "dropout": cfg.dropout, "epochs": cfg.epochs, "batch_size": cfg.batch_size}
-        shape["learning_rate"] = cfg.learning_rate
-        seeds = range(cfg.seed, cfg.seed + cfg.networks)
-        return [precursors.train(self.training, self.vocabulary, **shape, seed=seed) for seed in seeds]
+        seeds = range(self.cfg.seed, self.cfg.seed + self.cfg.networks)
+        return [precursors.train(self.training, self.vocabulary, self.cfg, seed=seed) for seed in seeds]
 
     def assemble(
         self, targets: Sequence[precursors.Composition], *, k: int
@@ -137,17 +135,12 @@ def ceilings(study: Study) -> list[dict[str, Any]]:
 
 def metrics(study: Study, ranked: Mapping[str, Sequence[Sequence[frozenset[str]]]]) -> dict[str, Any]:
     """What `results/<profile>/metrics/recommendation.json` holds, from the ranked sets of the test targets."""
-    cfg = study.cfg
     table, compared = _precursor_rows(study, ranked)
     heat, heat_compared = _temperature_rows(study)
-    differences = [*compared, *heat_compared]
-    for row, p in zip(differences, stats.holm([row["p"] for row in differences])):
-        row["p_holm"] = float(p)
-    head = {"stage": "recommendation", "profile": cfg.profile, "synthetic": study.synthetic}
+    differences = stats.adjusted([*compared, *heat_compared])
     counts = {"known": len(study.known), "training": len(study.training), "vocabulary": len(study.vocabulary.names)}
     return {
-        **head,
-        "seed": cfg.seed,
+        **study.cfg.head(synthetic=study.synthetic),
         "counts": {**counts, "val": len(study.val), "test": len(study.test)},
         "precursors": table,
         "temperatures": heat,
@@ -157,48 +150,49 @@ def metrics(study: Study, ranked: Mapping[str, Sequence[Sequence[frozenset[str]]
     }
 
 
+def _systems(rows: Sequence[Protocol]) -> list[str]:
+    """The chemical system of each target: clusters of the bootstrap."""
+    return ["-".join(sorted(r.system)) for r in rows]
+
+
 def _precursor_rows(study: Study, ranked: Mapping[str, Sequence]) -> tuple[list[dict], list[dict]]:
-    cfg = study.cfg
-    truth, systems = [r.precursor_set for r in study.test], ["-".join(sorted(r.system)) for r in study.test]
+    truth, systems = [r.precursor_set for r in study.test], _systems(study.test)
     scores = {arm: precursors.hits(ranked, truth) for arm, ranked in ranked.items()}
-    shape, n = {"resamples": cfg.bootstrap, "seed": cfg.seed}, {"n": len(truth), "n_chemsys": len(set(systems))}
+    shape = {"resamples": study.cfg.bootstrap, "seed": study.cfg.seed}
+    n, none = {"n": len(truth), "n_chemsys": len(set(systems))}, {"low": None, "high": None}
     rows, compared = [], []
     for i, k in enumerate(precursors.TOP):
         for arm, score in scores.items():
             interval = stats.bootstrap(score[i], systems, **shape)
             rows.append({"arm": arm, "k": k, **interval.bounds(), **n, "published": False})
         for name, values in () if study.synthetic else PUBLISHED.items():
-            rows.append({"arm": name, "k": k, "value": values[i], "low": None, "high": None, **n, "published": True})
+            rows.append({"arm": name, "k": k, "value": values[i], **none, **n, "published": True})
         interval = stats.paired(scores["assembled"][i], scores["popularity"][i], systems, **shape)
         cell = {"task": f"precursors, top-{k}", "arm": "assembled", "baseline": "popularity", "unit": ""}
-        compared.append({**cell, **interval.bounds(), "p": interval.p})
+        compared.append({**cell, **interval.bounds()})
     return rows, compared
 
 
 def _temperature_rows(study: Study) -> tuple[list[dict], list[dict]]:
-    cfg, parts = study.cfg, study.conditions
-    test, systems = parts["test"], ["-".join(sorted(r.system)) for r in parts["test"]]
-    shape = {"resamples": cfg.bootstrap, "seed": cfg.seed}
+    cfg, test = study.cfg, study.conditions["test"]
+    systems, shape = _systems(test), {"resamples": cfg.bootstrap, "seed": cfg.seed}
     rows, compared = [], []
-    for name in temperatures.SPLITS:
-        training = study.heat_training[name]
-        for kind in KINDS:
-            cell = {"split": name, "kind": kind, "unit": "°C"}
-            baselines = temperatures.baselines(training, test, kind, trees=cfg.trees, seed=cfg.seed)
-            predicted = {**baselines, "recipes": study.thermometers[name, kind].predict(test)}
-            true = temperatures.labels(test, kind)
-            errors = {arm: np.abs(values - true) for arm, values in predicted.items()}
-            mined = len(training.labelled(kind))
-            for arm, error in errors.items():
-                interval = stats.bootstrap(error, systems, **shape)
-                n = {"n_train": len(training.own) + (mined if arm == "recipes" else 0), "n_test": len(test)}
-                rows.append({**cell, "arm": arm, **interval.bounds(), **n, "published": False})
-            if name == "official" and not study.synthetic:
-                published = {"value": PUBLISHED_C[kind], "low": None, "high": None, "n_train": None}
-                rows.append({**cell, "arm": "SyntMTE", **published, "n_test": len(test), "published": True})
-            interval = stats.paired(errors["recipes"], errors["boosting"], systems, **shape)
-            task = {"task": f"{kind} temperature, {name}", "arm": "recipes", "baseline": "boosting", "unit": "°C"}
-            compared.append({**task, **interval.bounds(), "p": interval.p})
+    for name, kind in itertools.product(temperatures.SPLITS, KINDS):
+        training, cell = study.heat_training[name], {"split": name, "kind": kind, "unit": "°C"}
+        baselines = temperatures.baselines(training, test, kind, trees=cfg.trees, seed=cfg.seed)
+        predicted = {**baselines, "recipes": study.thermometers[name, kind].predict(test)}
+        errors = {arm: np.abs(values - temperatures.labels(test, kind)) for arm, values in predicted.items()}
+        trained = dict.fromkeys(errors, len(training.own))
+        trained["recipes"] += len(training.labelled(kind))
+        for arm, error in errors.items():
+            n = {"n_train": trained[arm], "n_test": len(test), "published": False}
+            rows.append({**cell, "arm": arm, **stats.bootstrap(error, systems, **shape).bounds(), **n})
+        if name == "official" and not study.synthetic:
+            published = {"value": PUBLISHED_C[kind], "low": None, "high": None, "n_train": None}
+            rows.append({**cell, "arm": "SyntMTE", **published, "n_test": len(test), "published": True})
+        interval = stats.paired(errors["recipes"], errors["boosting"], systems, **shape)
+        task = {"task": f"{kind} temperature, {name}", "arm": "recipes", "baseline": "boosting", "unit": "°C"}
+        compared.append({**task, **interval.bounds()})
     return rows, compared
 
 
@@ -207,21 +201,19 @@ def claims(table: Sequence[dict], heat: Sequence[dict], differences: Sequence[di
     by_task = {row["task"]: row for row in differences}
     first = {row["arm"]: row["value"] for row in table if row["k"] == 1}
     row = by_task["precursors, top-1"]
-    note = "top-1 {:.3f} against {:.3f}".format(first["assembled"], first["popularity"])
-    tested = [_claim("assembled precursor sets beat popularity in top-1", row, "", row["low"] > 0, note)]
+    note = "top-1 {assembled:.3f} against {popularity:.3f}".format(**first)
+    tested = [("assembled precursor sets beat popularity in top-1", row, row["low"] > 0, note)]
     for kind in KINDS:
         row = by_task[f"{kind} temperature, strict"]
         error = {r["arm"]: r["value"] for r in heat if (r["split"], r["kind"]) == ("strict", kind)}
+        note = "MAE {recipes:.1f} against {boosting:.1f} °C".format(**error)
         name = f"{kind} temperature: MAE below boosting on element fractions (strict split)"
-        note = "MAE {:.1f} against {:.1f} °C".format(error["recipes"], error["boosting"])
-        tested.append(_claim(name, row, "°C", row["high"] < 0, note))
-    return tested
-
-
-def _claim(name: str, row: Mapping[str, Any], unit: str, better: bool, note: str) -> dict[str, Any]:
-    note = f"{note}; p = {row['p_holm']:.3g} (Holm)"
-    passed = better and row["p_holm"] < ALPHA
-    return Claim.of(name, row, threshold=0.0, passed=passed, unit=unit, note=note).row()
+        tested.append((name, row, row["high"] < 0, note))
+    notes = [f"{note}; p = {row['p_holm']:.3g} (Holm)" for _, row, _, note in tested]
+    return [
+        claim(name, row, passed=better and row["p_holm"] < ALPHA, unit=row["unit"], note=note)
+        for (name, row, better, _), note in zip(tested, notes)
+    ]
 
 
 def recommend(study: Study, formula: str, *, k: int) -> dict[str, Any]:
@@ -250,12 +242,10 @@ def recommend(study: Study, formula: str, *, k: int) -> dict[str, Any]:
             row |= {f"{kind}_C": heat, f"{kind}_low_C": low, f"{kind}_high_C": high}
         rows.append(row)
     distance = np.abs(np.stack([formulas.vector(r.fractions) for r in study.training]) - formulas.vector(target)).sum(1)
-    near = [(study.training[i], distance[i]) for i in np.argsort(distance, kind="stable")[:k]]
-    known = [
-        {"formula": r.target_formula, "distance": float(d), "precursors": " + ".join(sorted(r.precursor_set))}
-        | {"doi": r.doi}
-        for r, d in near
-    ]
+    known = []
+    for i in np.argsort(distance, kind="stable")[:k]:
+        r, used = study.training[i], " + ".join(sorted(study.training[i].precursor_set))
+        known.append({"formula": r.target_formula, "distance": float(distance[i]), "precursors": used, "doi": r.doi})
     return {"sets": rows, "nearest": known}
 
 

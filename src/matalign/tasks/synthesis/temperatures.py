@@ -11,9 +11,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.ensemble import GradientBoostingRegressor, HistGradientBoostingRegressor
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingRegressor
 
 from matalign import elements
 from matalign.data import formulas, recipes
@@ -101,7 +104,7 @@ class Model:
     """Boosted trees for one kind of temperature."""
 
     names: list[str]  # precursors with a feature of their own
-    trees: HistGradientBoostingRegressor
+    trees: "HistGradientBoostingRegressor"
 
     def predict(self, rows: Sequence[Protocol]) -> np.ndarray:
         """(N,) temperatures in °C, of rows as the test's own: both kinds of temperature are named."""
@@ -114,6 +117,8 @@ def fit(training: Split, kind: str, *, trees: int, seed: int) -> Model:
     Two features say whether a row is of the test's own, and whether its reaction names both kinds of temperature, which
     all of the test's own do.
     """
+    from sklearn.ensemble import HistGradientBoostingRegressor  # here: its import takes a second
+
     rows = [*training.own, *training.labelled(kind)]
     names = common(rows)
     both = np.array([not any(math.isnan(r.temperature_C(k)) for k in KINDS) for r in rows], dtype=bool)
@@ -133,6 +138,8 @@ def fit(training: Split, kind: str, *, trees: int, seed: int) -> Model:
 
 def baselines(training: Split, test: Sequence[Protocol], kind: str, *, trees: int, seed: int) -> dict[str, np.ndarray]:
     """Arm -> (N,) temperatures in °C from the test's own training rows alone: their median; boosting on fractions."""
+    from sklearn.ensemble import GradientBoostingRegressor
+
     y = labels(training.own, kind)
     boosted = GradientBoostingRegressor(
         loss="absolute_error", n_estimators=trees, max_depth=4, learning_rate=0.05, subsample=0.7, random_state=seed

@@ -1,27 +1,27 @@
-"""Fits side by side: results in order, and no process outlives the one that asked."""
+"""Items side by side: results in order, and no process outlives the one that asked."""
 
+import operator
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import psutil
+import pytest
 
-from matalign.tasks import parallel
+from matalign import cache
 
 SLEEPS = """
 import time
-from matalign.tasks import parallel
+from matalign import cache
 if __name__ == "__main__":
-    parallel.results(time.sleep, [600, 601], [600, 601], processes=2, title="sleeps")
+    list(cache.each(time.sleep, [600, 601], processes=2, title="sleeps"))
 """
 
 
-def test_what_is_pending_starts_in_its_order_and_results_are_in_that_of_the_fits():
-    started = []
-    found = parallel.results(lambda x: started.append(x) or 2 * x, [1, 2, 3], [3, 1], processes=1, title="doubles")
-    assert list(found.items()) == [(1, 2), (2, 4), (3, 6)]
-    assert started == [2, 3, 1]
+@pytest.mark.parametrize("processes", [0, 2])
+def test_results_are_in_the_order_of_the_items(processes):
+    assert list(cache.each(operator.neg, [1, 2, 3], processes=processes, title="negatives")) == [-1, -2, -3]
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path):

@@ -1,0 +1,140 @@
+"""What a registered crystal does not explain of its image: how much, and where."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from matalign.data.structures import Structures
+from matalign.elements import SYMBOLS
+from matalign.views.references import References
+from matalign.views.registration import Registration
+
+SMOOTH_A = 0.5  # standard deviation of the Gaussian that residuals are smoothed with: about a probe's
+APART_A = 1.5  # candidates lie farther from one another
+ON_COLUMN_A = 0.8  # what is nearer to a column is at it
+SIGNIFICANT = 4.0  # over the robust standard deviation of the smoothed residual,
+STRONG = (1.0, 2.5)  # or contrast and significance: a fault across the frame makes this standard deviation large
+MOST = 5  # candidates of an image
+
+
+@dataclass(frozen=True)
+class Anomaly:
+    """Where an image departs from its crystal."""
+
+    kind: str  # missing (darker at a column), extra (brighter between columns), brighter, darker, or shift
+    down_A: float  # of the image's centre
+    right_A: float
+    contrast: float  # over the standard deviation of the pristine picture; negative: darker
+    significance: float  # over the robust standard deviation of the smoothed residual
+    column: str  # elements of the nearest column
+    distance_A: float  # from it
+
+
+def smoothed(found: Registration) -> Tensor:
+    """(B, 1, H, W) residuals over the pristine pictures' standard deviation, smoothed by `SMOOTH_A`."""
+    residual = found.residual / found.gain.abs().clamp(min=1e-12)[:, None, None, None]
+    size, _, height, width = residual.shape
+    sides = []
+    for n in (height, width):
+        x = torch.arange(n, device=residual.device, dtype=residual.dtype)
+        weight = torch.exp(-((x[:, None] - x) ** 2) / 2 * (found.pixel_A / SMOOTH_A)[:, None, None] ** 2)  # (B, n, n)
+        sides.append(weight / weight.sum(2, keepdim=True))
+    return (sides[0] @ residual[:, 0] @ sides[1].transpose(1, 2)).view(size, 1, height, width)
+
+
+def spread(maps: Tensor) -> Tensor:
+    """(B,) robust standard deviation of maps (B, 1, H, W): 1.4826 times the median absolute deviation."""
+    flat = maps.flatten(1)
+    return 1.4826 * (flat - flat.median(1, keepdim=True).values).abs().median(1).values.clamp(min=1e-12)
+
+
+def score(found: Registration) -> Tensor:
+    """(B,) anomaly score: the largest smoothed residual over the pristine picture's standard deviation."""
+    return smoothed(found).abs().amax((1, 2, 3))
+
+
+def anomalies(found: Registration, refs: References, chosen: np.ndarray, structures: Structures) -> list[list[Anomaly]]:
+    """The candidates for defects in B images, strongest first.
+
+    Args:
+        found: how the images and their crystals belong together.
+        refs: the references.
+        chosen: (B,) which of them each image is registered with.
+        structures: that the references are of.
+    """
+    maps = smoothed(found)
+    noise = spread(maps)
+    out = []
+    for i, reference in enumerate(chosen):
+        pixel_A = found.pixel_A[i].item()
+        z, places = _extrema(maps[i, 0], pixel_A=pixel_A)
+        size, sigma = np.abs(z), noise[i].item()
+        keep = (size >= SIGNIFICANT * sigma) | ((size >= STRONG[0]) & (size >= STRONG[1] * sigma))
+        z, places = z[keep], places[keep]
+        sites, elements = columns(found, i, refs, int(reference), structures)
+        listed: list[Anomaly] = []
+        for value, place in zip(z, places, strict=True):
+            if len(listed) == MOST:
+                break
+            if any(np.hypot(place[0] - other.down_A, place[1] - other.right_A) < APART_A for other in listed):
+                continue
+            distance = np.hypot(*(sites - place).T)
+            nearest = int(distance.argmin())
+            opposite = (z * value < 0) & (np.abs(z) > abs(value) / 2) & (np.hypot(*(places - place).T) < 2 * APART_A)
+            middle = (places[opposite] + place) / 2
+            shifted = any(np.hypot(*(sites - at).T).min() < ON_COLUMN_A / 2 for at in middle)
+            here = distance[nearest] < ON_COLUMN_A
+            kind = ("brighter" if here else "extra") if value > 0 else ("missing" if here else "darker")
+            listed.append(
+                Anomaly(
+                    kind="shift" if shifted else kind,
+                    down_A=float(place[0]),
+                    right_A=float(place[1]),
+                    contrast=float(value),
+                    significance=float(value / sigma),
+                    column="/".join(dict.fromkeys(elements[np.hypot(*(sites - sites[nearest]).T) < ON_COLUMN_A / 2])),
+                    distance_A=float(distance[nearest]),
+                )
+            )
+        out.append(listed)
+    return out
+
+
+def _extrema(picture: Tensor, *, pixel_A: float) -> tuple[np.ndarray, np.ndarray]:
+    """Values (n,) and places (n, 2), Å from the centre, of local extrema (H, W), largest magnitude first."""
+    size = picture.abs()[None, None]
+    reach = max(1, round(APART_A / 2 / pixel_A))
+    peak = (size == F.max_pool2d(size, 2 * reach + 1, stride=1, padding=reach))[0, 0].nonzero()
+    value = picture[peak[:, 0], peak[:, 1]]
+    order = value.abs().argsort(descending=True)
+    centre = (torch.tensor(picture.shape, device=peak.device) - 1) / 2
+    return value[order].cpu().numpy(), ((peak[order] - centre) * pixel_A).cpu().numpy()
+
+
+def columns(
+    found: Registration, image: int, refs: References, reference: int, structures: Structures
+) -> tuple[np.ndarray, np.ndarray]:
+    """The projected sites of one image's crystal in its frame and a little beyond.
+
+    Returns:
+        (n, 2) positions from the image's centre, Å, and (n,) symbols of their elements.
+    """
+    numbers, frac_coords, _ = structures[refs.row[reference]]
+    basis, plane = refs.basis[reference], refs.plane[reference]
+    rotation, pixel_A = found.rotation[image].item(), found.pixel_A[image].item()
+    shift, drift = (t[image].cpu().double().numpy() for t in (found.shift_A, found.drift_A))
+    height, width = (n * pixel_A for n in found.residual.shape[-2:])
+    turn = np.array([[np.cos(rotation), np.sin(rotation)], [-np.sin(rotation), np.cos(rotation)]])
+    shear = np.eye(2) + np.outer([1, 0], drift / height)
+    reach = np.hypot(height, width) * 0.6 + 2
+    most = np.ceil((reach + np.hypot(*shift)) * np.linalg.norm(np.linalg.inv(basis), axis=0)).astype(int)
+    cells = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in most), indexing="ij"), -1).reshape(-1, 2)
+    site = (frac_coords @ plane @ np.linalg.inv(basis)) % 1
+    position = (((site[:, None] + cells) @ basis @ turn + shift) @ shear).reshape(-1, 2)
+    inside = (np.abs(position) < np.array([height, width]) / 2 + APART_A).all(1)
+    symbols = np.array([SYMBOLS[z] for z in numbers])
+    heavy = np.argsort(-numbers[np.repeat(np.arange(len(numbers)), len(cells))[inside]], kind="stable")
+    return position[inside][heavy], np.repeat(symbols, len(cells))[inside][heavy]
