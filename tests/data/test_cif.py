@@ -334,6 +334,9 @@ def test_the_formula_of_the_cell_may_stand_beside_a_count_of_molecules():
     """As pymatgen writes both, of chlorine: Cl4, and Z = 2 of Cl2."""
     rows = [f"Cl{k} Cl {x} 0 0" for k, x in enumerate((0, 0.2, 0.5, 0.7))]
     assert len(cif.read(text(*rows, symmetry=P1, formula="Cl4", units="2", a=10, b=5, c=5)).numbers) == 4
+    rows = [f"{e}{x} {e} {x / 50} 0 0" for x, e in enumerate([*"HHHHHHHHHHHHHHHHHHHH", "Ni"] * 2)]
+    assert len(cif.read(text(*rows, symmetry=P1, formula="'Ni2 H40'", units="2", a=50, b=5, c=5)).numbers) == 42
+    rows = [f"Cl{k} Cl {x} 0 0" for k, x in enumerate((0, 0.2, 0.5, 0.7))]
     with pytest.raises(ValueError, match="the cell holds 3 x Cl4, the sites are 4 atoms"):
         cif.read(text(*rows, symmetry=P1, formula="Cl4", units="3", a=10, b=5, c=5))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from matalign.data.formulas import composition, spelled
+from matalign.data.formulas import VOCABULARY, spelled
 from matalign.data.readers import symmetry
 from matalign.data.readers.symmetry import Setting
 from matalign.elements import HEAVIEST, NUMBER, SYMBOLS
@@ -97,10 +97,10 @@ class Formula:
     def _of_cell(self) -> bool:
         """Whether it may be that of the whole cell, as pymatgen writes `Si2` and `Cl4` beside Z = 2."""
         whole = {z: round(amount) for z, amount in self.amounts.items()}
-        if whole != self.amounts:
-            return False
-        unit = composition(spelled(Counter(whole).elements()))
-        return sum(whole.values()) == self.units * sum(unit.values())
+        units = math.gcd(*whole.values())
+        if units % 2 == 0 and spelled(Counter(whole).elements()) in VOCABULARY["molecules"].values():
+            units //= 2
+        return whole == self.amounts and units == self.units
 
     def mismatch(self, numbers: np.ndarray) -> str:
         """How the atoms of a cell differ from it, "" if they do not; amounts with decimals may be rounded."""
