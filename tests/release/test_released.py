@@ -18,7 +18,7 @@ from matalign.data import library
 from matalign.pretrain import encode
 from matalign.release import build, depth, index, recipes, released, weights
 from matalign.tasks.properties import fits, networks
-from matalign.tasks.properties.task import rows, task
+from matalign.tasks.properties.task import graphs, rows, task
 
 
 @pytest.fixture(scope="module")
