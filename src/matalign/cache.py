@@ -9,6 +9,7 @@ is no part of a key: a move, a new name or a comment re-runs nothing.
 import ctypes
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -122,7 +123,8 @@ def each(
 
 
 def _work(starter: int, work: Callable[[Item], Made], item: Item) -> Made:
-    if os.getppid() == starter:  # not so here, nor for a process of a cluster
+    # not so here, nor in a process of a cluster; one of ours may begin when its starter is gone already
+    if multiprocessing.current_process().name.startswith("Loky"):
         die_with_parent(starter)
     return work(item)
 

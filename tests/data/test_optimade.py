@@ -41,9 +41,9 @@ def entries():
     crystals = {key: Structure(Lattice(c.lattice), c.numbers, c.frac_coords) for key, c in sample().items()}
     crystals["zz-empty"] = Structure(Lattice.cubic(4), ["K"], [[0, 0, 0]])
     half = {"name": "K", "chemical_symbols": ["K", "vacancy"], "concentration": [0.5, 0.5]}
-    for number, (key, structure) in enumerate(crystals.items()):
+    for key, structure in crystals.items():
         attributes = json.loads(from_pymatgen(structure).model_dump_json())
-        attributes |= {"last_modified": {"$date": "2024-01-01T00:00:00Z"}, "gap": 0.1 * number}
+        attributes |= {"last_modified": {"$date": "2024-01-01T00:00:00Z"}}
         if key == "zz-empty":
             attributes |= {"species": [half], "structure_features": ["disorder"]}
         yield {"id": key, "type": "structures", "attributes": attributes}
@@ -70,7 +70,6 @@ def running(tmp_path_factory):
         "insert_test_data": False,
         "insert_from_jsonl": str(folder / "data.jsonl"),
         "log_dir": str(folder),
-        "provider_fields": {"structures": ["gap"]},
     }
     (folder / "config.json").write_text(json.dumps(settings))
     env = {**os.environ, "HOME": str(folder), "OPTIMADE_CONFIG_FILE": str(folder / "config.json")}
@@ -125,14 +124,11 @@ def test_everything_comes_over_all_pages_though_one_fails_twice(server):
     assert again.digest == curated.digest
 
 
-def test_a_filter_a_limit_and_a_providers_own_field(server):
-    labels = {"_exmpl_gap": "band_gap_eV"}
-    curated = own_data.import_optimade(server.url, 'elements HAS "O" AND nelements=3', labels=labels, max_structures=5)
+def test_a_filter_and_a_limit(server):
+    curated = own_data.import_optimade(server.url, 'elements HAS "O" AND nelements=3', max_structures=5)
     expected = {key: c for key, c in sample().items() if 8 in c.numbers and len(set(c.numbers)) == 3}
     assert len(expected) > 5
     assert curated.materials.mp_id.tolist() == list(expected)[:5]
-    gaps = [0.1 * list(sample()).index(key) for key in curated.materials.mp_id]
-    np.testing.assert_allclose(curated.materials.band_gap_eV, gaps)
     assert len(server.asked()) == 1
     assert curated.audit["query"]["filter"] == 'elements HAS "O" AND nelements=3'
 
@@ -197,8 +193,6 @@ def test_a_wrong_question_is_refused_before_it_is_asked(server):
         providers.download(server.url, "elements HAS")
     with pytest.raises(ValueError, match="no provider 'mpp'; one of mp, oqmd, nomad, alexandria, or the base URL"):
         providers.download("mpp", "")
-    with pytest.raises(ValueError, match="unknown label 'gap'; one of formation_energy_eV_atom"):
-        own_data.import_optimade(server.url, "", labels={"_exmpl_gap": "gap"})
     assert server.asked() == []
     assert sys.excepthook is hook  # the client's own check leaves it changed
     with pytest.raises(ValueError, match=r"""has no structure that answers to 'elements HAS "Og"'"""):

@@ -95,33 +95,20 @@ def import_csv(file: str | Path, *, workers: int = 2) -> Curated:
     return _curated(kept, parsed, skipped, about={"columns": columns})
 
 
-def import_optimade(
-    provider: str,
-    filter: str,
-    *,
-    max_structures: int = 0,
-    labels: Mapping[str, str] | None = None,
-    partial: bool = False,
-) -> Curated:
+def import_optimade(provider: str, filter: str, *, max_structures: int = 0, partial: bool = False) -> Curated:
     """Structures of an OPTIMADE provider; see `providers.download`.
 
     Args:
         provider: a name of `providers.URLS`, or a base URL.
         filter: in OPTIMADE's language, such as ``'elements HAS ALL "Ba","Ti" AND nsites<=20'``; "" for everything.
         max_structures: take so many, in the provider's order; 0: all.
-        labels: the provider's own field -> column of `sources.LABELS` in whose unit it is; by default none, as the
-            meaning of such fields is the provider's.
         partial: take what came where the provider will not give all of it; `audit["query"]` says so.
 
     Raises:
-        ValueError: an unknown name, an unreadable filter or label; no usable structure.
+        ValueError: an unknown name, an unreadable filter, or no usable structure.
         ConnectionError: the provider cannot be reached, or does not answer as the standard asks; what has come is kept.
     """
-    labels = dict(labels or {})
-    if unknown := set(labels.values()) - set(LABELS):
-        raise ValueError(f"unknown label {sorted(unknown)[0]!r}; one of {', '.join(LABELS)}")
-    fields = tuple(labels)
-    records, gap = providers.download(provider, filter, max_structures=max_structures, fields=fields, partial=partial)
+    records, gap = providers.download(provider, filter, max_structures=max_structures, partial=partial)
     if not records:
         raise ValueError(f"{provider} has no structure that answers to {filter!r}")
     skipped, listed, found = Skipped(), [], {}
@@ -129,11 +116,7 @@ def import_optimade(
     for number, record in enumerate(tqdm(records, desc="crystals", unit="record", mininterval=1)):
         where = f"{provider}:{number}"
         record = record if isinstance(record, dict) else {}
-        about = record.get("attributes", record)
-        about = about if isinstance(about, dict) else {}
-        values = {ours: str(about[theirs]) for theirs, ours in labels.items() if about.get(theirs) is not None}
-        id = record.get("id")
-        listed.append(Material("" if id is None else str(id), source, where, where, values))
+        listed.append(Material(str(record.get("id") or ""), source, where, where, {}))
         try:
             found[where] = sources.described(crystals.read_structure(record))
         except ValueError as error:

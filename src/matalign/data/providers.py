@@ -24,7 +24,7 @@ URLS = {
     "nomad": "https://nomad-lab.eu/prod/v1/optimade",
     "alexandria": "https://alexandria.icams.rub.de/pbe",
 }
-FIELDS = ("lattice_vectors", "cartesian_site_positions", "species", "species_at_sites", "dimension_types")
+FIELDS = "response_fields=lattice_vectors,cartesian_site_positions,species,species_at_sites,dimension_types"
 SPACING_S = 0.5  # between two requests
 ATTEMPTS = 6  # for one page, of which the first pauses are 1, 2, 4 … times
 PAUSE_S = 1.0
@@ -32,16 +32,13 @@ LONGEST_PAUSE_S = 60
 TIMEOUT_S = 60.0
 
 
-def download(
-    provider: str, filter: str, *, max_structures: int = 0, fields: tuple[str, ...] = (), partial: bool = False
-) -> tuple[list[Any], str]:
+def download(provider: str, filter: str, *, max_structures: int = 0, partial: bool = False) -> tuple[list[Any], str]:
     """The structure records that answer a query.
 
     Args:
         provider: a name of `URLS`, or a base URL.
         filter: OPTIMADE filter; "" for everything.
         max_structures: stop at so many; 0: all.
-        fields: asked for beside `FIELDS`, such as a provider's own.
         partial: where the provider will not give all of it, take what came.
 
     Returns:
@@ -56,11 +53,10 @@ def download(
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(f"no provider {provider!r}; one of {', '.join(URLS)}, or the base URL of another")
     _check(filter)
-    asked = f"response_fields={','.join([*FIELDS, *fields])}"
-    first = f"{url}/v1/structures?{f'filter={quote(filter)}&' if filter else ''}{asked}"
-    folder = cache.folder("optimade", {"url": url, "filter": filter, "fields": asked})
+    first = f"{url}/v1/structures?{f'filter={quote(filter)}&' if filter else ''}{FIELDS}"
+    folder = cache.folder("optimade", {"first": first})
     with cache.held(folder), tqdm(desc=urlsplit(url).netloc, unit="structure", mininterval=1) as bar:
-        records, gap = _records(first, asked, folder, max_structures, bar)
+        records, gap = _records(first, folder, max_structures, bar)
     if gap and not (partial and records):
         pages = len(list(folder.glob("*.page")))
         raise ConnectionError(
@@ -80,7 +76,7 @@ def _check(filter: str) -> None:
         raise ValueError(f"{filter!r} is no OPTIMADE filter: {error}") from None
 
 
-def _records(url: str, asked: str, folder: Path, limit: int, bar: tqdm) -> tuple[list[Any], str]:
+def _records(url: str, folder: Path, limit: int, bar: tqdm) -> tuple[list[Any], str]:
     """Records of page after page, and why not all of it came."""
     session, pause, records, seen = _session(), 0.0, [], set()
     while True:
@@ -104,7 +100,7 @@ def _records(url: str, asked: str, folder: Path, limit: int, bar: tqdm) -> tuple
             short = meta.get("more_data_available") is True or (isinstance(total, int) and len(records) < total)
             return records, f"{told}: there is no link to the next page" if short else ""
         link = urljoin(url, link)
-        link += "" if "response_fields=" in link else f"{'&' if '?' in link else '?'}{asked}"
+        link += "" if "response_fields=" in link else f"{'&' if '?' in link else '?'}{FIELDS}"
         if repeats or link in seen:
             return records, f"{told}: pages repeat"
         delay = meta.get("request_delay")

@@ -155,16 +155,13 @@ class Block:
         return Formula.read(stated, float(units) if re.fullmatch(r"\d+(\.0*)?", units) else 0.0)
 
     def _lattice(self, notes: list[str]) -> np.ndarray:
-        lengths = [self._number(f"cell_length_{axis}") for axis in "abc"]
+        lengths = [_number(self.value(f"cell_length_{axis}"), f"cell_length_{axis}") for axis in "abc"]
         names = [f"cell_angle_{angle}" for angle in ("alpha", "beta", "gamma")]
         left = [name for name in names if name not in self.raw or self.raw[name] == ["."]]
-        angles = [90.0 if name in left else self._number(name) for name in names]
+        angles = [90.0 if name in left else _number(self.value(name), name) for name in names]
         if left:
             notes.append(f"{', '.join('_' + name for name in left)} not stated: 90°, as the dictionary has it")
         return unit_cell.lattice_vectors(lengths, angles)
-
-    def _number(self, name: str) -> float:
-        return _number(self.value(name), name)
 
     # Sites
 
@@ -280,7 +277,7 @@ class Block:
 
     def _named(self, notes: list[str]) -> tuple[list[Setting] | None, str]:
         """Settings by name; None if none is stated, [] if what is stated is unknown."""
-        kinds = [(NAMES, symmetry.by_name), (HALL, symmetry.by_hall), (NUMBERS, _by_number)]
+        kinds = [(NAMES, symmetry.by_name), (HALL, symmetry.by_hall), (NUMBERS, symmetry.by_number)]
         stated = [(name, value, find) for names, find in kinds for name in names if (value := self.value(name))]
         if not stated:
             return None, ""
@@ -290,23 +287,14 @@ class Block:
         if not known:
             return [], unknown[0]
         notes += [f"symmetry: {text} is unknown; {known[0][0]} is taken" for text in unknown]
-        left = self._on_axes(list(known[0][1]))
+        code = self.value("space_group_it_coordinate_system_code").upper()  # 1, 2, H, R …
+        left = [each for each in known[0][1] if each.name.upper().endswith(f":{code}")] or list(known[0][1])
         for text, settings in known[1:]:
             keys = {setting.key for setting in settings}
-            both = [setting for setting in left if setting.key in keys]
-            if not both:
+            left = [setting for setting in left if setting.key in keys]
+            if not left:
                 raise ValueError(f"symmetry: {known[0][0]} and {text} contradict one another")
-            left = both
         return left, known[0][0]
-
-    def _on_axes(self, settings: list[Setting]) -> list[Setting]:
-        """Those of the stated coordinate system (1, 2, H, R …), if it is stated and known."""
-        code = self.value("space_group_it_coordinate_system_code").upper()
-        return [setting for setting in settings if setting.name.upper().endswith(f":{code}")] or settings
-
-
-def _by_number(text: str) -> tuple[Setting, ...]:
-    return symmetry.by_number(int(text)) if text.isdigit() else ()
 
 
 def _number(text: str, name: str, label: str = "") -> float:

@@ -98,10 +98,10 @@ def by_hall(symbol: str) -> list[Setting]:
 
 
 @lru_cache(maxsize=256)
-def by_number(number: int) -> tuple[Setting, ...]:
+def by_number(number: str) -> tuple[Setting, ...]:
     """All settings of a group; none if there is no such group. Centred triclinic ones are rare."""
-    found = [each for each in gemmi.spacegroup_table() if each.number == number]
-    return tuple(replace(_of(each), rare=number <= 2 and each.hm[0] != "P") for each in found)
+    found = [each for each in gemmi.spacegroup_table() if str(each.number) == number.lstrip("0")]
+    return tuple(replace(_of(each), rare=each.number <= 2 and each.hm[0] != "P") for each in found)
 
 
 @lru_cache(maxsize=1024)
