@@ -8,8 +8,10 @@ import pandas as pd
 import torch
 from transformers import BertConfig, BertModel
 
-from matalign import config
+from matalign import config, towers
 from matalign.data.dataset import Curated, Structures
+from matalign.pretrain import encode
+from matalign.views import draws
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 CATIONS = {"Li": 3, "Na": 11, "K": 19, "Rb": 37, "Cs": 55, "Ag": 47}
@@ -79,3 +81,13 @@ def pretrain(text_model: Path, **changes: object) -> config.Pretrain:
     values |= {"protocol_repeats": 2, "val_materials": 100, "loss": "pairwise", "patience": 3, "seed": 0}
     values["control"] = False
     return config.build(config.Pretrain, {**values, **changes}, where="test")
+
+
+def embed(model: encode.Model, modality: str, made: Curated, *, epoch: int = -1) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the materials that have a modality, whichever it is, and its vectors of the aligned space."""
+    inputs = towers.load(modality).Inputs(model.config, made, model.towers[modality], model.device)
+    rows = np.flatnonzero(inputs.has)
+    keys = [draws.view_seed(model.config.seed, epoch, mp_id, 0) for mp_id in made.materials.mp_id[rows]]
+    with torch.no_grad():
+        z = model.aligned.encode(modality, inputs(rows, np.array(keys, np.uint64)))
+    return rows, z.float().cpu().numpy()

@@ -271,6 +271,15 @@ def test_axes_of_a_standard_symbol_are_those_of_the_international_tables():
     np.testing.assert_array_equal(moved.frac_coords, named_so.frac_coords)
 
 
+@pytest.mark.parametrize(
+    ("symbol", "older"), [("A e m m:-cba", "A c m m"), ("Aemm:cab", "A b m m"), ("Ccce:2ba-c", "C c c b:2")]
+)
+def test_a_glide_e_may_name_its_axes(symbol, older):
+    """The older names are those of the International Tables up to 1992, one for each choice of axes."""
+    one, other = (cif.read(text("Te1 Te 0.113 0.171 0.317", symmetry=named(name), **BRICK)) for name in (symbol, older))
+    np.testing.assert_array_equal(one.frac_coords, other.frac_coords)
+
+
 def triplet(rotation, translation):
     """An operation as text."""
     parts = []

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from projects import REPOSITORY
 from pymatgen.core import Lattice, Structure
@@ -237,7 +238,7 @@ def test_the_models_take_an_imported_set(folder):
     cfg = config.load("pretrain", "tiny")
     model = encode.Model(cfg, align.build(cfg).eval())
     for modality, expected in {"crystal": 3, "text": int(curated.protocols.train_ok.sum()), "image": 3}.items():
-        rows, vectors = model.embed(modality, curated)
+        rows, vectors = tiny.embed(model, modality, curated)
         assert len(rows) == expected
         assert np.isfinite(vectors).all()
     assert model.embed_texts(curated.protocols.text_L1).shape == (1, cfg.embed_dim)

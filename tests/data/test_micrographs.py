@@ -95,12 +95,15 @@ def test_white_that_is_zero_is_turned_over(dtype, top, layout, tmp_path):
 
 
 def lzw(path, counts, *, white_is_zero):
-    """A TIFF whose compression tifffile alone cannot undo, written by Pillow; the sense of its grey changed by hand."""
-    Image.fromarray(counts).save(path, compression="tiff_lzw")
+    """A TIFF whose compression tifffile alone cannot undo, by Pillow; sign and sense of its grey are set by hand."""
+    unsigned = counts.dtype == np.uint32
+    Image.fromarray(counts.view(np.int32) if unsigned else counts).save(path, compression="tiff_lzw")
     content = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as tiff:
-        tag = tiff.pages[0].tags["PhotometricInterpretation"]
-        content[tag.valueoffset] = 0 if white_is_zero else 1
+        tags = tiff.pages[0].tags
+        content[tags["PhotometricInterpretation"].valueoffset] = 0 if white_is_zero else 1
+        if unsigned:
+            content[tags["SampleFormat"].valueoffset] = 1
     path.write_bytes(content)
 
 
@@ -110,6 +113,16 @@ def test_lzw_tiffs_hold_their_counts(dtype, top, tmp_path):
     np.testing.assert_array_equal(read_micrograph(tmp_path / "a.tif").counts, of(dtype))
     lzw(tmp_path / "b.tif", of(dtype), white_is_zero=True)
     np.testing.assert_array_equal(read_micrograph(tmp_path / "b.tif").counts, top - of(dtype).astype(int))
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "int32", "float32"])
+def test_lzw_tiffs_of_32_bits_hold_their_counts(dtype, tmp_path):
+    counts = of(dtype) + (np.uint32(4_000_000_000) if dtype == "uint32" else of(dtype))
+    lzw(tmp_path / "a.tif", counts, white_is_zero=False)
+    np.testing.assert_array_equal(read_micrograph(tmp_path / "a.tif").counts, counts)
+    if dtype == "float32":
+        lzw(tmp_path / "b.tif", counts, white_is_zero=True)
+        np.testing.assert_array_equal(read_micrograph(tmp_path / "b.tif").counts, -counts)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

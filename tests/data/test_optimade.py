@@ -224,6 +224,8 @@ def crystal_record(number):
 class Habits(BaseHTTPRequestHandler):
     """Seven structures in pages of three; the path's first part names what is done otherwise than the standard says."""
 
+    busy = 0  # requests of the second page still to be refused
+
     def log_message(self, *_):
         pass
 
@@ -238,6 +240,10 @@ class Habits(BaseHTTPRequestHandler):
         if start >= 3 and habit == "window":
             self.answer(400, {"errors": [{"title": "RequestError", "detail": "Result window is too large"}]})
             return
+        if start == 3 and habit == "busy" and Habits.busy:
+            Habits.busy -= 1
+            self.answer(429, {}, {"Retry-After": "17"})
+            return
         if habit == "misshapen" and not start:
             records[0]["attributes"]["species"][0]["concentration"] = []
             records[1]["attributes"] = None
@@ -250,14 +256,15 @@ class Habits(BaseHTTPRequestHandler):
         link = f"/{habit}/v1/structures?page_offset={0 if habit == 'loop' else start + 3}{fields}"
         link = link if start + 3 < 7 or habit == "loop" else None
         name = "next_page" if habit == "renamed" else "next"
-        links = {} if habit == "ends" else {name: link}
-        self.answer(
-            200, {"data": records, "links": links, "meta": {"data_returned": 7, "more_data_available": bool(link)}}
-        )
+        links = {} if habit in ("ends", "uncounted") else {name: link}
+        meta = {"more_data_available": bool(link)} | ({} if habit == "uncounted" else {"data_returned": 7})
+        self.answer(200, {"data": records, "links": links, "meta": meta})
 
-    def answer(self, status, content):
+    def answer(self, status, content, headers=()):
         body = json.dumps(content).encode()
         self.send_response(status)
+        for header in dict(headers).items():
+            self.send_header(*header)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -288,6 +295,7 @@ def test_every_page_is_found_and_has_its_fields(habit, habits):
         ("window", "Result window is too large"),
         ("loop", "3 of 7 structures came: pages repeat"),
         ("ends", "3 of 7 structures came: there is no link to the next page"),
+        ("uncounted", "3 of more structures came: there is no link to the next page"),
     ],
 )
 def test_a_gap_is_told_and_what_came_is_kept_on_request(habit, said, habits):
@@ -296,6 +304,14 @@ def test_a_gap_is_told_and_what_came_is_kept_on_request(habit, said, habits):
     curated = own_data.import_optimade(f"{habits}/{habit}", "", partial=True)
     assert curated.materials.mp_id.tolist() == ["x-0", "x-1", "x-2"]
     assert said in curated.audit["query"]["gap"]
+
+
+def test_a_busy_provider_is_asked_again_when_it_says(habits, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr(Habits, "busy", 2)
+    assert len(providers.download(f"{habits}/busy", "")[0]) == 7
+    assert [pause for pause in pauses if pause] == [17, 17]
 
 
 def test_a_misshapen_record_is_counted_and_the_rest_is_taken(habits):

@@ -118,7 +118,7 @@ def test_a_model_on_a_gpu_embeds_as_on_the_processor(bert):
             model.embed_texts(["mix the salt"]),
             model.embed_images(images),
         ]
-        return [*made, *(model.embed(m, curated)[1] for m in model.towers)]
+        return [*made, *(tiny.embed(model, m, curated)[1] for m in model.towers)]
 
     own = embedded("cpu")
     with pretend.gpu():

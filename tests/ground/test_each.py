@@ -12,10 +12,15 @@ import pytest
 from matalign import cache
 
 SLEEPS = """
-import time
+import os, pathlib, sys, time
 from matalign import cache
+
+def sleep(folder):
+    pathlib.Path(folder, str(os.getpid())).touch()
+    time.sleep(600)
+
 if __name__ == "__main__":
-    list(cache.each(time.sleep, [600, 601], processes=2, title="sleeps"))
+    list(cache.each(sleep, [sys.argv[1]] * 2, processes=2, title="sleeps"))
 """
 
 
@@ -27,15 +32,13 @@ def test_results_are_in_the_order_of_the_items(processes):
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path):
     """SIGKILL, after which it can tell nobody."""
     (tmp_path / "sleeps.py").write_text(SLEEPS)
-    with subprocess.Popen([sys.executable, tmp_path / "sleeps.py"], stderr=subprocess.DEVNULL) as process:
-        starter = psutil.Process(process.pid)
-        workers = []
-        while len(workers) < 2:
+    (folder := tmp_path / "at_work").mkdir()
+    command = [sys.executable, tmp_path / "sleeps.py", folder]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while len(workers := list(folder.iterdir())) < 2:
             assert process.poll() is None
             time.sleep(0.1)
-            children = starter.children()
-            workers = [p for p in children if any("popen_loky" in word for word in p.cmdline())]
-        time.sleep(5)  # they have taken their work
+        workers = [psutil.Process(int(worker.name)) for worker in workers]
         process.kill()
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive

@@ -78,7 +78,7 @@ def test_a_wrong_file_is_named_and_the_rest_goes_on(run, files):
 def test_people_get_a_table(run, files):
     ended = run("predict", files[0])
     header, row = ended.stdout.splitlines()
-    assert set(header.split()) == {"file", "formula", "metal_probability", *published.LABELS}
+    assert set(header.split()) == {"file", "formula", "metal_probability", "warning", *published.LABELS}
     assert row.count("[") == 5
 
 

@@ -16,7 +16,7 @@ import matalign
 from matalign import cache, paths
 from matalign.data import library
 from matalign.pretrain import encode
-from matalign.release import build, index, recipes, released, weights
+from matalign.release import build, depth, index, recipes, released, weights
 from matalign.tasks.properties import fits, networks
 from matalign.tasks.properties.task import rows, task
 
@@ -326,7 +326,7 @@ def test_without_the_image_tower_all_but_images_is_answered(copy, model):
         bare.embed(images=[(np.eye(40), 0.4)])
 
 
-@pytest.mark.parametrize("name", ["heads.safetensors", "crystals.parquet", index.FILE])
+@pytest.mark.parametrize("name", ["heads.safetensors", "crystals.parquet", index.FILE, depth.FILE])
 def test_a_missing_file_is_named(copy, name):
     (copy / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
@@ -342,7 +342,7 @@ def test_a_changed_file_is_named(copy):
 
 
 def test_a_newer_format_and_a_folder_of_another_kind_are_refused(copy, made):
-    with pytest.raises(ValueError, match="format 99, but this matalign reads 2; update it"):
+    with pytest.raises(ValueError, match="format 99, but this matalign reads 2 and 3; update it"):
         released.load(edited(copy, format=99))
     with pytest.raises(ValueError, match="not a released model"):
         released.load(made[0].parent / "pretrained")

@@ -54,7 +54,7 @@ def content(source="mp", *, predictions=None, local=False):
     made = curated(source)
     found = space(made)
     told = pd.DataFrame(index=range(24)) if predictions is None else predictions
-    return build.Content("laptop", made, build.place(CFG, found), found.thumbnails, told, found.of, local)
+    return build.Content("laptop", made, found, build.place(CFG, found), told, local)
 
 
 def data_of(page):
@@ -97,7 +97,7 @@ def test_the_arrays_are_the_maps():
     step = (max(xy.max() for xy in points.values()) - low) / 65535
     for name, plural in build.NAMES.items():
         np.testing.assert_allclose(arrays[f"{plural}/xy"] * step + low, points[name], atol=0.51 * step)
-        np.testing.assert_array_equal(arrays[f"{plural}/of"], made.of[name])
+        np.testing.assert_array_equal(arrays[f"{plural}/of"], made.space.of[name])
         for other, others in build.NAMES.items():
             index, cosine = made.map.nearest[name, other]
             assert index.shape == (len(points[name]), 3)
@@ -275,9 +275,8 @@ def many(n=40_000, protocols=12_000):
     }
     scores = content().map.scores
     told = pd.DataFrame({name: rng.normal(size=n) for name in build.PROPERTIES})
-    return build.Content(
-        "many", made, build.Map(points, near, scores), np.zeros((0, 32, 32), np.uint8), told, of, False
-    )
+    found = build.Space({}, of, np.zeros((0, 32, 32), np.uint8))
+    return build.Content("many", made, found, build.Map(points, near, scores), told, False)
 
 
 @pytest.fixture(scope="module")

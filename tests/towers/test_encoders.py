@@ -174,12 +174,12 @@ def test_five_modalities_train_and_embed(trained):
         assert any(not torch.equal(before[key], after[key]) for key in after)
     n = {"crystal": 24, "text": 11, "image": 24, "xrd": 21, "composition": 24}  # one pair of texts is never trained on
     for name in ALL.split():
-        rows, z = model.embed(name, curated)
+        rows, z = tiny.embed(model, name, curated)
         assert z.shape == (len(rows), 8) == (n[name], 8)
         np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
     assert rows.tolist() == list(range(24))
-    assert not {1, 17, 23} & set(model.embed("xrd", curated)[0].tolist())
-    np.testing.assert_array_equal(model.embed("crystal", curated)[1], model.embed_structures(curated.structures))
+    assert not {1, 17, 23} & set(tiny.embed(model, "xrd", curated)[0].tolist())
+    np.testing.assert_array_equal(tiny.embed(model, "crystal", curated)[1], model.embed_structures(curated.structures))
 
 
 def test_a_set_curated_without_the_patterns_says_so(trained):
@@ -213,7 +213,7 @@ def test_validation_shows_what_embed_shows(trained):
     views = examples.views("val", VALIDATION)
     has = examples.inputs["xrd"].has[views.rows]
     assert views.rows[~has].tolist() == [17]
-    rows, z = model.embed("xrd", curated, epoch=VALIDATION)
+    rows, z = tiny.embed(model, "xrd", curated, epoch=VALIDATION)
     with torch.no_grad():
         own = model.aligned.encode("xrd", examples.inputs["xrd"](views.rows[has], views.keys[has]))
     np.testing.assert_allclose(own.numpy(), z[rows.searchsorted(views.rows[has])], atol=1e-6)

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,28 +57,6 @@ class Model:
         """Neighbour graphs as this model's crystal tower takes them, where the model is."""
         return crystal.graphs(self.config, structures, self.device)
 
-    def embed(
-        self, modality: str, curated: Curated, *, epoch: int = -1
-    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n dim"]]:
-        """Any modality of the materials of a curated set, one view of each.
-
-        Args:
-            modality: of those the model was trained on.
-            curated: the set.
-            epoch: key of what is random in a view; −1: as validation shows it.
-
-        Returns:
-            (n,) rows of the materials that have the modality; (n, embed_dim) float32 unit vectors.
-        """
-        inputs = self._inputs(modality, curated)
-        rows = np.flatnonzero(inputs.has)
-        keys = _keys(curated, rows, seed=self.config.seed, epoch=epoch)
-
-        def encode(part: Tensor) -> Tensor:
-            return self.aligned.encode(modality, inputs(rows[part.numpy()], keys[part.numpy()]))
-
-        return rows, self._batched(len(rows), encode, modality)
-
     def embed_structures(self, structures: Structures) -> Float[np.ndarray, "crystals dim"]:
         """(M, embed_dim) float32 unit vectors of M crystals."""
         return self._crystals(structures, lambda batch: self.aligned.encode("crystal", batch))
@@ -104,10 +81,9 @@ class Model:
             seed: with epoch and mp-id the key of the view.
             epoch: `EVALUATION` for a view that no training shows.
         """
-        return self._inputs("image", curated)(rows, _keys(curated, rows, seed=seed, epoch=epoch))
-
-    def _inputs(self, modality: str, curated: Curated) -> Any:
-        return towers.load(modality).Inputs(self.config, curated, self._tower(modality), self.device)
+        inputs = towers.load("image").Inputs(self.config, curated, self._tower("image"), self.device)
+        ids = curated.materials.mp_id.to_numpy()[rows]
+        return inputs(rows, np.array([draws.view_seed(seed, epoch, mp_id, 0) for mp_id in ids], np.uint64))
 
     def embed_images(self, images: Float[Tensor, "images 1 height width"]) -> Float[np.ndarray, "images dim"]:
         """(n, embed_dim) float32 unit vectors of micrographs as `micrographs.render` returns them."""
@@ -136,12 +112,6 @@ class Model:
         return np.concatenate(out) if out else np.zeros((0, self.config.embed_dim), np.float32)
 
 
-def _keys(curated: Curated, rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """(n,) keys of the views of some materials."""
-    ids = curated.materials.mp_id.to_numpy()[rows]
-    return np.array([draws.view_seed(seed, epoch, mp_id, 0) for mp_id in ids], np.uint64)
-
-
 def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
     """Load a trained model.
 
@@ -156,8 +126,6 @@ def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
     folder = Path(profile_or_path)
     if not (folder / "config.json").exists():
         folder = paths.results(str(profile_or_path)) / "pretrained"
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"no model in {folder}; the stage `pretrain` makes it, or give its folder")
     cfg, text_model = settings(folder)
     model = align.build(cfg, initialise=False)
     align.load(model, folder)
@@ -167,7 +135,13 @@ def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
 
 
 def settings(folder: Path) -> tuple[Pretrain, str | None]:
-    """Parameters that the model in a folder was trained with, and the hash of its text model, if it has one."""
+    """Parameters that the model in a folder was trained with, and the hash of its text model, if it has one.
+
+    Raises:
+        FileNotFoundError: there is no model; the message says how to make it.
+    """
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"no model in {folder}; the stage `pretrain` makes it, or give its folder")
     about = json.loads((folder / "config.json").read_text())
     return config.build(Pretrain, about["pretrain"], where=str(folder / "config.json")), about.get("text_model_hash")
 

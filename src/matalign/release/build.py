@@ -22,7 +22,7 @@ from matalign.config import Release
 from matalign.data import sources
 from matalign.pretrain import encode
 from matalign.quantities import METAL
-from matalign.release import card, ensemble, index, predictors, released, weights
+from matalign.release import card, depth, ensemble, index, predictors, released, weights
 from matalign.release.predictors import LEVELS, Calibration
 from matalign.tasks.properties import fits
 from matalign.tasks.properties.arms import NETWORKS, Fit, groups
@@ -32,6 +32,7 @@ from matalign.tasks.properties.task import Task, rows, task
 
 SIGNIFICANT = 4  # digits of a prediction in the table of crystals
 NEW = "new chemical systems"  # test materials of elements that no training material combines
+WARNED = "out of depth"  # test materials that predictions warn of
 EVERY = "all"
 
 
@@ -72,17 +73,25 @@ def build(cfg: Release) -> dict[str, Any]:
     about = write_weights(cfg, folder, t, fitted)
     model = released.towers(folder, about, about["pretrain"]["modalities"].split())
     store, tables = model.graphs(t.curated.structures), []
-    members = predictors.member_predictions(released.ensembles(folder, about), store)
+    ensembles = released.ensembles(folder, about)
+    members, features = predictors.member_predictions(ensembles, store)
     parts_of = {target: rows(t, fit) for fit in planned for target in fit.weights}
+    depths, around, warned = [], {}, {}
+    for predictor, z in zip(ensembles, features, strict=True):
+        parts = parts_of[predictor.targets[0]]
+        errors = np.stack([np.abs(members[name].mean(0) - t.labels[name]) for name in predictor.targets], 1)
+        depths.append(depth.Depth.fit(z, errors, t.curated.structures, train=parts["train"], val=parts["val"]))
+        found, reasons = depths[-1](z, t.curated.structures)
+        around |= dict(zip(predictor.targets, found, strict=True))
+        warned |= dict.fromkeys(predictor.targets, np.array([bool(each) for each in reasons]))
     calibrations: dict[str, Calibration] = {}
     for target, parts in ((target, parts_of[target]) for target in members):
         if target != METAL:
-            val, true = known(t, target, parts["val"])
-            calibrations[target] = predictors.calibrate(members[target][:, val], true)
-        tables.append(scores(cfg, t, target, members[target], parts))
-    vectors, names = contents(t, model, predictors.values(members, calibrations))
+            calibrations[target] = calibrate(t, target, members[target], around[target], parts["val"])
+        tables.append(scores(cfg, t, target, members[target], around[target], warned[target], parts))
+    vectors, names = contents(t, model, predictors.values(members, calibrations, around))
     built = index.build(vectors, names, size=cfg.index_size)
-    about["files"] |= hashes(folder, index.write(folder, built))
+    about["files"] |= hashes(folder, [*index.write(folder, built), *depth.write(folder, depths)])
     about["calibrations"] = {target: asdict(c) for target, c in calibrations.items()}
     metrics = {
         **{"stage": "release", "profile": cfg.profile, "synthetic": t.curated.synthetic, "seed": cfg.seed},
@@ -154,8 +163,29 @@ def known(t: Task, target: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return rows, labels[rows]
 
 
+def calibrate(
+    t: Task,
+    target: str,
+    members: np.ndarray,
+    around: depth.Around,
+    rows: np.ndarray,
+    *,
+    level: float = predictors.LEVEL,
+) -> Calibration:
+    """The calibration of a target on some materials; members and what is around are of all."""
+    rows, true = known(t, target, rows)
+    systems = t.curated.materials.chemsys.to_numpy()[rows]
+    return predictors.calibrate(members[:, rows], true, around.take(rows), systems, level=level)
+
+
 def scores(
-    cfg: Release, t: Task, target: str, members: np.ndarray, parts: Mapping[str, np.ndarray]
+    cfg: Release,
+    t: Task,
+    target: str,
+    members: np.ndarray,
+    around: depth.Around,
+    warned: np.ndarray,
+    parts: Mapping[str, np.ndarray],
 ) -> dict[str, list[dict[str, Any]]]:
     """Error of a target on the test part, and how far its uncertainty can be trusted.
 
@@ -164,6 +194,8 @@ def scores(
         t: data.
         target: its name.
         members: (members, M) predictions for all materials.
+        around: what training is around them.
+        warned: (M,) bool.
         parts: rows of materials.
     """
     systems = t.curated.materials.chemsys.to_numpy()
@@ -187,15 +219,17 @@ def scores(
             row("results", pairs, which, {"materials": name, "metric": "ECE", "unit": ""}, **how)
         out["reliability"] = stats.reliability(mean, true, names=("probability", "observed"))
         return out
-    val, val_true = known(t, target, parts["val"])
     for name, which in subsets:
         row("results", np.abs(mean - true), which, {"materials": name, "metric": "MAE", "unit": unit(target)})
+    subsets += [(WARNED, warned[test])] if warned[test].any() else []
     for level in LEVELS:
-        calibration = predictors.calibrate(members[:, val], val_true, level=level)
-        half = calibration.half_width(members[:, test])
+        half = calibrate(t, target, members, around, parts["val"], level=level).half_width(
+            members[:, test], around.take(test)
+        )
         for name, which in subsets:
-            about = {"materials": name, "nominal": level, "half_width": float(np.median(half[which]))}
-            row("coverage", (np.abs(mean - true) <= half).astype(float), which, about)
+            widths = {"half_width": float(np.median(half[which])), "half_width_mean": float(half[which].mean())}
+            held = (np.abs(mean - true) <= half).astype(float)
+            row("coverage", held, which, {"materials": name, "nominal": level, **widths})
     return out
 
 

@@ -42,7 +42,8 @@ test materials whose set of elements no training material has.
 
 {results}
 
-Of the test labels, the intervals of {level:.0%} (split-conformal, scaled by the spread of the members) hold:
+Of the test labels, the intervals of {level:.0%} hold the share below (split-conformal by chemical system, scaled by the
+members' spread, the distance from training and the error of training nearby). *Out of depth*: `predict` warns of them.
 
 {coverage}
 
@@ -55,11 +56,13 @@ Retrieval, recommendation and defects have stages of their own, with their metri
 ## Limits
 
 - Energies, gaps and moduli are those of one level of theory; gaps are known to come out too small.
-- Intervals are calibrated on materials like those of the random split; the table tells what new systems lose.
+- Intervals are calibrated on materials like those of the random split. They widen with distance from training, by
+  a rule that can be checked no farther away than the test part goes.
 - The range given for P(metal) is that of the {members} members, not a calibrated interval.
 - Micrographs are simulated; the model has never seen a measured one.
 - A protocol knows a composition, not a polymorph. No recipe is part of the model: `matalign fetch` brings them.
-- It does not tell when a crystal is unlike all that it was trained on.
+- The column `warning` names elements that training hardly has, volumes that it has not, and crystals farther from it
+  than 98 % of validation. No warning is no promise.
 
 ## Licence
 
@@ -139,7 +142,7 @@ def _results(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _coverage(rows: Iterable[Mapping[str, Any]]) -> str:
-    header = ("target", "materials", "share held", "half width, median", "n")
+    header = ("target", "materials", "share held", "half width, median", "mean", "n")
     return _table(
         header,
         [
@@ -148,6 +151,7 @@ def _coverage(rows: Iterable[Mapping[str, Any]]) -> str:
                 r["materials"],
                 _interval(r),
                 f"{r['half_width']:.3g} {unit(r['target'])}",
+                f"{r['half_width_mean']:.3g}",
                 f"{r['n_test']:,}",
             )
             for r in rows

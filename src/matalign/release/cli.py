@@ -53,7 +53,7 @@ def predict(
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """Formation energy, gap, P(metal), K and G of crystals, each with an interval."""
+    """Formation energy, gap, P(metal), K and G of crystals, each with an interval; and what is out of its depth."""
     one_of(as_json, as_csv)
     loaded = load(model)
     names, structures = crystals(files, block, frame)
@@ -357,7 +357,8 @@ def ranges(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         bounded = [name.removesuffix("_low") for name in row if name.endswith("_low")]
         text = {name: f"{row[name]:.3g} [{row[f'{name}_low']:.3g}, {row[f'{name}_high']:.3g}]" for name in bounded}
-        out.append({name: value for name, value in row.items() if not name.startswith(tuple(bounded))} | text)
+        rest = {name: value for name, value in row.items() if not name.startswith((*bounded, "warning"))}
+        out.append(rest | text | {"warning": row["warning"]})
     return out
 
 
@@ -385,7 +386,7 @@ def cell(column: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if column.endswith("_C") else f"{value:.3g}"
     text = " ".join(str(value).split())
-    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+    return text if len(text) <= WIDTH or column == "warning" else text[: WIDTH - 1] + "…"
 
 
 def plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from matalign.config import Pretrain
 from matalign.data import formulas
 from matalign.data.structures import Structures
 from matalign.quantities import METAL
-from matalign.release import predictors, weights
+from matalign.release import depth, predictors, weights
 from matalign.release.predictors import Calibration, Predictor
 from matalign.towers import crystal
 
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from matalign.release.recipes import Cookbook, Recipes
     from matalign.release.registering import Match
 
-FORMAT = 2  # of the folder
+FORMAT = 3  # of the folder
+OLD = 2  # is read too: it keeps no training crystals
+UNKNOWN = f"not checked: this model is of format {OLD}, its intervals do not widen"
 PROBABILITY = "metal_probability"
 TRUNK = "the image tower's files {files} are not in {folder}; copy them from results/{profile}/model of the repository"
 
@@ -64,6 +66,11 @@ class Released:
     def predictors(self) -> tuple[Predictor, ...]:
         """An ensemble for each group of targets."""
         return ensembles(self.folder, self.about)
+
+    @cached_property
+    def depths(self) -> list[depth.Depth]:
+        """Of each ensemble the crystals that it was trained on."""
+        return depth.read(self.folder)
 
     @cached_property
     def index(self) -> "Index":
@@ -141,8 +148,9 @@ class Released:
 
         Returns:
             n rows: `formula`; of each of formation energy (eV/atom), gap (eV), K and G (GPa) the value, `_low` and
-            `_high`, an interval meant to hold 90 %, see the model card for what it does hold; and
-            `metal_probability`, between the least and the greatest of any member of the ensemble.
+            `_high`, an interval meant to hold 90 %, see the model card for what it does hold; `metal_probability`,
+            between the least and the greatest of any member of the ensemble; and `warning`: what about a crystal is out
+            of the model's depth, or "". Intervals widen with the distance from training.
         """
         import pandas as pd
 
@@ -152,15 +160,28 @@ class Released:
         """The columns of `predict`."""
         crystals = packed(structures)
         out: dict[str, Any] = {"formula": [formulas.spelled(numbers) for numbers, _, _ in crystals]}
+        members = {target: np.zeros((1, 0)) for predictor in self.predictors for target in predictor.targets}
+        features = [np.zeros((0, 1), np.float32)] * len(self.predictors)
         if len(crystals):
-            members = predictors.member_predictions(self.predictors, crystal.graphs(self.config, crystals))
-        else:
-            members = {target: np.zeros((1, 0)) for predictor in self.predictors for target in predictor.targets}
+            store = crystal.graphs(self.config, crystals)
+            members, features = predictors.member_predictions(self.predictors, store)
+        around, warnings = self._depth(features, crystals)
         calibrations = {target: Calibration(**row) for target, row in self.about["calibrations"].items()}
-        for target, (value, low, high) in predictors.values(members, calibrations).items():
+        for target, (value, low, high) in predictors.values(members, calibrations, around).items():
             name = PROBABILITY if target == METAL else target
             out |= {name: value, f"{name}_low": low, f"{name}_high": high}
-        return out
+        return out | {"warning": warnings}
+
+    def _depth(self, features: Sequence[np.ndarray], crystals: Structures) -> tuple[dict[str, depth.Around], list[str]]:
+        """Target -> what training is around; and the warning for each crystal."""
+        groups = [predictor.targets for predictor in self.predictors]
+        if self.about["format"] == OLD:
+            n = len(crystals)
+            nothing = depth.Around(np.ones(n), np.zeros(n), np.zeros((n, 119), bool))
+            return {t: nothing for targets in groups for t in targets}, [UNKNOWN] * n
+        found = [each(z, crystals) for each, z in zip(self.depths, features, strict=True)]
+        around = {t: each for targets, (all_, _) in zip(groups, found) for t, each in zip(targets, all_, strict=True)}
+        return around, depth.warnings({targets: reasons for targets, (_, reasons) in zip(groups, found)})
 
     def neighbours(self, query: Any, k: int = 10, *, among: str = "crystal") -> "pd.DataFrame":
         """What lies nearest in the space.
@@ -262,10 +283,9 @@ def checked(folder: Path) -> dict[str, Any]:
     about = json.loads((folder / "config.json").read_text())
     if "format" not in about:
         raise ValueError(f"{folder}: not a released model, its config.json has no format")
-    if about["format"] != FORMAT:
-        raise ValueError(
-            f"{folder}: format {about['format']}, but this matalign reads {FORMAT}; update it or the model"
-        )
+    if about["format"] not in (OLD, FORMAT):
+        known = f"this matalign reads {OLD} and {FORMAT}"
+        raise ValueError(f"{folder}: format {about['format']}, but {known}; update it or the model")
     for name, expected in about["files"].items():
         if (folder / name).exists():
             with open(folder / name, "rb") as file:

@@ -6,10 +6,10 @@ again ends with the same weights.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -83,8 +83,14 @@ def train(
         The best score on validation; infinite where there is none.
     """
     done, best, kept = 0, math.inf, weights(model) if checks else None
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     if checkpoint and checkpoint.file.exists():
-        done, best, kept = _restore(checkpoint, model, optimizer, schedule)
+        state = load(checkpoint.file)
+        done, best, kept = (state[name] for name in ("step", "best", "kept"))
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        if checkpoint.rng:
+            checkpoint.rng.bit_generator.state = state["rng"]
     progress(done)
     for step in range(done, steps):
         error = loss(step)
@@ -98,7 +104,7 @@ def train(
         if step + 1 in checks and (reached := validate()) < best:
             best, kept = reached, weights(model)
         if checkpoint and (step + 1) % checkpoint.every == 0:
-            _save(checkpoint, model, optimizer, schedule, step=step + 1, best=best, kept=kept)
+            _save(checkpoint, parts, step=step + 1, best=best, kept=kept)
         progress(1)
     if kept is not None:
         model.load_state_dict(kept)
@@ -112,24 +118,10 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: w.detach().cpu().clone() for name, w in model.state_dict().items()}
 
 
-def _save(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, **position) -> None:
+def _save(checkpoint: Checkpoint, parts: Mapping[str, Any], **position: Any) -> None:
     """Write where training stands."""
-    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
     rng = checkpoint.rng.bit_generator.state if checkpoint.rng else None
-    save(checkpoint.file, {**position, **states, "rng": rng})
-
-
-def _restore(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler
-) -> tuple[int, float, dict[str, Tensor] | None]:
-    """Read what `_save` wrote: steps done, best score on validation and its weights."""
-    state = load(checkpoint.file)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    if checkpoint.rng:
-        checkpoint.rng.bit_generator.state = state["rng"]
-    return state["step"], state["best"], state["kept"]
+    save(checkpoint.file, {**position, **{name: part.state_dict() for name, part in parts.items()}, "rng": rng})
 
 
 def rate(step: int, steps: int) -> float:

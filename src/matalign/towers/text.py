@@ -7,7 +7,7 @@ folder, keyed by the hash of the model and of the text.
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,7 @@ class TextTower(nn.Module):
         """
         if isinstance(inputs, Tensor):
             return inputs, {}
-        tokens = self.tokenizer(list(inputs), truncation=True, max_length=MAX_TOKENS, padding=True, return_tensors="pt")
-        tokens = tokens.to(self.encoder.device)
+        tokens = self._tokens(list(inputs))
         hidden = self.encoder(**tokens).last_hidden_state  # (n, length, dim)
         return hidden[:, 0], {"tokens": hidden, "mask": tokens["attention_mask"].bool()}
 
@@ -124,14 +123,11 @@ class TextTower(nn.Module):
         Returns:
             (n, dim) float32, on the CPU.
         """
-        distinct = {_hash(text): text for text in texts}
-        folder = None
-        known: dict[str, np.ndarray] = {}
-        if not self.unfreeze_layers:
-            folder = cache.folder("text", self._cache_key())
-            for file in sorted(folder.glob("*.safetensors")):
-                stored = cache.load(file)
-                known |= zip(stored["hashes"], stored["features"], strict=True)
+        distinct, known = {_hash(text): text for text in texts}, {}
+        folder = None if self.unfreeze_layers else cache.folder("text", self._cache_key())
+        for file in sorted(folder.glob("*.safetensors")) if folder else ():
+            stored = cache.load(file)
+            known |= zip(stored["hashes"], stored["features"], strict=True)
         todo = [text for h, text in distinct.items() if h not in known]
         with tqdm(total=len(todo), desc="texts", unit="text", mininterval=1, disable=not (progress and todo)) as bar:
             fresh: dict[str, np.ndarray] = {}
@@ -148,12 +144,8 @@ class TextTower(nn.Module):
     def _cache_key(self) -> dict[str, str | int]:
         """What the bits of a feature depend on, besides the text."""
         shape = {"pooling": "CLS", "max_tokens": MAX_TOKENS, "bucket": BUCKET, "rows": ROWS}
-        return {
-            "model": self.fingerprint,
-            **shape,
-            "device": self.encoder.device.type,
-            "threads": torch.get_num_threads(),
-        }
+        machine = {"device": self.encoder.device.type, "threads": torch.get_num_threads()}
+        return {"model": self.fingerprint, **shape, **machine}
 
     def _batches(self, texts: list[str]) -> list[list[str]]:
         """Batches of at most ROWS texts whose token counts round up to the same multiple of BUCKET."""
@@ -168,11 +160,12 @@ class TextTower(nn.Module):
     @torch.no_grad()
     def _encode(self, texts: list[str]) -> np.ndarray:
         filled = texts + texts[:1] * (ROWS - len(texts))
-        tokens = self.tokenizer(
-            filled, truncation=True, max_length=MAX_TOKENS, padding=True, pad_to_multiple_of=BUCKET, return_tensors="pt"
-        )
-        hidden = self.encoder(**tokens.to(self.encoder.device)).last_hidden_state
+        hidden = self.encoder(**self._tokens(filled, pad_to_multiple_of=BUCKET)).last_hidden_state
         return hidden[: len(texts), 0].float().cpu().numpy()
+
+    def _tokens(self, texts: list[str], **how: int) -> Mapping[str, Tensor]:
+        options = {"truncation": True, "max_length": MAX_TOKENS, "padding": True, "return_tensors": "pt"}
+        return self.tokenizer(texts, **options, **how).to(self.encoder.device)
 
 
 def _case(folder: Path) -> dict[str, bool]:

@@ -128,7 +128,7 @@ def by_name(symbol: str) -> tuple[Setting, ...]:
     if known is None:
         return ()
     if extension not in ("", "1", "2", "H", "R", "S", "Z"):
-        return _on_axes(known, extension.lower())
+        return _on_axes(known, text, extension.lower())
     same = [each for each in gemmi.spacegroup_table() if each.number == known.number and _alike(each, known, text)]
     exact = [each for each in same if each.ext.upper() == extension and extension]
     standard = known.hm == gemmi.get_spacegroup_reference_setting(known.number).hm
@@ -136,12 +136,12 @@ def by_name(symbol: str) -> tuple[Setting, ...]:
     return tuple(replace(_of(each), rare=each.hm in rare) for each in exact or same)
 
 
-def _on_axes(known: gemmi.SpaceGroup, axes: str) -> tuple[Setting, ...]:
+def _on_axes(known: gemmi.SpaceGroup, text: str, axes: str) -> tuple[Setting, ...]:
     """The settings on axes as the International Tables name them: `P b n m:cab`, also of the standard `P n m a:cab`."""
     standard = gemmi.get_spacegroup_reference_setting(known.number).hm
     named = [each for each in gemmi.spacegroup_table() if each.number == known.number]
     named = [each for each in named if each.qualifier and axes in (each.qualifier, each.ext.lower() + each.qualifier)]
-    return tuple(_of(each) for each in named if known.hm in (each.hm, standard))
+    return tuple(_of(each) for each in named if known.hm == standard or _alike(each, known, text))
 
 
 def _of(known: gemmi.SpaceGroup) -> Setting:

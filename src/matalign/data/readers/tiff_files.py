@@ -53,10 +53,16 @@ def _tifffile_decodes(page: Any) -> bool:
 
 
 def _by_pillow(path: Path, page: Any) -> list[Frame]:
-    """Pillow turns images as their orientation asks, and white that is zero over, but of 16 bits."""
+    """Pillow turns images as their orientation asks, and white that is zero over, but of 16 and 32 bits.
+
+    Whole numbers of 32 bits have a sign in Pillow, whatever the file says.
+    """
     found = image_files.pillow(path)
-    if page.photometric == WHITE_IS_ZERO and page.bitspersample == 16:
-        return [replace(frame, decode=lambda f=frame: 65535 - f.decode(), notes=TURNED_OVER) for frame in found]
+    if page.dtype == np.uint32:
+        return [replace(f, decode=lambda f=f: f.decode().view(np.uint32), dtype=page.dtype) for f in found]
+    if page.photometric == WHITE_IS_ZERO and page.bitspersample in (16, 32):
+        top = 65535 if page.bitspersample == 16 else 0
+        return [replace(frame, decode=lambda f=frame: top - f.decode(), notes=TURNED_OVER) for frame in found]
     return found
 
 

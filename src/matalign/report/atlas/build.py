@@ -133,10 +133,8 @@ def place(cfg: Atlas, found: Space) -> Map:
 
     def compute() -> cache.Result:
         points = layout.tsne(crystals, attracted=cfg.attracted, iterations=cfg.iterations)
-        others = {name: found.vectors[name] for name in rest}
-        return {"crystal": points} | {
-            name: layout.place(each, crystals, points, attracted=cfg.attracted) for name, each in others.items()
-        }
+        drawn = {m: layout.place(found.vectors[m], crystals, points, attracted=cfg.attracted) for m in rest}
+        return {"crystal": points, **drawn}
 
     key = {name: hashlib.blake2b(each.data, digest_size=8).hexdigest() for name, each in found.vectors.items()}
     key |= {"attracted": cfg.attracted, "iterations": cfg.iterations, "version": config.version("embed")}
@@ -180,10 +178,9 @@ class Content:
 
     profile: str
     curated: Curated
+    space: Space
     map: Map
-    thumbnails: np.ndarray
     predictions: pd.DataFrame  # rows as `curated.materials`, columns of `PROPERTIES`; none where no model has said any
-    of: Mapping[str, np.ndarray]
     local: bool  # built for oneself
 
     @property
@@ -210,7 +207,7 @@ def payload(content: Content) -> dict[str, Any]:
         arrays[name] = np.frombuffer("\n".join(column).encode(), np.uint8)
     for name, xy in found.points.items():
         arrays[f"{NAMES[name]}/xy"] = np.round((xy - low) / step).astype(np.uint16)
-        arrays[f"{NAMES[name]}/of"] = fitting(content.of[name])
+        arrays[f"{NAMES[name]}/of"] = fitting(content.space.of[name])
     for (query, target), (index, cosine) in found.nearest.items():
         arrays[f"{NAMES[query]}/{NAMES[target]}"] = fitting(index)
         arrays[f"{NAMES[query]}/{NAMES[target]}/cosine"] = np.round(cosine.clip(-1, 1) * 127).astype(np.int8)
@@ -246,8 +243,8 @@ def opened(content: Content, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     }
     if "text" in content.map.points:
         out["recipes"] = protocols[["text_L0", "method", "doi"]].to_numpy().tolist()
-    if len(content.thumbnails):
-        out["micrographs"] = {"px": THUMBNAIL_PX, **sheet(content.thumbnails)}
+    if len(content.space.thumbnails):
+        out["micrographs"] = {"px": THUMBNAIL_PX, **sheet(content.space.thumbnails)}
     return out
 
 
@@ -326,7 +323,7 @@ def gather(cfg: Atlas, *, local: bool = False) -> Content:
     made = {m: encode.features(cfg.profile, modality=m) for m in modalities(curated, pretrain)}
     found = space(curated, made)
     told = predictions(cfg.profile, curated.materials.mp_id)
-    return Content(cfg.profile, curated, place(cfg, found), found.thumbnails, told, found.of, local)
+    return Content(cfg.profile, curated, found, place(cfg, found), told, local)
 
 
 def write(content: Content) -> Path:

@@ -5,8 +5,6 @@ variant; where that loss is `anchored`, no image has ever met a text but through
 """
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -60,17 +58,13 @@ def source(cfg: Ablations) -> Source:
         FileNotFoundError: no curated set, or no pretrained model.
         ValueError: the model lacks a tower.
     """
-    curated, model = dataset.read(paths.curated(cfg.profile)), paths.results(cfg.profile) / "pretrained"
-    if not (model / "config.json").exists():
-        raise FileNotFoundError(f"no model in {model}; the stage `pretrain` makes it")
-    about = json.loads((model / "config.json").read_text())
-    pretrain = config.build(Pretrain, about["pretrain"], where=str(model / "config.json"))
-    weights = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in model.glob("*.safetensors")}
+    curated = dataset.read(paths.curated(cfg.profile))
+    pretrain, text_model = encode.settings(paths.results(cfg.profile) / "pretrained")
     levels = sorted({v.mask_level for group in chosen(cfg).values() for v in group.values()} | {*LEVELS})
-    key = {"data": curated.digest, "weights": weights, "text_model": about["text_model_hash"], "levels": levels}
+    key = {"data": curated.digest, "weights": encode.fingerprint(cfg.profile, "pretrained"), "text_model": text_model}
+    key |= {"levels": levels, "version": config.version("ablations")}
     key |= {name: getattr(pretrain, name) for name in ("image_px", "pixel_A")}
     key |= {name: getattr(cfg, name) for name in ("seed", "views")}
-    key["version"] = config.version("ablations")
     cache.memo("ablations-features", key, lambda: features(cfg, curated, levels))
     file = cache.folder("ablations-features", key) / "result.safetensors"
     return Source(cfg, pretrain, config.load("properties", cfg.profile), file, cache.digest(key))

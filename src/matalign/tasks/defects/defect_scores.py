@@ -13,8 +13,7 @@ from scipy.special import log_softmax
 from matalign import stats
 from matalign.claims import claim
 from matalign.config import Defects
-from matalign.tasks.defects.contexts import ARMS, TEXT_ARMS
-from matalign.tasks.defects.defects import Predictions, predict
+from matalign.tasks.defects.defects import ARMS, TEXT_ARMS, Predictions, predict
 from matalign.tasks.defects.hosts import DOSE_DECILES_E_A2
 from matalign.views.defect_images import DEFECTS
 

@@ -8,10 +8,10 @@ and its schedule. The zone axis and the pixel size are part of every arm's conte
 What the network sees is the micrograph and, beside it, what of it does not repeat (`defect_images.aperiodic`).
 """
 
+import functools
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +19,58 @@ import torch
 from matalign import cache, config, paths
 from matalign.config import Defects
 from matalign.data import dataset
+from matalign.data.dataset import Curated
 from matalign.pretrain import encode
 from matalign.tasks.defects import networks
-from matalign.tasks.defects.contexts import contexts, host_texts, view_context
 from matalign.tasks.defects.hosts import SPLITS, DefectSet, Hosts, choose_hosts, listed, render
 from matalign.views.defect_images import DEFECTS
+from matalign.views.micrographs import ZONE_AXES
+
+ARMS = ("majority", "context", "image", "image_composition", "image_structure", "image_other")
+TEXT_ARMS = ("image_text", "image_text_other")  # of a model with a text tower
+
+
+def host_texts(hosts: Hosts, curated: Curated, vectors: np.ndarray) -> np.ndarray:
+    """(n, d) mean of a host's protocols' aligned vectors, (protocols, d); zeros for a host without one."""
+    shown = curated.protocols.mp_id.isin(set(hosts.mp_id)).to_numpy()
+    out = np.zeros((len(hosts.mp_id), vectors.shape[1]), np.float32)
+    row = np.searchsorted(hosts.mp_id, curated.protocols.mp_id[shown].to_numpy(str))
+    np.add.at(out, row, vectors[shown])
+    return out / np.maximum(np.bincount(row, minlength=len(out)), 1)[:, None]
+
+
+def contexts(hosts: Hosts, embeddings: np.ndarray, texts: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Arm -> what it knows of the hosts, (n, c), besides zone axis and pixel size.
+
+    Args:
+        hosts: n crystals.
+        embeddings: (n, d) of their structures in the aligned space.
+        texts: (n, d) of their protocols, zeros without one; None leaves out the arms that read them.
+    """
+    arms = {
+        "context": embeddings,
+        "image": np.zeros((len(hosts.mp_id), 0)),
+        "image_composition": hosts.structures.fractions(),
+        "image_structure": embeddings,
+        "image_other": _others(embeddings),
+    }
+    if texts is not None:
+        has = texts.any(1)
+        swapped = texts.copy()
+        swapped[has] = _others(texts[has])
+        for arm, read in zip(TEXT_ARMS, (texts, swapped), strict=True):
+            arms[arm] = np.concatenate([embeddings, read, has[:, None]], axis=1)
+    return arms
+
+
+def _others(rows: np.ndarray) -> np.ndarray:
+    """Each row a fixed other host's: of two or more, nobody keeps its own."""
+    return np.roll(rows, len(rows) // 2, axis=0)
+
+
+def view_context(axis: np.ndarray, *, pixel_A: float) -> np.ndarray:
+    """(N, 14): zone axis one-hot, log of the pixel size."""
+    return np.concatenate([np.eye(len(ZONE_AXES))[axis], np.full((len(axis), 1), np.log(pixel_A))], axis=1)
 
 
 @dataclass(frozen=True)
@@ -39,45 +86,32 @@ class Predictions:
     synthetic: bool  # the hosts are of the embedded sample
 
 
-@dataclass(frozen=True)
-class Seed:
-    """One seed of a run: its image network, trained only where a head is still to be fitted, and the heads."""
+def _seed(
+    hosts: Hosts, test: DefectSet, cfg: Defects, arms: dict[str, np.ndarray], *, number: int, key: dict, device: str
+) -> dict[str, cache.Result]:
+    """Class probabilities of validation and test images by each arm's head, on the image network of one seed.
 
-    hosts: Hosts
-    test: DefectSet
-    cfg: Defects
-    number: int
-    key: dict[str, Any]  # all that the network depends on
-    device: str
+    The network is trained, and asked for, only where a head is still to be fitted.
+    """
+    at = {s: listed(hosts, s, cfg) for s in SPLITS}
+    own = {name: value for name, value in key.items() if name not in ("weights", "text")}
 
-    @cached_property
-    def network(self) -> cache.Result:
-        """Features and zone axes of all images, as `_network` makes them."""
-        state = cache.folder("defects-network", self.key) / "state.pt"
-        options = {"seed": self.number, "device": self.device, "state": state}
-        return cache.memo("defects-network", self.key, partial(_network, self.hosts, self.test, self.cfg, **options))
+    @functools.cache
+    def network() -> cache.Result:
+        options = {"seed": number, "device": device, "state": cache.folder("defects-network", own) / "state.pt"}
+        return cache.memo("defects-network", own, partial(_network, hosts, test, cfg, **options))
 
-    def head(self, arm: str, context: np.ndarray, made_of: dict[str, str]) -> cache.Result:
-        """Class probabilities of validation and test images.
+    def head(arm: str, context: np.ndarray) -> cache.Result:
+        images = {s: network()[f"features_{s}"] for s in SPLITS}
+        view = {s: view_context(network()[f"axis_{s}"], pixel_A=cfg.pixel_A) for s in SPLITS}
+        known = {s: np.concatenate([view[s], context[at[s][0]]], axis=1) for s in SPLITS}
+        seen = {s: np.zeros_like(x) for s, x in images.items()} if arm == "context" else images
+        schedule = {"epochs": cfg.head_epochs, "learning_rate": cfg.learning_rate}
+        kind = {s: at[s][2] for s in SPLITS}
+        return networks.fit_head(seen, known, kind, **schedule, seed=number, device=device)
 
-        Args:
-            arm: one of `ARMS`, `TEXT_ARMS`.
-            context: (n, c) what it knows of the hosts.
-            made_of: fingerprints of what `context` was made with.
-        """
-        kind = {s: listed(self.hosts, s, self.cfg)[2] for s in SPLITS}
-
-        def fit() -> cache.Result:
-            images = {s: self.network[f"features_{s}"] for s in SPLITS}
-            view = {s: view_context(self.network[f"axis_{s}"], pixel_A=self.cfg.pixel_A) for s in SPLITS}
-            of_host = {s: context[listed(self.hosts, s, self.cfg)[0]] for s in SPLITS}
-            known = {s: np.concatenate([view[s], of_host[s]], axis=1) for s in SPLITS}
-            seen = {s: np.zeros_like(x) for s, x in images.items()} if arm == "context" else images
-            schedule = {"epochs": self.cfg.head_epochs, "learning_rate": self.cfg.learning_rate}
-            return networks.fit_head(seen, known, kind, **schedule, seed=self.number, device=self.device)
-
-        key = {**self.key, **made_of, "arm": arm, "head_epochs": self.cfg.head_epochs}
-        return cache.memo("defects-head", key, fit)
+    about = {**key, "head_epochs": cfg.head_epochs}
+    return {a: cache.memo("defects-head", {**about, "arm": a}, partial(head, a, c)) for a, c in arms.items()}
 
 
 def predict(cfg: Defects) -> Predictions:
@@ -101,8 +135,8 @@ def predict(cfg: Defects) -> Predictions:
     arms = contexts(hosts, crystals[curated.materials.mp_id.searchsorted(hosts.mp_id)], texts)
     key = {name: value for name, value in vars(cfg).items() if name not in ("profile", "bootstrap", "head_epochs")}
     key |= {"data": curated.digest, "version": config.version("defects")}
-    made_of = {"weights": encode.fingerprint(cfg.profile, "pretrained")}
-    made_of |= {"text": text_model} if texts is not None else {}
+    key["weights"] = encode.fingerprint(cfg.profile, "pretrained")  # of what heads are told, as the next
+    key |= {"text": text_model} if texts is not None else {}
 
     test = render(hosts, "test", cfg, epoch=0, seed=cfg.seed, device=device)
     kind = {s: listed(hosts, s, cfg)[2] for s in SPLITS}
@@ -110,10 +144,10 @@ def predict(cfg: Defects) -> Predictions:
     majority = {s: np.tile(share, (len(kind[s]), 1)) for s in ("val", "test")}
     judged: dict[str, list[cache.Result]] = {arm: [] for arm in ("majority", *arms)}  # one a seed
     for number in range(cfg.seed, cfg.seed + cfg.seeds):
-        seed = Seed(hosts, test, cfg, number, {**key, "fit_seed": number}, device)
-        judged["majority"].append(majority)
-        for arm, context in arms.items():
-            judged[arm].append(seed.head(arm, context, made_of))
+        own = {**key, "fit_seed": number}
+        made = _seed(hosts, test, cfg, arms, number=number, key=own, device=device)
+        for arm, found in {"majority": majority, **made}.items():
+            judged[arm].append(found)
     return Predictions(
         test=test,
         mp_id=hosts.mp_id[test.host],

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Float16, Float32, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from matalign.config import Properties
 from matalign.quantities import ENERGY, METAL
@@ -63,6 +62,15 @@ class Fusion(nn.Module):
         return self.head(torch.cat([self.tower(batch)[0], *pooled], 1))
 
 
+def _dense(x: Float[Tensor, "atoms width"], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Values of the atoms, zero beyond each crystal's last, (B, A, width), and where there are atoms, (B, A)."""
+    sizes = batch.ptr.diff()
+    longest = int(sizes.max())
+    place = torch.arange(len(x), device=x.device) - batch.ptr.index_select(0, batch.batch)
+    flat = x.new_zeros(len(sizes) * longest, x.shape[1]).index_copy(0, batch.batch * longest + place, x)
+    return flat.view(len(sizes), longest, -1), torch.arange(longest, device=x.device) < sizes[:, None]
+
+
 class CrossAttention(nn.Module):
     """The atoms attend, in one block with residual, over the other modalities' tokens and over themselves.
 
@@ -79,9 +87,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, batch: Batch, *others: Float[Tensor, "crystals _ _"]) -> Float[Tensor, "crystals targets"]:
         """Standardised predictions; they depend neither on the order of the atoms nor on the size of other crystals."""
-        sizes = batch.ptr.diff()
-        atoms = pad_sequence(self.tower(batch)[1]["atoms"].split(sizes.tolist()), batch_first=True)  # (B, A, width)
-        there = torch.arange(atoms.shape[1], device=atoms.device) < sizes[:, None]
+        atoms, there = _dense(self.tower(batch)[1]["atoms"], batch)
         tokens = [project(x) for project, x in zip(self.others, others, strict=True)]
         keys = self.key(torch.cat([atoms, *tokens], 1))  # (B, A + T, width)
         absent = F.pad(~there, (0, keys.shape[1] - atoms.shape[1]))
