@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 import shutil
 from collections import Counter
@@ -183,6 +184,22 @@ def test_exact_sets_count_in_any_order_and_only_whole():
     assert precursors.hits([[part]], truth)[:, 0].tolist() == [0, 0, 0]
 
 
+def test_ranks_of_several_lists_are_fused_by_their_reciprocals():
+    x, y, z = spelt(["TiO2"], ["BaO2"], ["BaCO3"])
+    # x: 1/61 = 0.0164; y: 1/62 + 1/61 = 0.0325; z: 1/62 = 0.0161
+    assert precursors.fused([[[x, y], None], [[y, z], [x]]]) == [[y, x, z], None]
+
+
+def test_proposals_are_found_by_target_and_true_set_and_each_set_counts_once(tmp_path):
+    test = [recipe("BaTiO3", ["BaCO3", "TiO2"]), recipe("SrTiO3", ["SrCO3", "TiO2"])]
+    asked = {"target": "BaTiO3", "ground_truth": ["TiO2", "BaCO3"]}
+    sets = [["BaO", "Ti metal"], ["TiO2", "BaCO3"], ["BaCO3", "TiO2"], []]
+    summary = {"target": "SUMMARY", "ground_truth": [], "response": {}}
+    (tmp_path / "proposed_x.json").write_text(json.dumps([{**asked, "response": sets}, summary]))
+    found = recipes.proposals(tmp_path / "proposed_x.json", test)
+    assert found == [[frozenset({"Ba1O1", "Ti metal"}), test[0].precursor_set, frozenset()], None]
+
+
 def by_brute_force(system, vocabulary, score):
     """Every path of choices, followed to its end: set -> probability."""
     found = Counter()
@@ -309,6 +326,26 @@ def test_features_of_a_composition_by_hand():
 def evaluated(tiny):
     study = recommendation.prepare(tiny)
     return study, recommendation.metrics(study, recommendation.sets(study, study.test))
+
+
+def test_language_models_are_compared_on_the_targets_they_were_asked_for(evaluated):
+    study, _ = evaluated
+    truth = [r.precursor_set for r in study.test]
+    right_first = [None, *([each, frozenset({"X"})] for each in truth[1:])]  # was not asked for the first
+    wrong = [[frozenset({"X"})] for _ in truth]
+    study = dataclasses.replace(study, proposed={"right": right_first, "wrong": wrong})
+    metrics = recommendation.metrics(study, recommendation.sets(study, study.test))
+    top = {(r["arm"], r["k"]): r for r in metrics["precursors"]}
+    assert (top["right", 1]["value"], top["right", 1]["n"]) == (1, len(truth) - 1)
+    assert top["wrong", 10]["value"] == 0
+    assert top["models", 5]["value"] == 1
+    own = top["assembled", 5]["value"]
+    by_pair = {(r["arm"], r["baseline"], r["task"]): r for r in metrics["comparisons"]}
+    assert by_pair["assembled", "wrong", "precursors, top-5"]["value"] == pytest.approx(own)
+    assert by_pair["assembled_models", "models", "precursors, top-10"]["value"] <= 0
+    outside = metrics["outside_vocabulary"]
+    vocabulary = next(c["value"] for c in metrics["ceilings"] if c["ceiling"] == "vocabulary")
+    assert outside["targets"] == round((1 - vocabulary) * len(truth))
 
 
 def test_the_stage_writes_every_arm_and_claim(evaluated):

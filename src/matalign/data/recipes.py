@@ -6,6 +6,7 @@ answer (`matching_precursors` lists candidates that the true set was added to).
 """
 
 import ast
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,30 @@ def _test_row(file: Path, target: str, precursors: str, **known: object) -> Prot
     if not _readable(row):
         raise ValueError(f"{file}: target {target!r} or one of its precursors {precursors} is no chemical formula")
     return row
+
+
+def proposals(file: Path, test: Iterable[Protocol]) -> list[list[frozenset[str]] | None]:
+    """Ranked precursor sets that a language model proposed for targets of a test, each set once.
+
+    Args:
+        file: `proposed_<model>.json`: a list of records {target, ground_truth, response}.
+        test: rows of `precursor_test`, found by target and true set, as the file may hold others and lack some.
+
+    Returns:
+        Of each row the sets, spelled as `Protocol.precursor_set`; None if the file lacks it. A name that is no formula
+        stays as it stands, and is never right.
+    """
+    records = json.loads(file.read_text(encoding="utf-8"))
+    known = {(r["target"], frozenset(map(_spelled, r["ground_truth"]))): r["response"] for r in records}
+    found = (known.get((row.target_formula, row.precursor_set)) for row in test)
+    return [sets if sets is None else list(dict.fromkeys(frozenset(map(_spelled, s)) for s in sets)) for sets in found]
+
+
+def _spelled(name: object) -> str:
+    try:
+        return formulas.anhydrous(str(name))
+    except ValueError:
+        return str(name)
 
 
 def without(

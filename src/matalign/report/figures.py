@@ -313,8 +313,9 @@ def recommendation(metrics: Metrics) -> Figure:
         points, look = sorted((r for r in metrics["precursors"] if r["arm"] == name), key=lambda r: r["k"]), arm(name)
         drawn = {"color": look.colour, "marker": look.marker, "label": look.label}
         at = [r["k"] for r in points], [r["value"] for r in points]
-        if points[0]["published"]:
-            ranked.plot(*at, ls=":", **drawn)
+        if points[0]["published"]:  # many, and much alike: one entry of the legend
+            models = [line for line in ranked.lines if line.get_label() == "language models"]
+            ranked.plot(*at, ls=":", **drawn | {"label": "_" if models else "language models"})
         else:
             ranked.errorbar(*at, bars(points), **drawn)
     ranked.set(xlabel="sets proposed", ylabel="exact set among them", xticks=[1, 5, 10], ylim=(0, 1))

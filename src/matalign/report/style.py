@@ -67,9 +67,15 @@ ARMS: dict[str, Arm] = {
     "assembled": Arm("assembled", "#0072B2", "o"),
     "boosting": Arm("boosting on fractions", "#E69F00", "s"),
     "recipes": Arm("with text-mined recipes", "#0072B2", "o"),
-    "DeepSeek": Arm("DeepSeek (published)", "#000000", "P"),
-    "Llama-4": Arm("Llama-4 (published)", "#B2DF8A", ">"),
-    "GPT-4.1": Arm("GPT-4.1 (published)", "#882255", "D"),
+    "GPT-4.1": Arm("GPT-4.1", "#999999", "D"),
+    "Grok-3-mini": Arm("Grok-3-mini", "#999999", "D"),
+    "Llama-4": Arm("Llama-4 Maverick", "#999999", "D"),
+    "DeepSeek": Arm("DeepSeek-V3", "#999999", "D"),
+    "Gemini-2.0-flash": Arm("Gemini 2.0 Flash", "#999999", "D"),
+    "Mistral-small": Arm("Mistral Small 3.1", "#999999", "D"),
+    "Qwen2.5-VL": Arm("Qwen2.5-VL", "#999999", "D"),
+    "models": Arm("language models, fused", "#882255", "D"),
+    "assembled_models": Arm("assembled + language models", "#009E73", "p"),
     "SyntMTE": Arm("SyntMTE (published)", "#882255", "D"),
 }
 NOT_STRUCTURE_ONLY = ("early_fusion", "cross_attention", "pretrained_fusion", "text", "image")  # of the properties

@@ -41,6 +41,7 @@ ELECTRONEGATIVITY = {
 PROPERTIES = elements.standardised()
 LIGANDS = [NUMBER[symbol] for symbol in sorted(COMMON)]
 FRESH = 3  # precursors that one element may add
+RANKS = 60  # k of the fusion by reciprocal rank
 KNOWN = 200  # nearest targets that a copied set may come from
 QUERIES = 4096  # scored at once
 Composition = Sequence[tuple[str, float]]
@@ -198,6 +199,21 @@ def random_sets(targets: Sequence[Composition], vocabulary: Vocabulary, *, k: in
         free = [c for symbol in order(system) if (c := vocabulary.candidates(system, symbol, frozenset()))]
         sets.append([frozenset(vocabulary.names[rng.choice(c)] for c in free) for _ in range(k)])
     return sets
+
+
+def fused(arms: Sequence[Sequence[Sequence[frozenset[str]] | None]]) -> list[list[frozenset[str]] | None]:
+    """Reciprocal-rank fusion of ranked sets (Cormack, Clarke and Buettcher, SIGIR 2009): by Σ 1 / (60 + rank).
+
+    Of each target; None where an arm has None. Equals keep the order of the arms.
+    """
+    found: list[list[frozenset[str]] | None] = []
+    for lists in zip(*arms, strict=True):
+        score: dict[frozenset[str], float] = defaultdict(float)
+        for ranked in () if None in lists else lists:
+            for rank, each in enumerate(ranked, start=1):
+                score[each] += 1 / (RANKS + rank)
+        found.append(None if None in lists else sorted(score, key=score.__getitem__, reverse=True))
+    return found
 
 
 def hits(ranked: Sequence[Sequence[frozenset[str]]], truth: Sequence[frozenset[str]]) -> np.ndarray:

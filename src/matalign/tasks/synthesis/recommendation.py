@@ -5,6 +5,7 @@ reactions, less all that share a chemical system or a reaction string with a val
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +23,8 @@ from matalign.data.protocols import KINDS, Protocol
 from matalign.tasks.synthesis import precursors, temperatures
 
 SET_ARMS = ("random", "nearest", "popularity", "assembled")
-PUBLISHED = {  # exact set among the first 1, 5, 10 of the same targets: Prein et al. (2025), of language models
-    "GPT-4.1": (0.538, 0.661, 0.687),
-    "Llama-4": (0.519, 0.627, 0.677),
-    "DeepSeek": (0.535, 0.637, 0.664),
-}
-PUBLISHED_C = {"sintering": 73.0, "calcination": 98.0}  # MAE of SyntMTE in the same paper, official split
+FUSED = ("models", "assembled_models")  # all language models; these and `assembled`
+PUBLISHED_C = {"sintering": 73.0, "calcination": 98.0}  # MAE of SyntMTE, Prein et al. (2025), official split
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,7 @@ class Study:
     val: list[Protocol]
     test: list[Protocol]
     conditions: dict[str, list[Protocol]]  # train, val, test
+    proposed: dict[str, list[list[frozenset[str]] | None]]  # language model -> of each test target its ranked sets
 
     @property
     def synthetic(self) -> bool:
@@ -103,9 +101,11 @@ def prepare(cfg: Recommendation) -> Study:
     threadpool_limits(cfg.threads)  # of boosting
     raw = paths.ROOT / cfg.raw
     folder = raw / "public_tests"
-    sets = (recipes.precursor_test(folder / name) for name in ("val.csv", "test_reduced.csv"))
     conditions = {part: recipes.condition_test(folder / f"{part}_data.csv") for part in ("train", "val", "test")}
-    study = Study(cfg, recipes.known(raw), *sets, conditions)
+    val, test = (recipes.precursor_test(folder / name) for name in ("val.csv", "test_reduced.csv"))
+    files = sorted(folder.glob("proposed_*.json"))
+    proposed = {file.stem.partition("_")[2]: recipes.proposals(file, test) for file in files}
+    study = Study(cfg, recipes.known(raw), val, test, conditions, proposed)
     if not study.training:
         raise ValueError(f"{raw}: none of {len(study.known)} reactions is left beside the tests' chemical systems")
     return study
@@ -124,28 +124,65 @@ def sets(study: Study, part: Sequence[Protocol]) -> dict[str, list[list[frozense
     return dict(zip(SET_ARMS, ranked, strict=True))
 
 
+def with_models(
+    study: Study, ranked: Mapping[str, Sequence[Sequence[frozenset[str]]]]
+) -> dict[str, Sequence[Sequence[frozenset[str]] | None]]:
+    """The test's arms and beside them the language models, these fused, and the fusion fused with the assembled sets.
+
+    None stands where a model was not asked. The fusion has no constant to choose: there would be nothing but the test.
+    """
+    arms = {**ranked, **study.proposed}
+    if study.proposed:
+        arms["models"] = precursors.fused(list(study.proposed.values()))
+        arms["assembled_models"] = precursors.fused([arms["assembled"], arms["models"]])
+    return arms
+
+
 def ceilings(study: Study) -> list[dict[str, Any]]:
     """Shares of the test: with all precursors in training (no arm passes it); whose set is known (nor does a copy)."""
-    names, copied = set(study.vocabulary.names), {r.precursor_set for r in study.free}
-    known = [r.precursor_set <= names for r in study.test]
-    seen = [r.precursor_set in copied for r in study.test]
-    rows = {"vocabulary": known, "copy": seen}
+    copied = {r.precursor_set for r in study.free}
+    rows = {"vocabulary": [not missing for missing in _outside(study)]}
+    rows["copy"] = [r.precursor_set in copied for r in study.test]
     return [{"ceiling": name, "value": float(np.mean(values)), "n": len(values)} for name, values in rows.items()]
+
+
+def _outside(study: Study) -> list[frozenset[str]]:
+    """Of each test target the precursors that no recipe of training has."""
+    return [r.precursor_set.difference(study.vocabulary.names) for r in study.test]
+
+
+def unknown(study: Study, ranked: Mapping[str, Sequence]) -> dict[str, Any]:
+    """Where the targets go whose set training cannot spell: which precursors it lacks, and which arm finds the sets."""
+    missing = _outside(study)
+    rows = [i for i, names in enumerate(missing) if names]
+    found = {}
+    for arm, sets in ranked.items():
+        asked = [i for i in rows if sets[i] is not None]
+        truth = [study.test[i].precursor_set for i in asked]
+        found[arm] = float(precursors.hits([sets[i] for i in asked], truth)[-1].mean()) if asked else None
+    names = Counter(name for row in missing for name in row)
+    once = sum(len(names) == 1 for names in missing)
+    listed = [
+        {"precursor": name, "n": n} for name, n in sorted(names.items(), key=lambda item: (-item[1], item[0]))[:20]
+    ]
+    return {"targets": len(rows), "one_missing": once, "precursors": listed, f"top_{precursors.TOP[-1]}": found}
 
 
 def metrics(study: Study, ranked: Mapping[str, Sequence[Sequence[frozenset[str]]]]) -> dict[str, Any]:
     """What `results/<profile>/metrics/recommendation.json` holds, from the ranked sets of the test targets."""
+    ranked = with_models(study, ranked)
     table, compared = _precursor_rows(study, ranked)
     heat, heat_compared = _temperature_rows(study)
-    differences = stats.adjusted([*compared, *heat_compared])
+    differences = stats.adjusted([*compared["popularity"], *heat_compared])
     counts = {"known": len(study.known), "training": len(study.training), "vocabulary": len(study.vocabulary.names)}
     return {
         **study.cfg.head(synthetic=study.synthetic),
         "counts": {**counts, "val": len(study.val), "test": len(study.test)},
         "precursors": table,
         "temperatures": heat,
-        "comparisons": differences,
+        "comparisons": [*differences, *stats.adjusted(compared["models"])],  # two families
         "ceilings": ceilings(study),
+        "outside_vocabulary": unknown(study, ranked),
         "claims": claims(table, heat, differences),
     }
 
@@ -155,21 +192,31 @@ def _systems(rows: Sequence[Protocol]) -> list[str]:
     return ["-".join(sorted(r.system)) for r in rows]
 
 
-def _precursor_rows(study: Study, ranked: Mapping[str, Sequence]) -> tuple[list[dict], list[dict]]:
-    truth, systems = [r.precursor_set for r in study.test], _systems(study.test)
-    scores = {arm: precursors.hits(ranked, truth) for arm, ranked in ranked.items()}
+def _precursor_rows(study: Study, ranked: Mapping[str, Sequence]) -> tuple[list[dict], dict[str, list[dict]]]:
+    """Rows of every arm on the targets that it has sets of; and comparisons by family, on targets that both have."""
+    asked = {arm: np.array([each is not None for each in sets]) for arm, sets in ranked.items()}
+    truth, systems = [r.precursor_set for r in study.test], np.array(_systems(study.test))
+    scores = {arm: precursors.hits([each or [] for each in sets], truth) for arm, sets in ranked.items()}
     shape = {"resamples": study.cfg.bootstrap, "seed": study.cfg.seed}
-    n, none = {"n": len(truth), "n_chemsys": len(set(systems))}, {"low": None, "high": None}
-    rows, compared = [], []
+    pairs = [("popularity", "assembled", "popularity")]
+    pairs += [("models", "assembled", model) for model in study.proposed]
+    pairs += [
+        ("models", arm, base)
+        for arm, base in (("assembled", FUSED[0]), *((FUSED[1], b) for b in ("assembled", FUSED[0])))
+    ]
+    rows, compared = [], {"popularity": [], "models": []}
     for i, k in enumerate(precursors.TOP):
         for arm, score in scores.items():
-            interval = stats.bootstrap(score[i], systems, **shape)
-            rows.append({"arm": arm, "k": k, **interval.bounds(), **n, "published": False})
-        for name, values in () if study.synthetic else PUBLISHED.items():
-            rows.append({"arm": name, "k": k, "value": values[i], **none, **n, "published": True})
-        interval = stats.paired(scores["assembled"][i], scores["popularity"][i], systems, **shape)
-        cell = {"task": f"precursors, top-{k}", "arm": "assembled", "baseline": "popularity", "unit": ""}
-        compared.append({**cell, **interval.bounds()})
+            here = asked[arm]
+            interval = stats.bootstrap(score[i][here], systems[here], **shape)
+            n = {"n": int(here.sum()), "n_chemsys": len(set(systems[here])), "published": arm in study.proposed}
+            rows.append({"arm": arm, "k": k, **interval.bounds(), **n})
+        for family, arm, base in pairs:
+            if base in scores and arm in scores:
+                here = asked[arm] & asked[base]
+                interval = stats.paired(scores[arm][i][here], scores[base][i][here], systems[here], **shape)
+                cell = {"task": f"precursors, top-{k}", "arm": arm, "baseline": base, "unit": ""}
+                compared[family].append({**cell, **interval.bounds()})
     return rows, compared
 
 
