@@ -225,8 +225,8 @@ def recommendation():
         for k in (1, 5, 10)
     ]
     precursors += [
-        {"arm": arm, "k": k, "value": 0.5 + 0.02 * k, "low": None, "high": None, **n, "published": True}
-        for arm in ("GPT-4.1", "Llama-4", "DeepSeek")
+        {"arm": arm, "k": k, **interval(0.5 + 0.02 * k), **n, "n": 999, "published": arm != "models"}
+        for arm in ("GPT-4.1", "Llama-4", "DeepSeek", "models", "assembled_models")
         for k in (1, 5, 10)
     ]
     temperatures, comparisons, claims = [], [], []
@@ -242,8 +242,16 @@ def recommendation():
             task = {"task": f"{kind} temperature, {split}", "arm": "recipes", "baseline": "boosting", "unit": "°C"}
             comparisons.append({**task, "value": -15.0, "low": -18.0, "high": -12.0, "p": 0.001, "p_holm": 0.004})
     for k in (1, 5, 10):
-        task = {"task": f"precursors, top-{k}", "arm": "assembled", "baseline": "popularity", "unit": ""}
-        comparisons.append({**task, "value": 0.04, "low": 0.02, "high": 0.06, "p": 0.001, "p_holm": 0.004})
+        task = {"task": f"precursors, top-{k}", "unit": ""}
+        pairs = [
+            ("assembled", "popularity"),
+            ("assembled", "GPT-4.1"),
+            ("assembled", "Llama-4"),
+            ("assembled", "DeepSeek"),
+        ]
+        for arm, base in [*pairs, ("assembled", "models"), ("assembled_models", "assembled")]:
+            difference = {"arm": arm, "baseline": base, "value": 0.04, "low": 0.02, "high": 0.06, "p": 0.001}
+            comparisons.append({**task, **difference, "p_holm": 0.004})
     claims.append(
         {"claim": "assembled precursor sets beat popularity in top-1", **interval(0.04, 0.5)}
         | {"threshold": 0.0, "unit": "", "verdict": "PASS", "note": "top-1 0.540 against 0.500"}

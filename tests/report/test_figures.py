@@ -152,7 +152,7 @@ DEUTERANOPIA = np.array(
     [
         ["dummy", "composition", "cgconv", "scratch", "scratch_long", "pretrained", "ridge"],
         ["random", "formula", "jaccard", "stoichiometry", "tfidf", "composition", "aligned", "structure"],
-        ["random", "nearest", "popularity", "assembled", "DeepSeek", "Llama-4", "GPT-4.1"],
+        ["random", "nearest", "popularity", "assembled", "models", "assembled_models", "GPT-4.1"],
         ["dummy", "boosting", "recipes", "SyntMTE"],
         [name for name in style.ARMS if name.startswith(("majority", "context", "image"))],
     ],
