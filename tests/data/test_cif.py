@@ -201,6 +201,7 @@ def test_a_number_alone_is_taken_only_where_one_crystal_remains():
         ),
         (listed("x,y,z", "-x,y+1/2,-z", "-x,-y,-z"), r"the 3 operations listed make no group"),
         (listed("-x,-y,-z"), "make no group"),
+        (listed("x,y,z", "x+y,y,z"), "the 2 operations listed make no group"),  # a shear: they never close
         (listed("x,y,z", "x,y,w"), r"symmetry: operation 'x,y,w' is unreadable"),
         (listed("x,y,z", "x+1/5,y,z"), r"operation 'x\+1/5,y,z' is unreadable"),
         (listed("x,y,z", "x,y,x"), "is no symmetry"),

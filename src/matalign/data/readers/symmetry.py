@@ -7,6 +7,7 @@ A symbol may leave its origin or its axes open (`F d -3 m`, `R -3 m`); it then s
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -49,7 +50,8 @@ def from_triplets(triplets: tuple[str, ...], centrings: tuple[str, ...] = ()) ->
     listed = [each.combine(move) for each in listed for move in map(_operation, centrings)] or listed
     unique = {each.wrap().triplet(): each for each in listed}
     group = gemmi.GroupOps(list(unique.values()))
-    group.add_missing_elements()
+    with suppress(RuntimeError):  # more than any group has
+        group.add_missing_elements()
     if len(group) != len(unique) or "x,y,z" not in unique:
         raise ValueError(f"symmetry: the {len(unique)} operations listed make no group (first {triplets[0]!r})")
     known = gemmi.find_spacegroup_by_ops(group)
