@@ -1,0 +1,72 @@
+#!/bin/sh
+# Finding: optimade's adapters drop the hydrogens that a species has attached
+# Expected: A species with attached H, nattached 3 (a methyl group or ammonia without places of its atoms, declared
+#   by site_attachments) has atoms without coordinates: an adapter raises, as it does for partial occupancy.
+# Seen: as_pymatgen and as_ase give the bare atom, without a word.
+# Versions: optimade 1.5.0, pymatgen 2026.10.24, pymatgen-core 2026.10.16, ase 3.29.0, numpy 2.4.6
+# Matters: Densities, formulas and charges are those of another compound; the provider did tell.
+# matalign: tests/data/test_crystals.py::test_a_bad_optimade_record_is_named_with_what_is_wrong_in_it (nattached).
+
+set -eu
+packages="optimade==1.5.0 pymatgen==2026.10.24 pymatgen-core==2026.10.16 ase==3.29.0 numpy==2.4.6"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+if command -v uv > /dev/null; then
+    uv venv --quiet venv
+    uv pip install --quiet --python venv/bin/python $packages
+else
+    python3 -m venv venv
+    venv/bin/pip install --quiet $packages
+fi
+echo "versions: $packages"
+venv/bin/python - <<'EOF'
+import sys
+import warnings
+
+from optimade.adapters import Structure
+
+warnings.simplefilter("ignore")
+
+
+def record(species, **attributes):
+    """A structure as a provider answers it: a cube of 4 Å with an atom in its corner and one in its middle."""
+    content = {
+        "last_modified": None,
+        "elements": ["Cl", "Na"],
+        "nelements": 2,
+        "elements_ratios": [0.5, 0.5],
+        "chemical_formula_descriptive": "NaCl",
+        "chemical_formula_reduced": "ClNa",
+        "chemical_formula_anonymous": "AB",
+        "dimension_types": [1, 1, 1],
+        "nperiodic_dimensions": 3,
+        "lattice_vectors": [[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [0.0, 0.0, 4.0]],
+        "cartesian_site_positions": [[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]],
+        "nsites": 2,
+        "species": species,
+        "species_at_sites": [kind["name"] for kind in species],
+        "structure_features": [],
+    }
+    return Structure({"id": "1", "type": "structures", "attributes": {**content, **attributes}})
+
+
+group = {"name": "Na", "chemical_symbols": ["Na"], "concentration": [1.0], "attached": ["H"], "nattached": [3]}
+chlorine = {"name": "Cl", "chemical_symbols": ["Cl"], "concentration": [1.0]}
+crystal = record(
+    [group, chlorine],
+    elements=["Cl", "H", "Na"],
+    nelements=3,
+    elements_ratios=[0.2, 0.6, 0.2],
+    chemical_formula_descriptive="NaH3Cl",
+    chemical_formula_reduced="ClH3Na",
+    chemical_formula_anonymous="A3BC",
+    structure_features=["site_attachments"],
+)
+expected = "an error, or three hydrogens"
+seen = {"pymatgen": crystal.as_pymatgen.composition["H"], "ase": list(crystal.as_ase.symbols).count("H")}
+recorded = {"pymatgen": 0, "ase": 0}
+print("expected:", expected)
+print("seen:    ", seen)
+sys.exit(None if seen == recorded else f"the behaviour changed; recorded: {recorded}")
+EOF
