@@ -1,0 +1,76 @@
+#!/bin/sh
+# Finding: A sheet whose third vector is null is a molecule in optimade's pymatgen adapter and has coordinates NaN
+#   in ASE and JARVIS
+# Expected: The specification allows null for the vector of a direction that is not periodic. A sheet of 4 Å stays a
+#   sheet: periodic in two directions, or the adapter raises.
+# Seen: as_pymatgen answers a Molecule, without any lattice. as_ase has a cell whose third vector is NaN; as_jarvis
+#   fractional coordinates that are all NaN. None warns or raises.
+# Versions: optimade 1.5.0, pymatgen 2026.10.24, pymatgen-core 2026.10.16, ase 3.29.0, jarvis-tools 2026.6.12, numpy
+#   2.4.6
+# Matters: Two-dimensional materials are a large part of some providers; a neighbour list of the molecule lacks
+#   every bond across the border of the cell.
+# matalign: tests/data/test_crystals.py::test_a_bad_optimade_record_is_named_with_what_is_wrong_in_it (no lattice).
+
+set -eu
+packages="optimade==1.5.0 pymatgen==2026.10.24 pymatgen-core==2026.10.16 ase==3.29.0 jarvis-tools==2026.6.12 numpy==2.4.6"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+if command -v uv > /dev/null; then
+    uv venv --quiet venv
+    uv pip install --quiet --python venv/bin/python $packages
+else
+    python3 -m venv venv
+    venv/bin/pip install --quiet $packages
+fi
+echo "versions: $packages"
+venv/bin/python - <<'EOF'
+import sys
+import warnings
+
+import numpy as np
+from optimade.adapters import Structure
+
+warnings.simplefilter("ignore")
+
+
+def record(species, **attributes):
+    """A structure as a provider answers it: a cube of 4 Å with an atom in its corner and one in its middle."""
+    content = {
+        "last_modified": None,
+        "elements": ["Cl", "Na"],
+        "nelements": 2,
+        "elements_ratios": [0.5, 0.5],
+        "chemical_formula_descriptive": "NaCl",
+        "chemical_formula_reduced": "ClNa",
+        "chemical_formula_anonymous": "AB",
+        "dimension_types": [1, 1, 1],
+        "nperiodic_dimensions": 3,
+        "lattice_vectors": [[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [0.0, 0.0, 4.0]],
+        "cartesian_site_positions": [[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]],
+        "nsites": 2,
+        "species": species,
+        "species_at_sites": [kind["name"] for kind in species],
+        "structure_features": [],
+    }
+    return Structure({"id": "1", "type": "structures", "attributes": {**content, **attributes}})
+
+
+kinds = [{"name": name, "chemical_symbols": [name], "concentration": [1.0]} for name in ("Na", "Cl")]
+crystal = record(
+    kinds,
+    dimension_types=[1, 1, 0],
+    nperiodic_dimensions=2,
+    lattice_vectors=[[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [None, None, None]],
+)
+expected = "two lattice vectors and finite coordinates, or an error"
+seen = {
+    "pymatgen": type(crystal.as_pymatgen).__name__,
+    "ase, cell": np.isfinite(crystal.as_ase.cell[:]).all(axis=1).tolist(),
+    "jarvis, coordinates": np.isfinite(np.asarray(crystal.as_jarvis.frac_coords, dtype=float)).any().item(),
+}
+recorded = {"pymatgen": "Molecule", "ase, cell": [True, True, False], "jarvis, coordinates": False}
+print("expected:", expected)
+print("seen:    ", seen)
+sys.exit(None if seen == recorded else f"the behaviour changed; recorded: {recorded}")
+EOF
