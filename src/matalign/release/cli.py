@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # they take seconds to import, and `--help` needs none
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dm3", ".dm4", ".emd", ".mrc", ".ser")
 SUFFIXES = (".npy", ".safetensors")  # of what `embed` writes
 
-Files = Annotated[list[Path], typer.Argument(help="CIF, POSCAR, JSON …; for vectors also images, protocols")]
+Files = Annotated[list[Path], typer.Argument(help="CIF, POSCAR, JSON …; embed and neighbours: images, protocols too")]
 Block = Annotated[str | None, typer.Option("--block", help="data block of a CIF with several crystals")]
 Frame = Annotated[
     int | None, typer.Option("--frame", help="which of several structures or images, from 0; -1: the last")
@@ -79,7 +79,7 @@ def embed(
     if out is not None and out.suffix not in SUFFIXES:
         raise typer.BadParameter(f"--out {out}: expected a name that ends in {' or '.join(SUFFIXES)}")
     names, embeddings = vectors(files, load(model), pixel_A, block, frame)
-    if out is not None:
+    if out is not None and names:
         save(out, embeddings, names)
         print(f"{len(embeddings)} vectors of {embeddings.shape[1]} numbers in {out}", file=sys.stderr)
     if as_json or as_csv:
