@@ -27,16 +27,17 @@ ANGLES = 60  # of half a turn
 STEP = 0.06  # of the logarithm of a frequency
 LONGEST_A = 14.0  # waves of longer period are not looked at
 PERIODS = 80  # steps of the grid's logarithm, so that what leaves it does not come in again
+AGREES = 0.03  # logarithm of two pixel sizes that agree
 SLACK = 1.07  # by which a pixel size that is given is left open in the first stage
-PHASED, FITTED = 6000, 300  # references that come to the second and to the third stage
-CHUNK = 4096  # references at once
+PHASED, FITTED = 4000, 300  # references that come to the second and to the third stage
+CHUNK = 128  # references at once, few enough for a processor's cache
 
 
 @dataclass(frozen=True)
 class Ranking:
     """How well each of n crystals fits one image."""
 
-    correlation: np.ndarray  # (n,) refined for the best; of the others an estimate that is below all of these
+    correlation: np.ndarray  # (n,) refined for the best few hundred; less than 0 for the others, in their order
     axis: np.ndarray  # (n,) row of ZONE_AXES
     pixel_A: np.ndarray  # (n,)
 
@@ -73,7 +74,6 @@ def identify(
     refs: References,
     *,
     pixel_A: float | tuple[float, float],
-    tolerance: float = 0.01,
     **options: float,
 ) -> list[Ranking]:
     """Rank crystals by how well they fit each image.
@@ -82,14 +82,14 @@ def identify(
         images: (B, 1, H, W), H and W about equal and at most about 100.
         structures: n crystals.
         refs: their `library`.
-        pixel_A: Å per pixel; or the range that it is looked for in.
-        tolerance: relative standard deviation of a pixel size that is given as one number.
+        pixel_A: Å per pixel; or the range that it is looked for in. Computed cells are off by some per cent, too, so a
+            crystal that needs a pixel size more than 3 % off the one given comes after those that do not.
         options: that `refs` was made with.
     """
     unit = standardise(images[:, 0])[:, 0]
     low, high = (pixel_A / SLACK, pixel_A * SLACK) if isinstance(pixel_A, int | float) else pixel_A
     score, place = _amplitudes(unit, refs, low=low, high=high)
-    prior = registration.prior_of(pixel_A, tolerance, device=unit.device)
+    prior = registration.prior_of(pixel_A, AGREES, device=unit.device)
     return [
         _ranked(unit[i], structures, refs, score[i], place[i], prior, options)
         for i in tqdm(range(len(unit)), "images", mininterval=1, disable=len(unit) < 8)
@@ -158,7 +158,7 @@ def _ranked(
     spectrum = registration.spectra(unit[None])
     turn = torch.tensor([-0.5, 0.0, 0.5]) * math.pi / ANGLES
     offset = torch.cartesian_prod(torch.cat([turn, turn + math.pi]), torch.tensor([-STEP / 2, 0.0, STEP / 2]))
-    for part in best[torch.as_tensor(np.diff(refs.ptr))[best].argsort()].split(256):
+    for part in best[torch.as_tensor(np.diff(refs.ptr))[best].argsort()].split(32):
         waves = padded(refs, part.numpy())
         tried = place[part][:, None] + offset
         found, shift = registration.shifts(spectrum.expand(len(part), -1, -1, -1), waves, tried)
@@ -181,9 +181,11 @@ def _ranked(
         fits.append(registration.refine(unit.expand(len(part), -1, -1), waves, values[order][part], prior, steps=5))
     correlation = np.full(len(structures), -3.0)
     np.maximum.at(correlation, refs.row, score.numpy() - 3)
-    np.maximum.at(correlation, refs.row[best.numpy()], coarse.numpy() - 1)
+    np.maximum.at(correlation, refs.row[best.numpy()], coarse.numpy() - 1.2)
     axis, pixel_A = np.zeros(len(structures), int), np.full(len(structures), np.nan)
     rows = refs.row[chosen]
-    correlation[rows] = torch.cat([fit.correlation for fit in fits]).numpy()
-    axis[rows], pixel_A[rows] = refs.axis[chosen], torch.cat([fit.values[:, 1].exp() for fit in fits]).numpy()
+    fitted, log = torch.cat([fit.correlation for fit in fits]), torch.cat([fit.values[:, 1] for fit in fits])
+    beyond = (prior[1, 1] > 0) & ((log - prior[0, 1]).abs() > AGREES)
+    correlation[rows] = torch.where(beyond, fitted - 1, fitted).numpy()
+    axis[rows], pixel_A[rows] = refs.axis[chosen], log.exp().numpy()
     return Ranking(correlation, axis, pixel_A)
