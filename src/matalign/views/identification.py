@@ -156,8 +156,9 @@ def _ranked(
     best = score.topk(min(PHASED, len(score))).indices
     values, coarse = [], []
     spectrum = registration.spectra(unit[None])
-    turn = torch.tensor([-0.5, 0.0, 0.5]) * math.pi / ANGLES
-    offset = torch.cartesian_prod(torch.cat([turn, turn + math.pi]), torch.tensor([-STEP / 2, 0.0, STEP / 2]))
+    half = torch.tensor([-0.5, 0.0, 0.5], device=unit.device)
+    turn = half * math.pi / ANGLES
+    offset = torch.cartesian_prod(torch.cat([turn, turn + math.pi]), half * STEP)
     for part in best[torch.as_tensor(np.diff(refs.ptr))[best].argsort()].split(32):
         waves = padded(refs, part.numpy())
         tried = place[part][:, None] + offset

@@ -170,13 +170,13 @@ def _register(
 
 
 def spectra(unit: Tensor) -> Tensor:
-    """(B, 2, n, n) real and imaginary part of images' spectra, four times finer than theirs; phases from the centre."""
+    """(B, 2, n, n) real and imaginary part of images' conjugate spectra, four times finer; phases from the centre."""
     height, width = unit.shape[1:]
     n = 4 * max(height, width)
     k = torch.fft.fftfreq(n, device=unit.device)
     turn = torch.exp(2j * math.pi * k * (height - 1) / 2)[:, None] * torch.exp(2j * math.pi * k * (width - 1) / 2)
     found = torch.fft.fftshift(torch.fft.fft2(unit, s=(n, n)) * turn, dim=(1, 2))
-    return torch.stack([found.real, found.imag], dim=1) * 2 / (height * width)
+    return torch.stack([found.real, -found.imag], dim=1) * 2 / (height * width)
 
 
 def _sampled(spectrum: Tensor, wave: Tensor, place: Tensor) -> Tensor:
@@ -202,9 +202,9 @@ def shifts(spectrum: Tensor, waves: Waves, place: Tensor) -> tuple[Tensor, Tenso
     """
     problems, tried = place.shape[:2]
     found = torch.view_as_complex(_sampled(spectrum, waves.wave, place).permute(0, 2, 3, 1).contiguous())
-    found = waves.coefficient[:, None] * found.conj()
+    found = waves.coefficient[:, None] * found
     sides = waves.basis.norm(dim=2).amax(0) / GRID_A
-    m1, m2 = (max(8, 2 ** math.ceil(math.log2(side))) for side in sides.tolist())
+    m1, m2 = (max(8, 2 ** math.ceil(math.log2(side))) for side in (sides[0].item(), sides[1].item()))
     index = waves.index[..., 0] % m1 * m2 + waves.index[..., 1] % m2  # the sum of waves on m1 × m2 points is exact
     cell = found.new_zeros(problems, tried, m1 * m2).scatter_add_(2, index[:, None].expand(-1, tried, -1), found)
     picture = torch.fft.ifft2(cell.view(problems, tried, m1, m2), norm="forward").real
