@@ -118,12 +118,15 @@ def ranks(
         Of each class the ranks, the `alike`: how many crystals come within ALIKE of its correlation or above, and the
         rows of those that come first in most patches.
     """
-    out = {}
+    chosen = {}
     for label in labels(patches):
         rows = np.flatnonzero(patches.label == label)
-        rows = rows[np.linspace(0, len(rows) - 1, min(per_class, len(rows))).astype(int)]
-        options = {"pixel_A": pixel_A, "probe_sigma_A": PROBE_A}
-        found = identification.identify(patches.images[rows], structures, refs, **options)
+        chosen[label] = rows[np.linspace(0, len(rows) - 1, min(per_class, len(rows))).astype(int)]
+    images = patches.images[np.concatenate(list(chosen.values()))]
+    ranked = iter(identification.identify(images, structures, refs, pixel_A=pixel_A, probe_sigma_A=PROBE_A))
+    out = {}
+    for label, rows in chosen.items():
+        found = [next(ranked) for _ in rows]
         first, times = np.unique([each.correlation.argmax() for each in found], return_counts=True)
         out[label] = {
             "rank": [each.rank(true) for each in found],
