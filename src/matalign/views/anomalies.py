@@ -48,7 +48,7 @@ def smoothed(found: Registration) -> Tensor:
 def spread(maps: Tensor) -> Tensor:
     """(B,) robust standard deviation of maps (B, 1, H, W): 1.4826 times the median absolute deviation."""
     flat = maps.flatten(1)
-    return 1.4826 * (flat - flat.median(1, keepdim=True).values).abs().median(1).values.clamp(min=1e-12)
+    return 1.4826 * (flat - flat.quantile(0.5, dim=1, keepdim=True)).abs().quantile(0.5, dim=1).clamp(min=1e-12)
 
 
 def score(found: Registration) -> Tensor:
