@@ -29,7 +29,7 @@ LONGEST_A = 14.0  # waves of longer period are not looked at
 PERIODS = 80  # steps of the grid's logarithm, so that what leaves it does not come in again
 AGREES = 0.03  # logarithm of two pixel sizes that agree
 SLACK = 1.07  # by which a pixel size that is given is left open in the first stage
-PHASED, FITTED = 4000, 300  # references that come to the second and to the third stage
+PHASED, FITTED = 40000, 500  # references that come to the second, and crystals that come to the third stage
 CHUNK = 128  # references at once, few enough for a processor's cache
 
 
