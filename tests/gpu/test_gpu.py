@@ -85,9 +85,8 @@ def test_defects_on_a_gpu_are_those_of_the_processor(monkeypatch):
     cfg = dataclasses.replace(config.load("defects", "tiny"), hosts=6)
     for module in (hosts, networks):
         monkeypatch.setattr(module, "CHUNK", 40)
-    six = hosts.Hosts(
-        tiny.curated().structures.take(np.arange(6)), np.array([f"mp-{i}" for i in range(6)]), np.full(6, "train")
-    )
+    crystals, ids = tiny.curated().structures.take(np.arange(6)), np.array([f"mp-{i}" for i in range(6)])
+    six = hosts.Hosts(crystals, ids, np.full(6, "train"), crystals, np.zeros(6, bool))
 
     def seen(device):
         shots = hosts.render(six, "train", cfg, epoch=0, seed=0, device=device)

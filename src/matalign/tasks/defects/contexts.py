@@ -3,11 +3,20 @@
 import numpy as np
 
 from matalign.data.dataset import Curated
-from matalign.tasks.defects.hosts import Hosts
+from matalign.tasks.defects.hosts import Hosts, others
 from matalign.views.micrographs import ZONE_AXES
 
 ARMS = ("majority", "context", "image", "image_composition", "image_structure", "image_other")
 TEXT_ARMS = ("image_text", "image_text_other")  # of a model with a text tower
+PICTURES = {  # arm -> the reference that it sees beside the image
+    "image_reference": "own",
+    "reference_other": "other",
+    "reference_structure": "wrong_structure",
+    "reference_axis": "wrong_axis",
+    "reference_unknown": "unknown_axis",
+    "reference_view": "true_view",
+    "reference_text": "own",  # of a model with a text tower
+}
 
 
 def host_texts(hosts: Hosts, curated: Curated, vectors: np.ndarray) -> np.ndarray:
@@ -20,32 +29,30 @@ def host_texts(hosts: Hosts, curated: Curated, vectors: np.ndarray) -> np.ndarra
 
 
 def contexts(hosts: Hosts, embeddings: np.ndarray, texts: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Arm -> what it knows of the hosts, (n, c), besides zone axis and pixel size.
+    """Arm -> what it is told of the hosts, (n, c), besides zone axis, pixel size and, of `PICTURES`, a reference.
 
     Args:
         hosts: n crystals.
         embeddings: (n, d) of their structures in the aligned space.
         texts: (n, d) of their protocols, zeros without one; None leaves out the arms that read them.
     """
+    none = np.zeros((len(hosts.mp_id), 0))
     arms = {
         "context": embeddings,
-        "image": np.zeros((len(hosts.mp_id), 0)),
+        "image": none,
         "image_composition": hosts.structures.fractions(),
         "image_structure": embeddings,
-        "image_other": _others(embeddings),
-    }
+        "image_other": others(embeddings),
+    } | dict.fromkeys(PICTURES, none)
+    del arms["reference_text"]
     if texts is not None:
         has = texts.any(1)
         swapped = texts.copy()
-        swapped[has] = _others(texts[has])
+        swapped[has] = others(texts[has])
         for arm, read in zip(TEXT_ARMS, (texts, swapped), strict=True):
             arms[arm] = np.concatenate([embeddings, read, has[:, None]], axis=1)
+        arms["reference_text"] = np.concatenate([texts, has[:, None]], axis=1)
     return arms
-
-
-def _others(rows: np.ndarray) -> np.ndarray:
-    """Each row a fixed other host's: of two or more, nobody keeps its own."""
-    return np.roll(rows, len(rows) // 2, axis=0)
 
 
 def view_context(axis: np.ndarray, *, pixel_A: float) -> np.ndarray:

@@ -1,15 +1,17 @@
 """Telling defects apart in simulated micrographs, with and without knowing what the host should look like.
 
 Every host gives all five classes equally and from the same views, so nothing but the image can tell a class: an arm
-without the image must be at chance. One image network is trained on images alone; every arm then fits the same small
-head to its features; arms differ in the context that modulates them and share the network, the images, the head's width
-and its schedule. The zone axis and the pixel size are part of every arm's context.
+without the image must be at chance. One image network is trained on images alone; arms that are told the host as a
+vector fit the same small head to its features, which the vector modulates. Arms that are shown the host (`pictures`)
+have each a network of their own, trained and tested with their own reference, right or wrong: a network could learn to
+pass over a wrong one. All share images, widths and schedules; zone axis and pixel size are part of every arm's context.
 
-What the network sees is the micrograph and, beside it, what of it does not repeat (`defect_images.aperiodic`).
+What a network sees is the micrograph, what of it does not repeat (`defect_images.aperiodic`) and, in those arms, the
+reference and what it leaves of the micrograph.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from matalign.config import Defects
 from matalign.data import dataset
 from matalign.pretrain import encode
 from matalign.tasks.defects import networks
-from matalign.tasks.defects.contexts import contexts, host_texts, view_context
+from matalign.tasks.defects.contexts import PICTURES, contexts, host_texts, view_context
 from matalign.tasks.defects.hosts import SPLITS, DefectSet, Hosts, choose_hosts, listed, render
 from matalign.views.defect_images import DEFECTS
 
@@ -35,46 +37,49 @@ class Predictions:
     has_text: np.ndarray  # (N,) whether the host has a protocol
     probability: dict[str, np.ndarray]  # arm -> (seeds, N, 5)
     validation: dict[str, list[tuple[np.ndarray, np.ndarray]]]  # arm -> per seed (N_val, 5), and (N_val,) the truth
+    axis: np.ndarray  # (seeds, N, 2) of the arm that looks for the zone axis: `DefectSet.right`; no seed without it
     n_hosts: dict[str, int]  # split -> number
+    polymorphs: float  # share of the hosts whose wrong structure is another of the set
     synthetic: bool  # the hosts are of the embedded sample
 
 
 @dataclass(frozen=True)
 class Seed:
-    """One seed of a run: its image network, trained only where a head is still to be fitted, and the heads."""
+    """One seed of a run: its image networks, trained only where a head is still to be fitted, and the heads."""
 
     hosts: Hosts
-    test: DefectSet
     cfg: Defects
     number: int
     key: dict[str, Any]  # all that the network depends on
     device: str
 
-    @cached_property
-    def network(self) -> cache.Result:
-        """Features and zone axes of all images, as `_network` makes them."""
-        state = cache.folder("defects-network", self.key) / "state.pt"
-        options = {"seed": self.number, "device": self.device, "state": state}
-        return cache.memo("defects-network", self.key, partial(_network, self.hosts, self.test, self.cfg, **options))
+    def network(self, reference: str) -> cache.Result:
+        """Features and zone axes of all images, as `_network` makes them, beside a reference or none ("")."""
+        key = {**self.key, "reference": reference}
+        state = cache.folder("defects-network", key) / "state.pt"
+        options = {"seed": self.number, "reference": reference, "device": self.device, "state": state}
+        return cache.memo("defects-network", key, partial(_network, self.hosts, self.cfg, **options))
 
     def head(self, arm: str, context: np.ndarray, made_of: dict[str, str]) -> cache.Result:
-        """Class probabilities of validation and test images.
+        """Class probabilities of validation and test images, and `right` of the test images' `DefectSet`.
 
         Args:
-            arm: one of `ARMS`, `TEXT_ARMS`.
+            arm: one of `ARMS`, `PICTURES`, `TEXT_ARMS`.
             context: (n, c) what it knows of the hosts.
             made_of: fingerprints of what `context` was made with.
         """
         kind = {s: listed(self.hosts, s, self.cfg)[2] for s in SPLITS}
 
         def fit() -> cache.Result:
-            images = {s: self.network[f"features_{s}"] for s in SPLITS}
-            view = {s: view_context(self.network[f"axis_{s}"], pixel_A=self.cfg.pixel_A) for s in SPLITS}
+            network = self.network(PICTURES.get(arm, ""))
+            images = {s: network[f"features_{s}"] for s in SPLITS}
+            view = {s: view_context(network[f"axis_{s}"], pixel_A=self.cfg.pixel_A) for s in SPLITS}
             of_host = {s: context[listed(self.hosts, s, self.cfg)[0]] for s in SPLITS}
             known = {s: np.concatenate([view[s], of_host[s]], axis=1) for s in SPLITS}
             seen = {s: np.zeros_like(x) for s, x in images.items()} if arm == "context" else images
             schedule = {"epochs": self.cfg.head_epochs, "learning_rate": self.cfg.learning_rate}
-            return networks.fit_head(seen, known, kind, **schedule, seed=self.number, device=self.device)
+            judged = networks.fit_head(seen, known, kind, **schedule, seed=self.number, device=self.device)
+            return {**judged, "right": network["right"]}
 
         key = {**self.key, **made_of, "arm": arm, "head_epochs": self.cfg.head_epochs}
         return cache.memo("defects-head", key, fit)
@@ -110,7 +115,7 @@ def predict(cfg: Defects) -> Predictions:
     majority = {s: np.tile(share, (len(kind[s]), 1)) for s in ("val", "test")}
     judged: dict[str, list[cache.Result]] = {arm: [] for arm in ("majority", *arms)}  # one a seed
     for number in range(cfg.seed, cfg.seed + cfg.seeds):
-        seed = Seed(hosts, test, cfg, number, {**key, "fit_seed": number}, device)
+        seed = Seed(hosts, cfg, number, {**key, "fit_seed": number}, device)
         judged["majority"].append(majority)
         for arm, context in arms.items():
             judged[arm].append(seed.head(arm, context, made_of))
@@ -120,18 +125,20 @@ def predict(cfg: Defects) -> Predictions:
         has_text=np.isin(hosts.mp_id, curated.protocols.mp_id.to_numpy(str))[test.host],
         probability={arm: np.stack([p["test"] for p in seeds]) for arm, seeds in judged.items()},
         validation={arm: [(p["val"], kind["val"]) for p in seeds] for arm, seeds in judged.items()},
+        axis=np.stack([p["right"] for p in judged["reference_unknown"]]),
         n_hosts={s: int((hosts.split == s).sum()) for s in SPLITS},
+        polymorphs=float(hosts.polymorph.mean()),
         synthetic=curated.synthetic,
     )
 
 
 def _network(
-    hosts: Hosts, test: DefectSet, cfg: Defects, *, seed: int, device: str, state: Path
+    hosts: Hosts, cfg: Defects, *, seed: int, reference: str, device: str, state: Path
 ) -> dict[str, np.ndarray]:
-    """Train one image network; of each split the features of its images, and their zone axes."""
-    images = render(hosts, "train", cfg, epoch=0, seed=seed, device=device)
-    tower = networks.fit_network(images, cfg, seed=seed, device=device, state=state)
+    """Train one image network; of each split the features of its images and their zone axes, of the test `right`."""
+    make = partial(render, hosts, cfg=cfg, reference=reference, device=device)
+    tower = networks.fit_network(make("train", epoch=0, seed=seed), cfg, seed=seed, device=device, state=state)
     # Heads learn on views that the network has not been trained on, as those of the test are.
-    sets = {s: render(hosts, s, cfg, epoch=1, seed=seed, device=device) for s in ("train", "val")} | {"test": test}
+    sets = {s: make(s, epoch=1, seed=seed) for s in ("train", "val")} | {"test": make("test", epoch=0, seed=cfg.seed)}
     features = {f"features_{s}": networks.features(tower, of.images, device=device) for s, of in sets.items()}
-    return features | {f"axis_{s}": of.axis for s, of in sets.items()}
+    return features | {f"axis_{s}": of.axis for s, of in sets.items()} | {"right": sets["test"].right}
