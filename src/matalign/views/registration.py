@@ -202,9 +202,9 @@ def _shifts(spectrum: Tensor, waves: _Waves, place: Tensor) -> tuple[Tensor, Ten
     """
     problems, tried = place.shape[:2]
     found = torch.view_as_complex(_sampled(spectrum, waves.wave, place).permute(0, 2, 3, 1).contiguous())
-    found = waves.coefficient[:, None] * found.conj()
+    found = waves.coefficient[:, None] * found.conj_physical()
     sides = waves.basis.norm(dim=2).amax(0) / GRID_A
-    m1, m2 = (max(8, 2 ** math.ceil(math.log2(side))) for side in sides.tolist())
+    m1, m2 = (max(8, 2 ** math.ceil(math.log2(side))) for side in sides.cpu().tolist())
     index = waves.index[..., 0] % m1 * m2 + waves.index[..., 1] % m2  # the sum of waves on m1 × m2 points is exact
     cell = found.new_zeros(problems, tried, m1 * m2).scatter_add_(2, index[:, None].expand(-1, tried, -1), found)
     picture = torch.fft.ifft2(cell.view(problems, tried, m1, m2), norm="forward").real
