@@ -155,8 +155,9 @@ DEUTERANOPIA = np.array(
         ["random", "nearest", "popularity", "assembled", "models", "assembled_models", "GPT-4.1"],
         ["dummy", "boosting", "recipes", "SyntMTE"],
         [name for name in style.ARMS if name.startswith(("majority", "context", "image"))],
+        ["context", "image", "image_structure", "image_reference", "reference_other", "reference_view"],
     ],
-    ids=["properties", "retrieval", "precursors", "temperatures", "defects"],
+    ids=["properties", "retrieval", "precursors", "temperatures", "defects", "dose"],
 )
 def test_arms_of_a_figure_differ_in_colour_and_marker(arms, matrix):
     for i, a in enumerate(arms):
