@@ -229,8 +229,8 @@ def _temperature_rows(study: Study) -> tuple[list[dict], list[dict]]:
         baselines = temperatures.baselines(training, test, kind, trees=cfg.trees, seed=cfg.seed)
         predicted = {**baselines, "recipes": study.thermometers[name, kind].predict(test)}
         errors = {arm: np.abs(values - temperatures.labels(test, kind)) for arm, values in predicted.items()}
-        trained = dict.fromkeys(errors, len(training.own))
-        trained["recipes"] += len(training.labelled(kind))
+        own, mined = len(training.own), len(training.labelled(kind))
+        trained = {arm: own + mined * (arm in ("nearest", "recipes")) for arm in errors}
         for arm, error in errors.items():
             n = {"n_train": trained[arm], "n_test": len(test), "published": False}
             rows.append({**cell, "arm": arm, **stats.bootstrap(error, systems, **shape).bounds(), **n})
