@@ -153,7 +153,7 @@ DEUTERANOPIA = np.array(
         ["dummy", "composition", "cgconv", "scratch", "scratch_long", "pretrained", "ridge"],
         ["random", "formula", "jaccard", "stoichiometry", "tfidf", "composition", "aligned", "structure"],
         ["random", "nearest", "popularity", "assembled", "models", "assembled_models", "GPT-4.1"],
-        ["dummy", "boosting", "recipes", "SyntMTE"],
+        ["dummy", "boosting", "nearest", "recipes", "SyntMTE"],
         [name for name in style.ARMS if name.startswith(("majority", "context", "image"))],
         ["context", "image", "image_structure", "image_reference", "reference_other", "reference_view"],
     ],
