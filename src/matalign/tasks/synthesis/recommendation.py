@@ -24,8 +24,8 @@ from matalign.tasks.synthesis import precursors, temperatures
 
 SET_ARMS = ("random", "nearest", "popularity", "assembled")
 FUSED = ("models", "assembled_models")  # all language models; these and `assembled`
-# MAE of SyntMTE in the abstract of Prein et al. (2025), for context: the split in its repository has other test rows, of
-# 1,166 only 711 and 853 with the label, and its evaluator of June 2025 counts those without as no error.
+# MAE of SyntMTE in the abstract of Prein et al. (2025), for context: the split in its repository has other test rows,
+# of 1,166 only 711 and 853 with the label, and its evaluator of June 2025 counts those without as no error.
 PUBLISHED_C = {"sintering": 73.0, "calcination": 98.0}
 
 
