@@ -18,7 +18,9 @@ RETRIEVAL_ARMS = {
     "pretrained": 0.66,
 }
 DEFECT_ARMS = {"majority": 0.07, "context": 0.19, "image": 0.6, "image_composition": 0.66, "image_other": 0.58}
-DEFECT_ARMS |= {"image_structure": 0.71, "image_text": 0.72, "image_text_other": 0.7}
+DEFECT_ARMS |= {"image_structure": 0.71, "image_text": 0.72, "image_text_other": 0.7, "image_reference": 0.8}
+DEFECT_ARMS |= {"reference_other": 0.59, "reference_structure": 0.65, "reference_axis": 0.6, "reference_unknown": 0.79}
+DEFECT_ARMS |= {"reference_view": 0.82, "reference_text": 0.8}
 DEFECT_CLASSES = ["pristine", "vacancy", "substitution", "interstitial", "planar_fault"]
 
 
@@ -233,7 +235,7 @@ def recommendation():
     for split in ("official", "strict"):
         for kind in ("sintering", "calcination"):
             cell = {"split": split, "kind": kind, "unit": "°C"}
-            for arm, value in {"dummy": 180.0, "boosting": 105.0, "recipes": 90.0}.items():
+            for arm, value in {"dummy": 180.0, "boosting": 105.0, "nearest": 98.0, "recipes": 90.0}.items():
                 row = {**cell, "arm": arm, **interval(value), "n_train": 872, "n_test": 1000}
                 temperatures.append({**row, "published": False})
             if split == "official":
@@ -307,6 +309,9 @@ def defects():
             "n_images": 100,
         },
         "comparisons": comparisons,
+        "kept": [{"arm": arm, **interval((s - 0.6) / 0.2)} for arm, s in DEFECT_ARMS.items() if arm[:4] == "refe"],
+        "axis": {**interval(0.95), "chance": 0.5},
+        "polymorphs": 0.3,
         "ceiling": 0.87,
         "visibility": [{"defect": d, "visible": 0.8, "median": 3.1, "n": 160} for d in DEFECT_CLASSES[1:]],
         "claims": claims,

@@ -159,11 +159,11 @@ class Defects(Stage):
     image_px: int
     pixel_A: float
     depth: int  # layers of the image network: 10, 18 or 50
-    epochs: int  # of the image network that all arms share
+    epochs: int  # of the image networks
     head_epochs: int  # of each arm's head
     batch_size: int
     learning_rate: float
-    seeds: int  # image networks, each with heads of its own
+    seeds: int  # of image networks and heads
     bootstrap: int
 
 

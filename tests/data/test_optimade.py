@@ -191,7 +191,7 @@ def test_a_wrong_question_is_refused_before_it_is_asked(server):
     hook = sys.excepthook
     with pytest.raises(ValueError, match=r"'elements HAS' is no OPTIMADE filter"):
         providers.download(server.url, "elements HAS")
-    with pytest.raises(ValueError, match="no provider 'mpp'; one of mp, oqmd, nomad, alexandria, or the base URL"):
+    with pytest.raises(ValueError, match="no provider 'mpp'; providers: mp, oqmd, nomad, alexandria, or the base URL"):
         providers.download("mpp", "")
     assert server.asked() == []
     assert sys.excepthook is hook  # the client's own check leaves it changed

@@ -89,6 +89,7 @@ def test_groups_are_no_elements_and_hydrates_have_dots(precursor, shown):
 def test_free_text_stays_but_for_blanks_marks_and_compatibility_signs():
     assert read_protocol(" BaCO3 and\n TiO2\twere fired. ") == "BaCO3 and TiO2 were fired."
     assert read_protocol("\ufeffTiO₂ pow\u00adders, 900\u00a0℃") == "TiO2 powders, 900 °C"
+    assert read_protocol("calcined for 4½ h, then ¾ h") == "calcined for 4 1/2 h, then 3/4 h"  # not 41/2
     assert len(read_protocol("x" * 20_000)) == 20_000
     with pytest.raises(ValueError, match="a text of 100,000 characters; at most 20,000"):
         read_protocol("x" * 100_000)

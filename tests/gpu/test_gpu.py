@@ -15,6 +15,7 @@ from matalign.quantities import METAL
 from matalign.tasks.defects import hosts, networks
 from matalign.tasks.properties import networks as regression
 from matalign.towers import crystal
+from matalign.views import anomalies, micrographs, references, registration
 
 
 @pytest.fixture(autouse=True)
@@ -85,9 +86,8 @@ def test_defects_on_a_gpu_are_those_of_the_processor(monkeypatch):
     cfg = dataclasses.replace(config.load("defects", "tiny"), hosts=6)
     for module in (hosts, networks):
         monkeypatch.setattr(module, "CHUNK", 40)
-    six = hosts.Hosts(
-        tiny.curated().structures.take(np.arange(6)), np.array([f"mp-{i}" for i in range(6)]), np.full(6, "train")
-    )
+    crystals, ids = tiny.curated().structures.take(np.arange(6)), np.array([f"mp-{i}" for i in range(6)])
+    six = hosts.Hosts(crystals, ids, np.full(6, "train"), crystals, np.zeros(6, bool))
 
     def seen(device):
         shots = hosts.render(six, "train", cfg, epoch=0, seed=0, device=device)
@@ -102,8 +102,38 @@ def test_defects_on_a_gpu_are_those_of_the_processor(monkeypatch):
     with pretend.gpu():
         shots_gpu, *there = seen("cuda")
     assert torch.equal(shots.images, shots_gpu.images)
+    options = {"epoch": 0, "seed": 0, "reference": "own"}
+    beside = hosts.render(six, "train", cfg, **options)
+    with pretend.gpu():
+        beside_gpu = hosts.render(six, "train", cfg, **options, device="cuda")
+    np.testing.assert_array_equal(beside_gpu.axis, beside.axis)
+    same = (beside.images - beside_gpu.images).abs().amax((1, 2, 3)) < 0.02
+    assert same.float().mean() > 0.8  # where two places fit equally well, rounding chooses
     for a, b in zip(there, own, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.4, (0.2, 0.6)])
+def test_registration_on_a_gpu_is_that_of_the_processor(scale):
+    structures = tiny.curated().structures.take(np.arange(3))
+    images = micrographs.render(
+        structures, np.arange(3), [1, 2, 3], optics=micrographs.Optics(image_px=32, pixel_A=0.4)
+    )
+    refs = references.references(structures, np.repeat(np.arange(3), 2), [0, 3] * 3)
+
+    def found(device):
+        which = np.arange(6).reshape(3, 2)
+        it = registration.register(images.to(device), refs, which, pixel_A=scale)
+        return [it.correlation.cpu(), it.residual.cpu(), anomalies.score(it).cpu()], anomalies.anomalies(
+            it, refs, which[np.arange(3), it.choice.cpu()], structures
+        )
+
+    own, listed = found(torch.device("cpu"))
+    with pretend.gpu() as device:
+        there, listed_there = found(device)
+    for a, b in zip(there, own, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert [[a.kind for a in each] for each in listed] == [[a.kind for a in each] for each in listed_there]
 
 
 def test_a_model_on_a_gpu_embeds_as_on_the_processor(bert):

@@ -124,6 +124,8 @@ def test_vectors_of_anything_in_the_order_given(run, mixed, model, tmp_path):
     np.testing.assert_allclose(z[1], model.embed(images=[(mixed[1], 0.4)])[0], atol=1e-5)
     np.testing.assert_allclose(z[2], model.embed(structures=[mixed[2]])[0], atol=1e-6)
     np.testing.assert_allclose(z[4], model.embed(protocols=[mixed[4]])[0], atol=1e-6)
+    assert run("embed", "absent.cif", "--out", out).exit_code == 1
+    assert len(np.load(out)) == len(z)  # what stood there stays where nothing could be read
     assert run("embed", *mixed, "--out", tmp_path / "z.safetensors", "--pixel-A", 0.4).exit_code == 0
     with safe_open(tmp_path / "z.safetensors", "numpy") as file:
         np.testing.assert_array_equal(file.get_tensor("embeddings"), z)
@@ -240,4 +242,4 @@ def test_a_bad_folder_is_told_by_row_and_a_profiles_name_is_refused_first(folder
     assert "that is no profile" in ended.stderr
     ended = CliRunner().invoke(cli.app, ["import", "nowhere", "lab-2"])
     assert ended.exit_code == 1
-    assert "no provider 'nowhere'; one of mp, oqmd" in ended.stderr
+    assert "no folder, no CSV and no provider 'nowhere'; providers: mp, oqmd" in ended.stderr

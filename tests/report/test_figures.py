@@ -153,10 +153,11 @@ DEUTERANOPIA = np.array(
         ["dummy", "composition", "cgconv", "scratch", "scratch_long", "pretrained", "ridge"],
         ["random", "formula", "jaccard", "stoichiometry", "tfidf", "composition", "aligned", "structure"],
         ["random", "nearest", "popularity", "assembled", "models", "assembled_models", "GPT-4.1"],
-        ["dummy", "boosting", "recipes", "SyntMTE"],
+        ["dummy", "boosting", "nearest", "recipes", "SyntMTE"],
         [name for name in style.ARMS if name.startswith(("majority", "context", "image"))],
+        ["context", "image", "image_structure", "image_reference", "reference_other", "reference_view"],
     ],
-    ids=["properties", "retrieval", "precursors", "temperatures", "defects"],
+    ids=["properties", "retrieval", "precursors", "temperatures", "defects", "dose"],
 )
 def test_arms_of_a_figure_differ_in_colour_and_marker(arms, matrix):
     for i, a in enumerate(arms):

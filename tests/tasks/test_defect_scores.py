@@ -7,9 +7,12 @@ from sklearn.metrics import f1_score, log_loss
 
 from matalign import config, stats
 from matalign.tasks.defects import defect_scores
-from matalign.tasks.defects.defects import ARMS, TEXT_ARMS, Predictions
+from matalign.tasks.defects.contexts import ARMS, PICTURES, TEXT_ARMS
+from matalign.tasks.defects.defects import Predictions
 from matalign.tasks.defects.hosts import DefectSet
 from matalign.views.defect_images import DEFECTS
+
+SEEING = (*ARMS, *(arm for arm in PICTURES if arm != "reference_text"))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def test_temperature_mends_an_arm_that_is_too_sure():
     assert defect_scores.fit_temperature(np.zeros((0, 5)), np.zeros(0, dtype=int)) == 1
 
 
-def judged(answers, cfg, *, seeds=1, hosts=6, arms=ARMS):
+def judged(answers, cfg, *, seeds=1, hosts=6, arms=SEEING):
     """Predictions of sure arms, right in a share `answers[arm]` of the images and else one class off."""
     kind = np.tile(np.arange(5), hosts)
     n = len(kind)
@@ -58,11 +61,23 @@ def judged(answers, cfg, *, seeds=1, hosts=6, arms=ARMS):
     probability = {arm: np.eye(5)[np.where(r, kind, (kind + 1) % 5)] for arm, r in right.items()}
     host = np.repeat(np.arange(hosts), 5)
     visibility = np.where(kind == 0, 0.0, np.where(kind == 4, 50.0, 4.9))
-    shots = DefectSet(torch.zeros(n, 2, 4, 4), kind, host, host, np.geomspace(1.1e3, 9e4, n), visibility)
+    axis = np.stack([kind < 4, np.full(n, 0.5)], axis=1)  # found but in planar faults
+    shots = DefectSet(torch.zeros(n, 2, 4, 4), kind, host, host, np.geomspace(1.1e3, 9e4, n), visibility, axis)
     n_hosts = {"train": 7, "val": 1, "test": hosts}
     has_text = host < hosts // 2
     validation = {arm: [(p, kind) for p in seeds] for arm, seeds in probability.items()}
-    return Predictions(shots, host.astype(str), has_text, probability, validation, n_hosts, synthetic=True), right
+    told = Predictions(
+        shots,
+        host.astype(str),
+        has_text,
+        probability,
+        validation,
+        np.tile(axis, (seeds, 1, 1)),
+        n_hosts,
+        polymorphs=0.25,
+        synthetic=True,
+    )
+    return told, right
 
 
 def test_scores_by_hand(cfg):
@@ -103,9 +118,19 @@ def test_comparisons_are_paired_and_corrected(cfg):
 @pytest.mark.parametrize(
     ("answers", "verdicts"),
     [
-        ({"image": 0.5, "image_other": 0.5, "image_structure": 0.9, "context": 0.1}, ["PASS", "PASS", "PASS"]),
-        ({"image": 0.5, "image_other": 0.9, "image_structure": 0.9, "context": 0.1}, ["PASS", "PASS", "FAIL"]),
-        ({"image": 0.2, "image_structure": 0.2, "context": 0.6}, ["FAIL", "FAIL", "FAIL"]),
+        (
+            {"image": 0.5, "image_other": 0.5, "image_structure": 0.9, "image_reference": 0.9, "reference_other": 0.5},
+            ["PASS", "PASS", "PASS", "PASS", "PASS"],
+        ),
+        (
+            {"image": 0.5, "image_other": 0.9, "image_structure": 0.9, "image_reference": 0.9, "reference_other": 0.8},
+            ["PASS", "PASS", "FAIL", "PASS", "FAIL"],
+        ),
+        (
+            {"image": 0.5, "image_structure": 0.5, "image_reference": 0.55, "reference_other": 0.5},  # too little
+            ["PASS", "PASS", "FAIL", "FAIL", "PASS"],
+        ),
+        ({"image": 0.2, "image_structure": 0.2, "context": 0.6}, ["FAIL", "FAIL", "FAIL", "FAIL", "FAIL"]),
     ],
 )
 def test_claims(cfg, answers, verdicts):
@@ -131,10 +156,31 @@ def test_reliability_and_dose_rows_agree_with_the_scores(cfg):
     assert next(r["temperature"] for r in metrics["temperature"] if r["arm"] == "image") > 2
 
 
+def test_controls_keep_shares_of_the_gain(cfg):
+    """All gain, none of it, half of it, and less than none."""
+    scores = {"image_reference": 0.9, "reference_view": 0.9, "reference_other": 0.5, "reference_structure": 0.7}
+    predictions, right = judged({"image": 0.5, **scores, "reference_axis": 0.3}, cfg, hosts=60)
+    metrics = defect_scores.score(predictions, cfg)
+    kept = {r["arm"]: r for r in metrics["kept"]}
+    assert (kept["reference_view"]["value"], kept["reference_other"]["value"]) == (1, 0)
+    kind = predictions.test.kind
+    image, own, half = (
+        f1_score(kind, np.where(right[arm][0], kind, (kind + 1) % 5), average="macro")
+        for arm in ("image", "image_reference", "reference_structure")
+    )
+    row = kept["reference_structure"]
+    assert row["value"] == pytest.approx((half - image) / (own - image))
+    assert 0 < row["low"] < 0.5 < row["high"] < 1
+    assert kept["reference_axis"]["high"] < 0
+    assert (metrics["axis"]["value"], metrics["axis"]["chance"], metrics["polymorphs"]) == (0.8, 0.5, 0.25)
+    pairs = {(r["arm"], r["baseline"]): r["difference"] for r in metrics["comparisons"]}
+    assert pairs["image_reference", "reference_other"] == pytest.approx(pairs["image_reference", "image"])
+
+
 @pytest.mark.parametrize(("other", "verdict"), [(0.5, "PASS"), (0.95, "FAIL")])
 def test_text_counts_only_if_another_hosts_does_not_help(cfg, other, verdict):
     answers = {"image": 0.4, "image_structure": 0.5, "image_text": 0.95, "image_text_other": other, "context": 0.1}
-    predictions, right = judged(answers, cfg, hosts=40, arms=(*ARMS, *TEXT_ARMS))
+    predictions, right = judged(answers, cfg, hosts=40, arms=(*ARMS, *PICTURES, *TEXT_ARMS))
     metrics = defect_scores.score(predictions, cfg)
     assert metrics["claims"][-1]["verdict"] == verdict
     assert metrics["claims"][-1]["claim"] == "the host's protocol helps beyond its structure"

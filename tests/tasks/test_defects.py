@@ -7,13 +7,15 @@ import torch
 
 from matalign import cache, config, paths
 from matalign.data import dataset
+from matalign.data.structures import Structures
 from matalign.pretrain import align, encode
 from matalign.tasks import fit
-from matalign.tasks.defects import defect_scores, defects, networks
-from matalign.tasks.defects.defects import ARMS, TEXT_ARMS
+from matalign.tasks.defects import contexts, defect_scores, networks, pictures
+from matalign.tasks.defects.contexts import ARMS, PICTURES, TEXT_ARMS
 from matalign.tasks.defects.hosts import DefectSet, Hosts, choose_hosts, render
-from matalign.views import defect_images
+from matalign.views import defect_images, draws
 from matalign.views.defect_images import DEFECTS
+from matalign.views.micrographs import ZONE_AXES, Optics
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +102,121 @@ def test_another_epoch_shows_other_views(hosts, shots, cfg):
     assert not torch.equal(other.images, shots["val"].images)
 
 
+# References beside the images
+
+
+def test_wrong_structure_is_a_polymorph_or_the_cell_distorted(curated, cfg):
+    """Materials 0, 1, 2 are of one formula, the first two of one space group."""
+    formula, group = [f"X{i}" for i in range(24)], [1] * 24
+    formula[:3], group[2] = ["X"] * 3, 2
+    made = dataclasses.replace(curated, materials=curated.materials.assign(formula=formula, space_group=group))
+    every = choose_hosts(made, hosts=24, seed=0)
+    row = curated.materials.mp_id.searchsorted(every.mp_id)
+    np.testing.assert_array_equal(every.polymorph, row < 3)
+    for i, r in enumerate(row):
+        numbers, frac_coords, lattice = every.wrong[i]
+        expected = made.structures[{0: 2, 1: 2, 2: 0}.get(r, r)]
+        np.testing.assert_array_equal(numbers, expected[0])
+        np.testing.assert_array_equal(frac_coords, expected[1])
+        assert np.linalg.det(lattice) == pytest.approx(np.linalg.det(expected[2]), rel=1e-3)
+        longer = np.linalg.norm(lattice, axis=1) / np.linalg.norm(expected[2], axis=1)
+        assert (abs(longer - 1).max() > 0.04) == (r >= 3)
+
+
+def test_axes_of_a_cube_show_three_pictures(srtio3):
+    kind = np.abs(ZONE_AXES).sum(1)  # of <100>, <110>, <111>
+    np.testing.assert_array_equal(pictures.alike(Structures.pack([srtio3]))[0], kind[:, None] == kind)
+
+
+@pytest.fixture(scope="module")
+def cube():
+    """SrTiO3 in all classes from four views along [001] or its like, at a dose that leaves no noise."""
+    sites = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
+    crystal = Structures.pack([(np.array([38, 22, 8, 8, 8]), sites, 3.905 * np.eye(3))])
+    optics = Optics(image_px=48, pixel_A=0.25, axes=1, dose_e_A2=(1e6, 1e6))
+    keys = [draws.view_seed(0, 0, "mp-1", view) for view in range(4) for _ in DEFECTS]
+    kinds = np.tile(np.arange(5), 4)
+    made = defect_images.render(crystal, 0 * kinds, kinds, keys, optics=optics, held_out=False)
+
+    def beside(reference):
+        six = dataclasses.replace(optics, axes=6)
+        return pictures.beside(made, crystal, np.zeros(1, int), 0 * kinds, reference, optics=six)
+
+    return made.images, kinds, beside
+
+
+def test_own_reference_is_the_pristine_picture_and_leaves_the_defect(cube):
+    images, kind, beside = cube
+    shown, axis, right = beside("own")
+    clean = images[kind == 0].repeat_interleave(5, 0)[:, 0]
+    fit = (shown[:, 0] * clean).mean((1, 2))
+    assert fit[kind < 4].min() > 0.97  # scan lines jitter
+    assert (axis == beside("true_view")[1]).all()
+    assert right.min() == 1
+    # the class moves the reference by less than a pixel, and says nothing else
+    first = shown[kind == 0, 0].repeat_interleave(5, 0)
+    assert (shown[:, 0] * first).mean((1, 2))[kind < 4].min() > 0.97
+    change = (images[:, 0] - clean)[kind == 1].abs().flatten(1)
+    left = shown[kind == 1, 1].flatten(1)
+    at, found = (torch.stack([i // 48, i % 48], dim=1).float() for i in (change.argmax(1), left.abs().argmax(1)))
+    assert ((at - found).norm(dim=1) * 0.25).max() < 1  # Å
+    assert (left.gather(1, left.abs().argmax(1, keepdim=True)) < 0).all()  # intensity is missing
+    assert shown[kind == 0, 1].std() < shown[kind == 1, 1].std()
+
+
+def test_the_true_view_shows_every_class_the_same_reference(cube):
+    images, kind, beside = cube
+    shown, _, right = beside("true_view")
+    assert torch.equal(shown[:, 0], shown[kind == 0, 0].repeat_interleave(5, 0))
+    assert (shown[kind == 0, 0] * images[kind == 0, 0]).mean((1, 2)).min() > 0.99
+    assert right.min() == 1
+
+
+def test_a_wrong_axis_is_wrong_and_an_unknown_one_found(cube):
+    """Of a cube's six axes of shortest repeat three are <100>, so a guess is right in half of the views."""
+    _, kind, beside = cube
+    true = beside("own")[1]
+    wrong, axis, right = beside("wrong_axis")
+    assert set(np.abs(ZONE_AXES).sum(1)[axis]) == {2}  # the next longer repeat
+    assert right[:, 0].max() == 0
+    found, axis, right = beside("unknown_axis")
+    assert set(np.abs(ZONE_AXES).sum(1)[axis[kind < 4]]) == {1} == set(np.abs(ZONE_AXES).sum(1)[true])
+    assert right[kind < 4].tolist() == [[1.0, 0.5]] * 16
+    left = [shown[kind < 4, 1].square().mean() for shown in (found, wrong)]
+    assert left[0] < 0.2 * left[1]
+
+
+def test_references_stand_beside_the_same_images(hosts, shots, cfg, monkeypatch):
+    asked = {}
+    real = pictures.beside
+
+    def told(made, structures, row, host, reference, *, optics):
+        asked[reference] = structures, row
+        return real(made, structures, row, host, reference, optics=optics)
+
+    monkeypatch.setattr(pictures, "beside", told)
+    for reference in pictures.REFERENCES:
+        made = render(hosts, "test", cfg, epoch=0, seed=0, reference=reference)
+        assert made.images.shape == (10, 4, 32, 32)
+        assert torch.equal(made.images[:, :2], shots["test"].images)
+        assert (made.axis == shots["test"].axis).all() or reference in ("wrong_axis", "unknown_axis")
+    assert not (asked["other"][1] == np.arange(10)).any()
+    for reference, (structures, row) in asked.items():
+        crystals = hosts.wrong if reference == "wrong_structure" else hosts.structures
+        off = np.linalg.norm(structures.lattice, axis=2) / np.linalg.norm(crystals.lattice, axis=2) - 1
+        assert (abs(off).max() == 0) == (reference == "true_view")
+        assert abs(off).max() <= 0.03  # how well a pixel is known
+        assert sorted(row) == list(range(10))
+
+
 # Context
 
 
 def test_contexts(hosts):
     embeddings = np.random.default_rng(0).normal(size=(len(hosts.mp_id), 4))
-    known = defects.contexts(hosts, embeddings)
-    assert set(known) == set(ARMS) - {"majority"}
-    assert known["image"].shape == (len(hosts.mp_id), 0)
+    known = contexts.contexts(hosts, embeddings)
+    assert set(known) == {*ARMS, *PICTURES} - {"majority", "reference_text"}
+    assert known["image"].shape == known["image_reference"].shape == (len(hosts.mp_id), 0)
     np.testing.assert_array_equal(known["image_structure"], embeddings)
     assert not (known["image_other"] == embeddings).all(1).any()  # nobody keeps its own
     assert sorted(known["image_other"][:, 0]) == sorted(embeddings[:, 0])
@@ -118,21 +227,23 @@ def test_contexts(hosts):
 
 def test_text_arms_know_structure_and_protocol():
     """Four hosts, three with a protocol: each reads its own, in the control that of another of the three."""
-    four = Hosts(tiny.curated().structures.take(np.arange(4)), np.array(["a", "b", "c", "d"]), np.array(["train"] * 4))
+    crystals = tiny.curated().structures.take(np.arange(4))
+    four = Hosts(crystals, np.array(["a", "b", "c", "d"]), np.array(["train"] * 4), crystals, np.zeros(4, bool))
     embeddings = np.arange(8.0).reshape(4, 2)
     texts = np.array([[1.0, 2.0], [0.0, 0.0], [3.0, 4.0], [5.0, 6.0]])
-    known = defects.contexts(four, embeddings, texts)
-    assert set(known) == {*ARMS, *TEXT_ARMS} - {"majority"}
+    known = contexts.contexts(four, embeddings, texts)
+    assert set(known) == {*ARMS, *PICTURES, *TEXT_ARMS} - {"majority"}
     flag = [[1.0], [0.0], [1.0], [1.0]]
     np.testing.assert_array_equal(known["image_text"], np.hstack([embeddings, texts, flag]))
     np.testing.assert_array_equal(known["image_text_other"], np.hstack([embeddings, texts[[3, 1, 0, 2]], flag]))
+    np.testing.assert_array_equal(known["reference_text"], np.hstack([texts, flag]))
 
 
 def test_text_of_a_host_is_the_mean_of_its_protocols(curated, hosts, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
     about = tiny.pretrain(tiny.bert(tmp_path / "bert"), modalities="crystal text")
     model = encode.Model(about, align.build(about).eval())
-    got = defects.host_texts(hosts, curated, encode.encoded(model, curated, modality="text")["embeddings"])
+    got = contexts.host_texts(hosts, curated, encode.encoded(model, curated, modality="text")["embeddings"])
     assert got.shape == (10, about.embed_dim)
     table = curated.protocols[f"text_L{about.mask_level}"]
     for row, mp_id in enumerate(hosts.mp_id):
@@ -143,7 +254,7 @@ def test_text_of_a_host_is_the_mean_of_its_protocols(curated, hosts, tmp_path, m
 
 
 def test_view_context():
-    known = defects.view_context(np.array([3, 0]), pixel_A=0.2)
+    known = contexts.view_context(np.array([3, 0]), pixel_A=0.2)
     assert known.shape == (2, 14)
     assert known[:, :13].argmax(1).tolist() == [3, 0]
     assert known[:, 13].tolist() == pytest.approx([np.log(0.2)] * 2)
@@ -187,7 +298,7 @@ def test_network_tells_a_bright_image_from_a_dark_one(cfg):
     rng = np.random.default_rng(0)
     kind = np.repeat([0, 1], 40)
     images = torch.as_tensor(rng.normal(size=(80, 2, 32, 32)) + 2 * kind[:, None, None, None]).half()
-    shots = DefectSet(images, kind, kind, kind, np.ones(80), np.full(80, 9.0))
+    shots = DefectSet(images, kind, kind, kind, np.ones(80), np.full(80, 9.0), np.ones((80, 2)))
     quick = dataclasses.replace(cfg, epochs=3, batch_size=16)
     tower = networks.fit_network(shots, quick, seed=0)
     x = networks.features(tower, images)
@@ -201,9 +312,8 @@ def test_network_tells_a_bright_image_from_a_dark_one(cfg):
 def test_killed_network_goes_on_to_the_same_weights(cfg, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     kind = np.repeat([0, 1], 20)
-    shots = DefectSet(
-        torch.as_tensor(rng.normal(size=(40, 2, 32, 32))).half(), kind, kind, kind, np.ones(40), np.ones(40)
-    )
+    images, ones = torch.as_tensor(rng.normal(size=(40, 4, 32, 32))).half(), np.ones(40)
+    shots = DefectSet(images, kind, kind, kind, ones, ones, np.ones((40, 2)))
     quick, state = dataclasses.replace(cfg, epochs=3, batch_size=16), tmp_path / "state.pt"
     whole = networks.fit_network(shots, quick, seed=0).state_dict()
     save, saved = fit._save, []
@@ -245,7 +355,9 @@ def project(curated, tmp_path, monkeypatch):
 def test_the_stage_from_end_to_end(project, cfg, monkeypatch):
     metrics = defect_scores.run(cfg)
     assert {(r["arm"], r["metric"]) for r in metrics["results"]} == {
-        (arm, metric) for arm in (*ARMS, *TEXT_ARMS) for metric in ("macro_F1", "accuracy", "ECE", "ECE_scaled")
+        (arm, metric)
+        for arm in (*ARMS, *PICTURES, *TEXT_ARMS)
+        for metric in ("macro_F1", "accuracy", "ECE", "ECE_scaled")
     }
     assert metrics["hosts"] == {"train": 7, "val": 1, "test": 2}
     assert metrics["synthetic"] is False
@@ -271,9 +383,11 @@ def test_the_stage_from_end_to_end(project, cfg, monkeypatch):
 
 def test_hosts_without_validation_keep_the_last_epoch(hosts, cfg):
     rest = hosts.split != "val"
-    fewer = Hosts(hosts.structures.take(np.flatnonzero(rest)), hosts.mp_id[rest], hosts.split[rest])
-    made = render(fewer, "val", cfg, epoch=0, seed=0)
-    assert made.images.shape == (0, 2, 32, 32)
+    crystals, wrong = (each.take(np.flatnonzero(rest)) for each in (hosts.structures, hosts.wrong))
+    fewer = Hosts(crystals, hosts.mp_id[rest], hosts.split[rest], wrong, hosts.polymorph[rest])
+    for reference, channels in (("", 2), ("own", 4)):
+        made = render(fewer, "val", cfg, epoch=0, seed=0, reference=reference)
+        assert made.images.shape == (0, channels, 32, 32)
     n = {"train": 20, "val": 0, "test": 5}
     features = {s: np.random.default_rng(0).normal(size=(k, 3)) for s, k in n.items()}
     context = {s: np.ones((k, 2)) for s, k in n.items()}

@@ -4,11 +4,12 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from frames import view
+from frames import TRICLINIC, ZINCBLENDE, view
 from PIL import Image
 
+from matalign.data.structures import Structures
 from matalign.tasks.defects import patches
-from matalign.views import micrographs
+from matalign.views import identification, micrographs
 from matalign.views.micrographs import ZONE_AXES, Optics
 
 
@@ -60,6 +61,15 @@ def test_scale_axis_and_missing_columns_are_found_without_training(archive):
     assert found["known"]["Mis"]["auc"] == 1
     assert found["known"]["Mis"]["kinds"] == {"missing": 4}
     assert found["known"]["Bulk"]["auc"] == 0.5
+
+
+def test_rank_among_others(archive):
+    found, crystals = patches.read(archive, "SrTiO3"), Structures.pack([ZINCBLENDE, patches.CRYSTALS[1], TRICLINIC])
+    refs = identification.library(crystals, probe_sigma_A=patches.PROBE_A)
+    ranked = patches.ranks(found, crystals, refs, 1, pixel_A=0.16, per_class=2)
+    assert ranked["Bulk"]["rank"] == ranked["Mis"]["rank"] == [1, 1]
+    assert ranked["Bulk"]["first"] == [1]
+    assert ranked["Bulk"]["best"] == ranked["Bulk"]["correlation"]
 
 
 def test_auc_by_hand():

@@ -313,6 +313,23 @@ def test_strict_split_shares_neither_system_nor_paper():
         temperatures.split("loose", own, test, known)
 
 
+def heated(formula, sintering_C, method="solid-state"):
+    steps = (Operation("sintered", sintering_C), Operation("calcined", sintering_C - 300))
+    return dataclasses.replace(recipe(formula, ["MgO", "TiO2"], method=method), operations=steps)
+
+
+def test_the_nearest_lend_their_weighted_median_and_sol_gels_nothing():
+    mined = [heated("Mg0.999TiO3", 1300.0), heated("Mg1.001TiO3", 1000.0), heated("MgO", 1800.0)]
+    left_out = [heated("MgTiO3", 2000.0), heated("MgTiO3", 500.0, "sol-gel")]  # above 1,900 °C nobody sinters
+    training = temperatures.Split([heated("TiO2", 700.0, "")], [*mined, *left_out])
+    assert training.labelled("sintering") == mined
+    test = [heated("MgTiO3", 0.0), heated("TiO2", 0.0)]
+    # weights by temperature .02, .33, .33 and 0: half of them is reached at 1,000; of TiO2 the nearest has it all
+    assert temperatures.nearest(training, test, "sintering").tolist() == [1000.0, 700.0]
+    trusted = temperatures.Split([heated("MgTiO3", 1400.0, "")], mined[:2])
+    assert temperatures.nearest(trusted, test[:1], "sintering").tolist() == [1400.0]  # weight 1 against twice .33
+
+
 def test_features_of_a_composition_by_hand():
     row = recipe("BaTiO3", ["BaCO3", "TiO2"])
     x = temperatures.features([row], [formulas.anhydrous(n) for n in ("TiO2", "ZrO2")])[0]

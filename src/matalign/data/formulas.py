@@ -27,12 +27,19 @@ TOKEN = re.compile(rf"([A-Z][a-z]?)|([(\[{{])|([)\]}}])|({DIGITS})|(.)")
 VOCABULARY = yaml.safe_load(resources.files("matalign.data").joinpath("vocabulary.yaml").read_text(encoding="utf-8"))
 _END = r"(?=\d*(?:[)\]}·-]|$))"
 _GROUPS = [(re.compile(pattern.replace("[END]", _END)), f"({atoms})") for pattern, atoms in VOCABULARY["groups"]]
+_MIXED = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞↉])")  # between a number and the fraction after it
 _ABBREVIATED = re.compile("[aA]c|Me|Et|Pr|Bu|Ph|Cp|P[VAES]|CTAB|EDTA")  # sorts out most formulas at once
 
 
 def plain(text: str) -> str:
-    """Compatibility characters (subscripts, ligatures) as plain ones; unseen marks (soft hyphens) taken out."""
-    return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    """Compatibility characters (subscripts, ligatures) as plain ones; unseen marks (soft hyphens) taken out.
+
+    >>> plain("H₂O, 4½ h")
+    'H2O, 4 1/2 h'
+    """
+    text = _MIXED.sub(" ", text)  # else 4½ would become 41/2
+    text = unicodedata.normalize("NFKC", text).replace("\N{FRACTION SLASH}", "/")
+    return "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
 def spelled_out(formula: str) -> str:

@@ -51,7 +51,9 @@ def download(provider: str, filter: str, *, max_structures: int = 0, partial: bo
     """
     url = URLS.get(provider, provider).rstrip("/")
     if urlsplit(url).scheme not in ("http", "https"):
-        raise ValueError(f"no provider {provider!r}; one of {', '.join(URLS)}, or the base URL of another")
+        raise ValueError(
+            f"no folder, no CSV and no provider {provider!r}; providers: {', '.join(URLS)}, or the base URL of another"
+        )
     _check(filter)
     first = f"{url}/v1/structures?{f'filter={quote(filter)}&' if filter else ''}{FIELDS}"
     folder = cache.folder("optimade", {"first": first})

@@ -242,7 +242,7 @@ def reliability(metrics: Metrics) -> Figure:
     """Share of right answers against stated confidence; the diagonal is perfect calibration."""
     fig, ((ax,),) = panels(1, 1, width=COLUMN_IN, height=2.3)
     diagonal(ax)
-    for name in ("image", "image_composition", "image_structure"):
+    for name in ("image", "image_structure", "image_reference"):
         points = sorted((r for r in metrics["reliability"] if r["arm"] == name), key=lambda r: r["bin_low"])
         look = {"color": arm(name).colour, "marker": arm(name).marker, "label": arm(name).label}
         _stated(ax, points, "confidence", "accuracy", **look)
@@ -281,7 +281,7 @@ def dose(metrics: Metrics) -> Figure:
     The dashed line is the share of images with a defect whose difference to pristine exceeds the noise: in the others
     there is nothing to see, and an answer is a guess.
     """
-    arms = ("context", "image", "image_composition", "image_structure", "image_other")
+    arms = ("context", "image", "image_structure", "image_reference", "reference_other", "reference_view")
     fig, ((ax,),) = panels(1, 1, width=COLUMN_IN, height=2.3)
     rows = metrics["dose"]
     names = [name for name in ordered(r["arm"] for r in rows) if name in arms]

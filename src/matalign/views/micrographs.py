@@ -110,8 +110,7 @@ def draw_views(lattice: np.ndarray, keys: Sequence[int], *, optics: Optics, devi
     """
     size = len(keys)
     u = uniforms(np.asarray(keys, dtype=np.uint64), 9 + 2 * optics.image_px)
-    repeat = np.linalg.norm(np.asarray(ZONE_AXES) @ lattice, axis=2)  # (B, 13)
-    shortest = np.argsort(repeat.round(6), axis=1, kind="stable")[:, : optics.axes]
+    shortest = by_repeat(lattice)[:, : optics.axes]
     axis = shortest[np.arange(size), (u[:, 0] * shortest.shape[1]).astype(int)]
     low, high = np.log(optics.dose_e_A2)
     radius, angle = u[:, 9 : 9 + optics.image_px], u[:, 9 + optics.image_px :]  # Box-Muller
@@ -131,6 +130,12 @@ def draw_views(lattice: np.ndarray, keys: Sequence[int], *, optics: Optics, devi
     }
     tensors = {name: torch.as_tensor(v, dtype=torch.float32, device=device) for name, v in values.items()}
     return View(axis=torch.as_tensor(axis, device=device), **tensors)
+
+
+def by_repeat(lattice: np.ndarray) -> np.ndarray:
+    """(B, 13) rows of ZONE_AXES, that of shortest repeat first, of lattices (B, 3, 3)."""
+    repeat = np.linalg.norm(np.asarray(ZONE_AXES) @ lattice, axis=2)
+    return np.argsort(repeat.round(6), axis=1, kind="stable")
 
 
 @functools.cache

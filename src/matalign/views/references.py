@@ -48,6 +48,7 @@ def references(
     optics: Optics | None = None,
     probe_sigma_A: float = 0.52,
     counts: bool = True,
+    waves: int = WAVES,
 ) -> References:
     """The pictures to look for.
 
@@ -59,6 +60,7 @@ def references(
         optics: the microscope: contrast, tails of the probe; thickness and dose from the middle of their ranges.
         probe_sigma_A: width of the probe's Gaussian part.
         counts: as `stabilise` makes pictures of counts; else proportional to the intensity.
+        waves: so many of each at most.
     """
     optics = optics or Optics()
     rows, axes = np.asarray(rows, np.int64), np.asarray(axes, np.int64)
@@ -74,7 +76,8 @@ def references(
     for r, row in enumerate(rows):
         numbers, frac_coords, _ = structures[row]
         strength = dose * layers[r] * CROSS_SECTION_A2 * (numbers / 79.0) ** optics.gamma
-        parts.append(_waves(frac_coords @ plane[r] @ np.linalg.inv(basis[r]), strength, basis[r], probe, counts=counts))
+        site = frac_coords @ plane[r] @ np.linalg.inv(basis[r])
+        parts.append([each[:waves] for each in _waves(site, strength, basis[r], probe, counts=counts)])
     index, wave, coefficient = (np.concatenate(part) for part in zip(*parts, strict=True))
     ptr = np.cumsum([0, *(len(part[0]) for part in parts)])
     return References(wave, index, coefficient, ptr, basis, plane, rows, axes, mirrored)

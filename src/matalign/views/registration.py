@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from matalign.views.micrographs import standardise
 from matalign.views.references import References
 
 GRID_A = 0.45  # shifts are tried so far apart
@@ -53,7 +54,7 @@ class Registration:
 
 
 @dataclass(frozen=True)
-class _Waves:
+class Waves:
     """References of N problems, padded: coefficients of zero follow the last."""
 
     wave: Tensor  # (N, P, 2)
@@ -61,17 +62,18 @@ class _Waves:
     coefficient: Tensor  # (N, P) complex
     basis: Tensor  # (N, 2, 2)
 
-    def take(self, problems: Tensor) -> "_Waves":
+    def take(self, problems: Tensor) -> "Waves":
         """Of these problems."""
-        return _Waves(*(getattr(self, field.name)[problems] for field in fields(self)))
+        return Waves(*(getattr(self, field.name)[problems] for field in fields(self)))
 
 
-def _padded(refs: References, which: np.ndarray, device: torch.device) -> _Waves:
+def padded(refs: References, which: np.ndarray, device: torch.device | str = "cpu") -> Waves:
+    """The waves of these references (N,)."""
     length = np.diff(refs.ptr)[which]
     at = np.arange(max(1, length.max()))
     source = np.minimum(refs.ptr[which][:, None] + at, refs.ptr[-1] - 1)
     coefficient = np.where(at < length[:, None], refs.coefficient[source], 0)
-    return _Waves(
+    return Waves(
         torch.as_tensor(refs.wave[source], dtype=torch.float32, device=device),
         torch.as_tensor(refs.index[source], device=device),
         torch.as_tensor(coefficient, dtype=torch.complex64, device=device),
@@ -103,7 +105,7 @@ def register(
     which = np.asarray(which, np.int64)
     which = which[:, None] if which.ndim == 1 else which
     height, width = images.shape[-2:]
-    prior = _prior(pixel_A, tolerance, device=images.device)
+    prior = prior_of(pixel_A, tolerance, device=images.device)
     angles, pixels = _grid(pixel_A, tolerance, side=max(height, width))
     size = np.diff(refs.ptr)[which].max(1)
     order, parts = np.argsort(size, kind="stable"), []
@@ -119,7 +121,7 @@ def register(
     return Registration(*(torch.cat(column)[back] for column in zip(*parts, strict=True)))
 
 
-def _prior(pixel_A: float | tuple[float, float], tolerance: float, *, device: torch.device) -> Tensor:
+def prior_of(pixel_A: float | tuple[float, float], tolerance: float, *, device: torch.device) -> Tensor:
     """(2, 7) mean and precision of the parameters: rotation, log pixel size, two of drift, shift (2), blur."""
     known = isinstance(pixel_A, int | float)
     mean = [0.0, math.log(pixel_A) if known else 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
@@ -149,34 +151,32 @@ def _register(
 ) -> tuple[Tensor, ...]:
     """`register` of one chunk: images (B, H, W), which (B, C); the fields of a `Registration`."""
     device, (size, choices) = images.device, which.shape
-    centred = images - images.mean((1, 2), keepdim=True)
-    unit = centred / centred.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
-    waves = _padded(refs, which.ravel(), device)
+    unit = standardise(images)[:, 0]
+    waves = padded(refs, which.ravel(), device)
     grid = np.stack(np.meshgrid(angles, np.log(pixels), indexing="ij"), axis=-1)
     grid = torch.as_tensor(grid, dtype=torch.float32, device=device)
     first = torch.arange(size, device=device)[:, None]
 
     problem, values = _search(unit, waves, grid, choices=choices, keep=4 * keep)  # (B, M), (B, M, 7)
     flat, image = problem.flatten(), unit[problem.flatten() // choices]
-    made = _pictures(unit.shape[1:], waves.take(flat), values.flatten(0, 1), derivatives=False)[:, 0]
-    correlation = (made * image.flatten(1)).mean(1) / made.square().mean(1).sqrt().clamp(min=1e-12)
+    correlation = correlated(image, waves.take(flat), values.flatten(0, 1))
     best = correlation.view(problem.shape).topk(min(keep, problem.shape[1]), dim=1).indices
     problem, values = problem[first, best], values[first, best]
     flat = problem.flatten()
-    fit = _refine(unit[flat // choices], waves.take(flat), values.flatten(0, 1), prior, steps=steps)
+    fit = refine(unit[flat // choices], waves.take(flat), values.flatten(0, 1), prior, steps=steps)
     best = fit.cost.view(size, -1).argmin(1) + first[:, 0] * problem.shape[1]
-    fit = _Fit(*(getattr(fit, field.name)[best] for field in fields(_Fit)))
+    fit = Fit(*(getattr(fit, field.name)[best] for field in fields(Fit)))
     return _result(fit, images, waves.basis[flat[best]], flat[best] % choices)
 
 
-def _spectrum(unit: Tensor) -> Tensor:
-    """(B, 2, n, n) real and imaginary part of images' spectra, four times finer than theirs; phases from the centre."""
+def spectra(unit: Tensor) -> Tensor:
+    """(B, 2, n, n) real and imaginary part of images' conjugate spectra, four times finer; phases from the centre."""
     height, width = unit.shape[1:]
     n = 4 * max(height, width)
     k = torch.fft.fftfreq(n, device=unit.device)
     turn = torch.exp(2j * math.pi * k * (height - 1) / 2)[:, None] * torch.exp(2j * math.pi * k * (width - 1) / 2)
     found = torch.fft.fftshift(torch.fft.fft2(unit, s=(n, n)) * turn, dim=(1, 2))
-    return torch.stack([found.real, found.imag], dim=1) * 2 / (height * width)
+    return torch.stack([found.real, -found.imag], dim=1) * 2 / (height * width)
 
 
 def _sampled(spectrum: Tensor, wave: Tensor, place: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def _sampled(spectrum: Tensor, wave: Tensor, place: Tensor) -> Tensor:
     return F.grid_sample(spectrum, (at * n + n // 2) * 2 / (n - 1) - 1, align_corners=True)
 
 
-def _shifts(spectrum: Tensor, waves: _Waves, place: Tensor) -> tuple[Tensor, Tensor]:
+def shifts(spectrum: Tensor, waves: Waves, place: Tensor) -> tuple[Tensor, Tensor]:
     """The best of all shifts at each angle and pixel size.
 
     Args:
@@ -202,9 +202,9 @@ def _shifts(spectrum: Tensor, waves: _Waves, place: Tensor) -> tuple[Tensor, Ten
     """
     problems, tried = place.shape[:2]
     found = torch.view_as_complex(_sampled(spectrum, waves.wave, place).permute(0, 2, 3, 1).contiguous())
-    found = waves.coefficient[:, None] * found.conj()
+    found = waves.coefficient[:, None] * found
     sides = waves.basis.norm(dim=2).amax(0) / GRID_A
-    m1, m2 = (max(8, 2 ** math.ceil(math.log2(side))) for side in sides.tolist())
+    m1, m2 = (max(8, 2 ** math.ceil(math.log2(side))) for side in (sides[0].item(), sides[1].item()))
     index = waves.index[..., 0] % m1 * m2 + waves.index[..., 1] % m2  # the sum of waves on m1 × m2 points is exact
     cell = found.new_zeros(problems, tried, m1 * m2).scatter_add_(2, index[:, None].expand(-1, tried, -1), found)
     picture = torch.fft.ifft2(cell.view(problems, tried, m1, m2), norm="forward").real
@@ -213,7 +213,7 @@ def _shifts(spectrum: Tensor, waves: _Waves, place: Tensor) -> tuple[Tensor, Ten
     return score, step @ waves.basis
 
 
-def _search(unit: Tensor, waves: _Waves, grid: Tensor, *, choices: int, keep: int) -> tuple[Tensor, Tensor]:
+def _search(unit: Tensor, waves: Waves, grid: Tensor, *, choices: int, keep: int) -> tuple[Tensor, Tensor]:
     """The most promising references, angles, pixel sizes and shifts of each image.
 
     Args:
@@ -226,13 +226,13 @@ def _search(unit: Tensor, waves: _Waves, grid: Tensor, *, choices: int, keep: in
     Returns:
         (B, M) which references, (B, M, 7) parameters.
     """
-    size, spectrum = len(unit), _spectrum(unit)
+    size, spectrum = len(unit), spectra(unit)
     strong = replace(waves, **{name: getattr(waves, name)[:, :STRONG] for name in ("wave", "index", "coefficient")})
     turned = torch.stack([grid[..., 0] + math.pi, grid[..., 1]], dim=-1)
     image = torch.arange(size * choices, device=unit.device) // choices
     if grid[..., 0].numel() <= FEW:
         place = torch.cat([grid, turned])
-        score, shift = _shifts(spectrum[image], strong, place.flatten(0, 1).expand(len(image), -1, -1))
+        score, shift = shifts(spectrum[image], strong, place.flatten(0, 1).expand(len(image), -1, -1))
         peak = _peaks(score.view(len(image), *place.shape[:2])).view(size, -1)
         score, at = peak.topk(min(keep, peak.shape[1]), dim=1)
         tried = place[..., 0].numel()
@@ -252,7 +252,7 @@ def _search(unit: Tensor, waves: _Waves, grid: Tensor, *, choices: int, keep: in
         first = torch.arange(size, device=unit.device)[:, None]
         problem = first * choices + at // tried
         chosen = torch.stack([part.flatten(0, 1)[at % tried] for part in (grid, turned)], dim=2)  # (B, M, 2, 2)
-        score, shift = _shifts(
+        score, shift = shifts(
             spectrum[problem.flatten() // choices], strong.take(problem.flatten()), chosen.flatten(0, 1)
         )
         score, side = score.max(1)
@@ -272,7 +272,7 @@ def _peaks(score: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Fit:
+class Fit:
     """N problems at their parameters."""
 
     values: Tensor  # (N, 7): rotation, log pixel size, drift of rows and of columns, q₀ (2), blur
@@ -283,7 +283,7 @@ class _Fit:
     gradient: Tensor  # (N, 7)
 
 
-def _pictures(shape: tuple[int, int], waves: _Waves, values: Tensor, *, derivatives: bool) -> Tensor:
+def pictures(shape: tuple[int, int], waves: Waves, values: Tensor, *, derivatives: bool) -> Tensor:
     """(N, 1, H · W) pictures at parameters (N, 7), or (N, 8, H · W) with their derivatives; zero mean each."""
     rotation, scale, e0, e1 = (column[:, None] for column in values[:, :4].unbind(1))
     cos, sin, scale = rotation.cos(), rotation.sin(), scale.exp()
@@ -313,9 +313,15 @@ def _pictures(shape: tuple[int, int], waves: _Waves, values: Tensor, *, derivati
     return made - made.mean(2, keepdim=True)
 
 
-def _evaluate(image: Tensor, waves: _Waves, values: Tensor, prior: Tensor) -> _Fit:
+def correlated(image: Tensor, waves: Waves, values: Tensor) -> Tensor:
+    """(N,) correlation of images (N, H, W) of unit variance with pictures at parameters (N, 7)."""
+    made = pictures(image.shape[1:], waves, values, derivatives=False)[:, 0]
+    return (made * image.flatten(1)).mean(1) / made.square().mean(1).sqrt().clamp(min=1e-12)
+
+
+def _evaluate(image: Tensor, waves: Waves, values: Tensor, prior: Tensor) -> Fit:
     """Problems at parameters (N, 7): images (N, H, W) of unit variance against references."""
-    made = _pictures(image.shape[1:], waves, values, derivatives=True)
+    made = pictures(image.shape[1:], waves, values, derivatives=True)
     gram, along = made @ made.transpose(1, 2), (made @ image.flatten(1)[..., None])[..., 0]
     pixels, energy = made.shape[2], gram[:, 0, 0].clamp(min=1e-12)
     gain = along[:, 0] / energy
@@ -328,10 +334,10 @@ def _evaluate(image: Tensor, waves: _Waves, values: Tensor, prior: Tensor) -> _F
     normal = (gain**2 / noise)[:, None, None] * square + torch.diag(precision)
     gradient = (gain / noise)[:, None] * slope - precision * (values - mean)
     cost = pixels * noise.log() * correlation.sign() + (precision * (values - mean) ** 2).sum(1)
-    return _Fit(values, made[:, 0], correlation, cost, normal, gradient)
+    return Fit(values, made[:, 0], correlation, cost, normal, gradient)
 
 
-def _refine(image: Tensor, waves: _Waves, values: Tensor, prior: Tensor, *, steps: int) -> _Fit:
+def refine(image: Tensor, waves: Waves, values: Tensor, prior: Tensor, *, steps: int) -> Fit:
     """Levenberg-Marquardt, all problems at once."""
     best = _evaluate(image, waves, values, prior)
     damping = torch.full_like(best.cost, 1e-2)
@@ -342,8 +348,8 @@ def _refine(image: Tensor, waves: _Waves, values: Tensor, prior: Tensor, *, step
         fit = _evaluate(image, waves, _moved(best.values, step), prior)
         better = fit.cost < best.cost
         damping = torch.where(better, damping / 5, damping * 8)
-        pairs = ((getattr(fit, f.name), getattr(best, f.name)) for f in fields(_Fit))
-        best = _Fit(*(torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old) for new, old in pairs))
+        pairs = ((getattr(fit, f.name), getattr(best, f.name)) for f in fields(Fit))
+        best = Fit(*(torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old) for new, old in pairs))
     return best
 
 
@@ -356,7 +362,7 @@ def _moved(values: Tensor, step: Tensor) -> Tensor:
     return values + torch.cat([step[:, :4], shift, step[:, 6:]], dim=1)
 
 
-def _result(fit: _Fit, images: Tensor, basis: Tensor, choice: Tensor) -> tuple[Tensor, ...]:
+def _result(fit: Fit, images: Tensor, basis: Tensor, choice: Tensor) -> tuple[Tensor, ...]:
     """The fields of a `Registration`."""
     shape, (rotation, scale, e0, e1) = images.shape[1:], fit.values[:, :4].unbind(1)
     pixel_A = scale.exp()

@@ -117,7 +117,8 @@ def _of_file(path: Path, block: str | None, frame: int | None) -> Cell:
 def _content(path: Path) -> tuple[bytes, bool]:
     """The bytes of a file, unpacked, and whether they were packed."""
     if not _is_file(path):
-        raise FileNotFoundError(f"{path}: no such file; expected a structure")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: {what}; expected a structure")
     try:
         content = path.read_bytes() if path.stat().st_size <= MAX_FILE_MB << 20 else bytes((MAX_FILE_MB << 20) + 1)
         opener = next((opener for start, opener in PACKED.items() if content.startswith(start)), None)

@@ -13,13 +13,17 @@ from scipy.special import log_softmax
 from matalign import stats
 from matalign.claims import claim
 from matalign.config import Defects
-from matalign.tasks.defects.defects import ARMS, TEXT_ARMS, Predictions, predict
+from matalign.tasks.defects.contexts import ARMS, PICTURES, TEXT_ARMS
+from matalign.tasks.defects.defects import Predictions, predict
 from matalign.tasks.defects.hosts import DOSE_DECILES_E_A2
 from matalign.views.defect_images import DEFECTS
 
 DOSE_BINS_E_A2 = tuple(10**x for x in (3.0, 3.2, 3.6, 4.0, 4.4, 4.8, 5.0))
 ROSE = 5.0  # signal to noise from which a feature is reliably seen (Rose, 1948)
 CHANCE_F1 = 0.22  # an arm without the image above this has found a leak
+PICTURE_GAIN, PICTURE_LOW = 0.15, 0.10  # in macro-F1, and its lower bound, for a reference to help
+LOST = 0.9  # of that gain, with another host's reference
+LEAST_GAIN = 0.01  # a smaller gain counts as this where shares of it are asked for
 
 
 def macro_f1(true: np.ndarray, predicted: np.ndarray, *, classes: int = len(DEFECTS)) -> float:
@@ -65,7 +69,7 @@ class Scorer:
     @property
     def arms(self) -> list[str]:
         """Those there are, in their order."""
-        return [arm for arm in (*ARMS, *TEXT_ARMS) if arm in self.predictions.probability]
+        return [arm for arm in (*ARMS, *TEXT_ARMS, *PICTURES) if arm in self.predictions.probability]
 
     @property
     def options(self) -> dict[str, int]:
@@ -149,6 +153,15 @@ class Scorer:
         n = {"seeds": self.cfg.seeds, "n_test": len(hosts)}
         return [{**row, **n} for row in stats.adjusted(rows)]
 
+    def kept(self) -> list[dict]:
+        """Rows {arm, value, low, high}: share of the reference's gain over the image that another reference brings."""
+        rows = []
+        for arm in PICTURES:
+            if arm in self.arms and arm != "image_reference":
+                answers = [self.label[name][..., 1:] for name in ("image_reference", arm)]
+                rows.append({"arm": arm, **self.bootstrap(np.dstack([self.label["image"], *answers]), statistic=_kept)})
+        return rows
+
     def with_protocol(self, text_pairs: Sequence[tuple[str, str]]) -> dict:
         """Scores on the test hosts that have a protocol: only there has the text arm more to read."""
         of, hosts = self.predictions.has_text, self.predictions.mp_id
@@ -169,9 +182,10 @@ def score(predictions: Predictions, cfg: Defects) -> dict:
     arms, test = scorer.arms, predictions.test
     pairs = [(arm, "image") for arm in arms if arm != "image"]
     pairs += [("image_structure", "image_other"), ("image_structure", "image_composition")]
+    pairs += [("image_reference", arm) for arm in PICTURES if arm in arms and arm != "image_reference"]
     text_pairs = [("image_text", "image_structure"), TEXT_ARMS] if set(TEXT_ARMS) <= set(arms) else []
     results = scorer.results()
-    comparisons = scorer.differences([*pairs, *text_pairs])
+    comparisons, kept = scorer.differences([*pairs, *text_pairs]), scorer.kept()
     flawed, seen, doses = test.kind > 0, test.visibility >= ROSE, dose_bins(test.dose_e_A2)
     of_defect = {defect: test.visibility[test.kind == i] for i, defect in enumerate(DEFECTS) if i}
     return {
@@ -184,18 +198,27 @@ def score(predictions: Predictions, cfg: Defects) -> dict:
         "temperature": [{"arm": arm, "temperature": float(np.mean(scorer.temperature[arm]))} for arm in arms],
         "comparisons": comparisons,
         "with_protocol": scorer.with_protocol(text_pairs),
+        "kept": kept,
+        "axis": {**scorer.bootstrap(predictions.axis[..., 0]), "chance": float(predictions.axis[..., 1].mean())},
+        "polymorphs": predictions.polymorphs,
         "ceiling": float(seen[flawed].mean()),
         "visibility": [
             {"defect": defect, "visible": float((v >= ROSE).mean()), "median": float(np.median(v)), "n": len(v)}
             for defect, v in of_defect.items()
         ],
         "hosts": predictions.n_hosts,
-        "claims": _claims(results, comparisons),
+        "claims": _claims(results, comparisons, kept),
     }
 
 
 def _macro_f1(items: np.ndarray) -> float:
     return macro_f1(items[:, 0], items[:, 1])
+
+
+def _kept(items: np.ndarray) -> float:
+    """Of rows (true class, answers of image alone, with the reference, with another)."""
+    image, own, other = (macro_f1(items[:, 0], answers) for answers in items[:, 1:].T)
+    return (other - image) / max(own - image, LEAST_GAIN)
 
 
 def _calibration_error(items: np.ndarray) -> float:
@@ -213,7 +236,7 @@ def dose_bins(dose_e_A2: np.ndarray) -> list[tuple[dict[str, float | bool], np.n
     return bins
 
 
-def _claims(results: list[dict], comparisons: list[dict]) -> list[dict]:
+def _claims(results: list[dict], comparisons: list[dict], kept: list[dict]) -> list[dict]:
     gains = {(r["arm"], r["baseline"]): {**r, "value": r["difference"]} for r in comparisons}
     context = next(r for r in results if (r["arm"], r["metric"]) == ("context", "macro_F1"))
     image = gains["majority", "image"]
@@ -230,14 +253,31 @@ def _claims(results: list[dict], comparisons: list[dict]) -> list[dict]:
     tested = [
         ("without the image, defects cannot be told apart", context, none),
         ("the micrograph alone tells defects apart", image, alone),
-        ("knowing the host's structure helps", own, helps),
+        ("knowing the host's structure as a vector helps", own, helps),
+    ]
+    picture = gains["image_reference", "image"]
+    share = next(r for r in kept if r["arm"] == "reference_other")
+    lost = {"value": 1 - share["value"], "low": 1 - share["high"], "high": 1 - share["low"]}
+    note = f"image + reference less image only; the lower bound must exceed {PICTURE_LOW}"
+    passed = picture["value"] >= PICTURE_GAIN and picture["low"] > PICTURE_LOW
+    helps = {"threshold": PICTURE_GAIN, "passed": passed, "note": note}
+    note = "share of that gain that a network trained and tested with another host's reference does not have"
+    needs = {
+        "threshold": LOST,
+        "passed": lost["value"] >= LOST and picture["low"] > 0,
+        "unit": "of the gain",
+        "note": note,
+    }
+    tested += [
+        ("knowing the host's structure as a picture helps", picture, helps),
+        ("another host's picture does not", lost, needs),
     ]
     if TEXT_ARMS in gains:
         text, wrong = gains["image_text", "image_structure"], gains[TEXT_ARMS]
         note = "image + structure + text less image + structure, all hosts; less that with another host's text: "
         helps = {"passed": text["low"] > 0 and wrong["low"] > 0, "note": note + _signed(wrong)}
         tested.append(("the host's protocol helps beyond its structure", text, helps))
-    return [claim(name, interval, unit="macro-F1", **how) for name, interval, how in tested]
+    return [claim(name, interval, **{"unit": "macro-F1", **how}) for name, interval, how in tested]
 
 
 def _signed(row: dict) -> str:

@@ -1,17 +1,19 @@
 """Telling defects apart in simulated micrographs, with and without knowing what the host should look like.
 
 Every host gives all five classes equally and from the same views, so nothing but the image can tell a class: an arm
-without the image must be at chance. One image network is trained on images alone; every arm then fits the same small
-head to its features; arms differ in the context that modulates them and share the network, the images, the head's width
-and its schedule. The zone axis and the pixel size are part of every arm's context.
+without the image must be at chance. One image network is trained on images alone; arms that are told the host as a
+vector fit the same small head to its features, which the vector modulates. Arms that are shown the host (`pictures`)
+have each a network of their own, trained and tested with their own reference, right or wrong: a network could learn to
+pass over a wrong one. All share images, widths and schedules; zone axis and pixel size are part of every arm's context.
 
-What the network sees is the micrograph and, beside it, what of it does not repeat (`defect_images.aperiodic`).
+What a network sees is the micrograph, what of it does not repeat (`defect_images.aperiodic`) and, in those arms, the
+reference and what it leaves of the micrograph.
 """
 
-import functools
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,58 +21,11 @@ import torch
 from matalign import cache, config, paths
 from matalign.config import Defects
 from matalign.data import dataset
-from matalign.data.dataset import Curated
 from matalign.pretrain import encode
 from matalign.tasks.defects import networks
+from matalign.tasks.defects.contexts import PICTURES, contexts, host_texts, view_context
 from matalign.tasks.defects.hosts import SPLITS, DefectSet, Hosts, choose_hosts, listed, render
 from matalign.views.defect_images import DEFECTS
-from matalign.views.micrographs import ZONE_AXES
-
-ARMS = ("majority", "context", "image", "image_composition", "image_structure", "image_other")
-TEXT_ARMS = ("image_text", "image_text_other")  # of a model with a text tower
-
-
-def host_texts(hosts: Hosts, curated: Curated, vectors: np.ndarray) -> np.ndarray:
-    """(n, d) mean of a host's protocols' aligned vectors, (protocols, d); zeros for a host without one."""
-    shown = curated.protocols.mp_id.isin(set(hosts.mp_id)).to_numpy()
-    out = np.zeros((len(hosts.mp_id), vectors.shape[1]), np.float32)
-    row = np.searchsorted(hosts.mp_id, curated.protocols.mp_id[shown].to_numpy(str))
-    np.add.at(out, row, vectors[shown])
-    return out / np.maximum(np.bincount(row, minlength=len(out)), 1)[:, None]
-
-
-def contexts(hosts: Hosts, embeddings: np.ndarray, texts: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Arm -> what it knows of the hosts, (n, c), besides zone axis and pixel size.
-
-    Args:
-        hosts: n crystals.
-        embeddings: (n, d) of their structures in the aligned space.
-        texts: (n, d) of their protocols, zeros without one; None leaves out the arms that read them.
-    """
-    arms = {
-        "context": embeddings,
-        "image": np.zeros((len(hosts.mp_id), 0)),
-        "image_composition": hosts.structures.fractions(),
-        "image_structure": embeddings,
-        "image_other": _others(embeddings),
-    }
-    if texts is not None:
-        has = texts.any(1)
-        swapped = texts.copy()
-        swapped[has] = _others(texts[has])
-        for arm, read in zip(TEXT_ARMS, (texts, swapped), strict=True):
-            arms[arm] = np.concatenate([embeddings, read, has[:, None]], axis=1)
-    return arms
-
-
-def _others(rows: np.ndarray) -> np.ndarray:
-    """Each row a fixed other host's: of two or more, nobody keeps its own."""
-    return np.roll(rows, len(rows) // 2, axis=0)
-
-
-def view_context(axis: np.ndarray, *, pixel_A: float) -> np.ndarray:
-    """(N, 14): zone axis one-hot, log of the pixel size."""
-    return np.concatenate([np.eye(len(ZONE_AXES))[axis], np.full((len(axis), 1), np.log(pixel_A))], axis=1)
 
 
 @dataclass(frozen=True)
@@ -82,36 +37,52 @@ class Predictions:
     has_text: np.ndarray  # (N,) whether the host has a protocol
     probability: dict[str, np.ndarray]  # arm -> (seeds, N, 5)
     validation: dict[str, list[tuple[np.ndarray, np.ndarray]]]  # arm -> per seed (N_val, 5), and (N_val,) the truth
+    axis: np.ndarray  # (seeds, N, 2) of the arm that looks for the zone axis: `DefectSet.right`; no seed without it
     n_hosts: dict[str, int]  # split -> number
+    polymorphs: float  # share of the hosts whose wrong structure is another of the set
     synthetic: bool  # the hosts are of the embedded sample
 
 
-def _seed(
-    hosts: Hosts, test: DefectSet, cfg: Defects, arms: dict[str, np.ndarray], *, number: int, key: dict, device: str
-) -> dict[str, cache.Result]:
-    """Class probabilities of validation and test images by each arm's head, on the image network of one seed.
+@dataclass(frozen=True)
+class Seed:
+    """One seed of a run: its image networks, trained only where a head is still to be fitted, and the heads."""
 
-    The network is trained, and asked for, only where a head is still to be fitted.
-    """
-    at = {s: listed(hosts, s, cfg) for s in SPLITS}
-    own = {name: value for name, value in key.items() if name not in ("weights", "text")}
+    hosts: Hosts
+    cfg: Defects
+    number: int
+    key: dict[str, Any]  # all that the network depends on
+    device: str
 
-    @functools.cache
-    def network() -> cache.Result:
-        options = {"seed": number, "device": device, "state": cache.folder("defects-network", own) / "state.pt"}
-        return cache.memo("defects-network", own, partial(_network, hosts, test, cfg, **options))
+    def network(self, reference: str) -> cache.Result:
+        """Features and zone axes of all images, as `_network` makes them, beside a reference or none ("")."""
+        key = {**self.key, "reference": reference}
+        state = cache.folder("defects-network", key) / "state.pt"
+        options = {"seed": self.number, "reference": reference, "device": self.device, "state": state}
+        return cache.memo("defects-network", key, partial(_network, self.hosts, self.cfg, **options))
 
-    def head(arm: str, context: np.ndarray) -> cache.Result:
-        images = {s: network()[f"features_{s}"] for s in SPLITS}
-        view = {s: view_context(network()[f"axis_{s}"], pixel_A=cfg.pixel_A) for s in SPLITS}
-        known = {s: np.concatenate([view[s], context[at[s][0]]], axis=1) for s in SPLITS}
-        seen = {s: np.zeros_like(x) for s, x in images.items()} if arm == "context" else images
-        schedule = {"epochs": cfg.head_epochs, "learning_rate": cfg.learning_rate}
-        kind = {s: at[s][2] for s in SPLITS}
-        return networks.fit_head(seen, known, kind, **schedule, seed=number, device=device)
+    def head(self, arm: str, context: np.ndarray, made_of: dict[str, str]) -> cache.Result:
+        """Class probabilities of validation and test images, and `right` of the test images' `DefectSet`.
 
-    about = {**key, "head_epochs": cfg.head_epochs}
-    return {a: cache.memo("defects-head", {**about, "arm": a}, partial(head, a, c)) for a, c in arms.items()}
+        Args:
+            arm: one of `ARMS`, `PICTURES`, `TEXT_ARMS`.
+            context: (n, c) what it knows of the hosts.
+            made_of: fingerprints of what `context` was made with.
+        """
+        kind = {s: listed(self.hosts, s, self.cfg)[2] for s in SPLITS}
+
+        def fit() -> cache.Result:
+            network = self.network(PICTURES.get(arm, ""))
+            images = {s: network[f"features_{s}"] for s in SPLITS}
+            view = {s: view_context(network[f"axis_{s}"], pixel_A=self.cfg.pixel_A) for s in SPLITS}
+            of_host = {s: context[listed(self.hosts, s, self.cfg)[0]] for s in SPLITS}
+            known = {s: np.concatenate([view[s], of_host[s]], axis=1) for s in SPLITS}
+            seen = {s: np.zeros_like(x) for s, x in images.items()} if arm == "context" else images
+            schedule = {"epochs": self.cfg.head_epochs, "learning_rate": self.cfg.learning_rate}
+            judged = networks.fit_head(seen, known, kind, **schedule, seed=self.number, device=self.device)
+            return {**judged, "right": network["right"]}
+
+        key = {**self.key, **made_of, "arm": arm, "head_epochs": self.cfg.head_epochs}
+        return cache.memo("defects-head", key, fit)
 
 
 def predict(cfg: Defects) -> Predictions:
@@ -135,8 +106,8 @@ def predict(cfg: Defects) -> Predictions:
     arms = contexts(hosts, crystals[curated.materials.mp_id.searchsorted(hosts.mp_id)], texts)
     key = {name: value for name, value in vars(cfg).items() if name not in ("profile", "bootstrap", "head_epochs")}
     key |= {"data": curated.digest, "version": config.version("defects")}
-    key["weights"] = encode.fingerprint(cfg.profile, "pretrained")  # of what heads are told, as the next
-    key |= {"text": text_model} if texts is not None else {}
+    made_of = {"weights": encode.fingerprint(cfg.profile, "pretrained")}
+    made_of |= {"text": text_model} if texts is not None else {}
 
     test = render(hosts, "test", cfg, epoch=0, seed=cfg.seed, device=device)
     kind = {s: listed(hosts, s, cfg)[2] for s in SPLITS}
@@ -144,28 +115,30 @@ def predict(cfg: Defects) -> Predictions:
     majority = {s: np.tile(share, (len(kind[s]), 1)) for s in ("val", "test")}
     judged: dict[str, list[cache.Result]] = {arm: [] for arm in ("majority", *arms)}  # one a seed
     for number in range(cfg.seed, cfg.seed + cfg.seeds):
-        own = {**key, "fit_seed": number}
-        made = _seed(hosts, test, cfg, arms, number=number, key=own, device=device)
-        for arm, found in {"majority": majority, **made}.items():
-            judged[arm].append(found)
+        seed = Seed(hosts, cfg, number, {**key, "fit_seed": number}, device)
+        judged["majority"].append(majority)
+        for arm, context in arms.items():
+            judged[arm].append(seed.head(arm, context, made_of))
     return Predictions(
         test=test,
         mp_id=hosts.mp_id[test.host],
         has_text=np.isin(hosts.mp_id, curated.protocols.mp_id.to_numpy(str))[test.host],
         probability={arm: np.stack([p["test"] for p in seeds]) for arm, seeds in judged.items()},
         validation={arm: [(p["val"], kind["val"]) for p in seeds] for arm, seeds in judged.items()},
+        axis=np.stack([p["right"] for p in judged["reference_unknown"]]),
         n_hosts={s: int((hosts.split == s).sum()) for s in SPLITS},
+        polymorphs=float(hosts.polymorph.mean()),
         synthetic=curated.synthetic,
     )
 
 
 def _network(
-    hosts: Hosts, test: DefectSet, cfg: Defects, *, seed: int, device: str, state: Path
+    hosts: Hosts, cfg: Defects, *, seed: int, reference: str, device: str, state: Path
 ) -> dict[str, np.ndarray]:
-    """Train one image network; of each split the features of its images, and their zone axes."""
-    images = render(hosts, "train", cfg, epoch=0, seed=seed, device=device)
-    tower = networks.fit_network(images, cfg, seed=seed, device=device, state=state)
+    """Train one image network; of each split the features of its images and their zone axes, of the test `right`."""
+    make = partial(render, hosts, cfg=cfg, reference=reference, device=device)
+    tower = networks.fit_network(make("train", epoch=0, seed=seed), cfg, seed=seed, device=device, state=state)
     # Heads learn on views that the network has not been trained on, as those of the test are.
-    sets = {s: render(hosts, s, cfg, epoch=1, seed=seed, device=device) for s in ("train", "val")} | {"test": test}
+    sets = {s: make(s, epoch=1, seed=seed) for s in ("train", "val")} | {"test": make("test", epoch=0, seed=cfg.seed)}
     features = {f"features_{s}": networks.features(tower, of.images, device=device) for s, of in sets.items()}
-    return features | {f"axis_{s}": of.axis for s, of in sets.items()}
+    return features | {f"axis_{s}": of.axis for s, of in sets.items()} | {"right": sets["test"].right}

@@ -1,4 +1,4 @@
-"""The image network that all arms share, and the small head that each of them fits to its features."""
+"""The image network of arms that see the same channels, and the small head that each of them fits to its features."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ HEAD_BATCH = 256
 def fit_network(
     images: DefectSet, cfg: Defects, *, seed: int, device: str = "cpu", state: Path | None = None
 ) -> ImageTower:
-    """Train the image network that all arms share: image -> class.
+    """Train an image network: image -> class.
 
     Defects below the noise are left out of training: their images are those of a pristine crystal with another name.
     Each batch is turned or mirrored as a whole by one of the square's eight symmetries. AdamW, one-cycle learning rate.
@@ -34,7 +34,7 @@ def fit_network(
         state: file of the training state after an epoch, from which a killed training goes on to the same weights.
     """
     torch.manual_seed(seed)
-    tower = ImageTower(depth=cfg.depth, channels=2)
+    tower = ImageTower(depth=cfg.depth, channels=images.images.shape[1])
     net = nn.Sequential(tower, nn.Linear(tower.dim, len(DEFECTS))).to(device)
     usable = np.flatnonzero((images.kind == 0) | (images.visibility >= 1))
     pixels, kind = images.images.to(device), torch.as_tensor(images.kind, device=device)
@@ -69,7 +69,7 @@ def fit_network(
 
 @torch.no_grad()
 def features(tower: ImageTower, images: Tensor, *, device: str = "cpu") -> np.ndarray:
-    """(N, dim) float32 features of (N, 2, px, px) images."""
+    """(N, dim) float32 features of (N, channels, px, px) images."""
     parts = [tower(part.to(device).float())[0].cpu() for part in images.split(CHUNK)]
     return torch.cat(parts).numpy() if parts else np.zeros((0, tower.dim), np.float32)
 

@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from matalign.data.structures import Structures
-from matalign.views import anomalies, references, registration
+from matalign.views import anomalies, identification, references, registration
 
 FCC = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 CRYSTALS = Structures.pack(
@@ -33,6 +33,7 @@ RANGE_A = (0.1, 0.6)  # of unknown pixel sizes
 PROBE_A = 0.6
 KEEP = 6
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+ALIKE = 0.01  # correlations that nearer are not told apart
 NEAR = 0.05  # a pixel size within this of the bulk's median is right
 
 
@@ -91,6 +92,49 @@ def measure(patches: Patches, material: str) -> dict[str, Any]:
     chosen = {"unknown": free.choice.numpy(), "known": np.full(len(every), axis)}
     for name, found in (("unknown", free), ("known", known)):
         out[name] = _by_class(found, refs, chosen[name], patches)
+    return out
+
+
+def ranks(
+    patches: Patches,
+    structures: Structures,
+    refs: references.References,
+    true: int,
+    *,
+    pixel_A: float | tuple[float, float],
+    per_class: int,
+) -> dict[str, dict[str, Any]]:
+    """Where a crystal comes among many, by how well each fits a patch.
+
+    Args:
+        patches: of the crystal.
+        structures: n crystals.
+        refs: their `identification.library` at PROBE_A.
+        true: which of them it is.
+        pixel_A: Å per pixel, or the range that it is looked for in.
+        per_class: so many patches, evenly out of each class.
+
+    Returns:
+        Of each class the ranks, the `alike`: how many crystals come within ALIKE of its correlation or above, and the
+        rows of those that come first in most patches.
+    """
+    chosen = {}
+    for label in labels(patches):
+        rows = np.flatnonzero(patches.label == label)
+        chosen[label] = rows[np.linspace(0, len(rows) - 1, min(per_class, len(rows))).astype(int)]
+    images = patches.images[np.concatenate(list(chosen.values()))]
+    ranked = iter(identification.identify(images, structures, refs, pixel_A=pixel_A, probe_sigma_A=PROBE_A))
+    out = {}
+    for label, rows in chosen.items():
+        found = [next(ranked) for _ in rows]
+        first, times = np.unique([each.correlation.argmax() for each in found], return_counts=True)
+        out[label] = {
+            "rank": [each.rank(true) for each in found],
+            "alike": [int((each.correlation > each.correlation[true] - ALIKE).sum()) for each in found],
+            "correlation": [float(each.correlation[true]) for each in found],
+            "best": [float(each.correlation.max()) for each in found],
+            "first": first[np.argsort(-times, kind="stable")][:5].tolist(),
+        }
     return out
 
 

@@ -3,8 +3,10 @@
     official  the test's own training and validation rows; of the text-mined reactions, those of no DOI of a test row
     strict    of both, what shares neither chemical system nor DOI with any test row
 
-Arms: the median of the training labels; boosting on element fractions of the test's own rows (`boosting`); and trees on
-Magpie-like features and precursors, with the text-mined reactions beside those rows (`recipes`).
+Arms: the median of the training labels; boosting on element fractions of the test's own rows (`boosting`); and of those
+rows and the text-mined solid-state reactions together, a median of the nearest compositions (`nearest`), and trees on
+Magpie-like features and precursors (`recipes`). Formation energies of precursors, and formation energy, gap and space
+group of the target, do not help these trees on validation; nor do the temperatures of their nearest.
 """
 
 import math
@@ -23,7 +25,8 @@ from matalign.data import formulas, recipes
 from matalign.data.protocols import KINDS, Protocol
 
 SPLITS = ("official", "strict")
-ARMS = ("dummy", "boosting", "recipes")
+ARMS = ("dummy", "boosting", "nearest", "recipes")
+NEIGHBOURS, REACH = 20, 0.1  # compositions looked up; a neighbour farther than the nearest by REACH weighs 1/e
 COMMON_PRECURSORS = 120  # that have a feature of their own
 LIGANDS = [frozenset(k) for k in ("CO", "NO", "O", "HO", "S", "")]  # what a precursor holds of C, H, N, O, S
 RANGE_C = {"sintering": (300.0, 1900.0), "calcination": (200.0, 1700.0)}  # text-mined labels outside are left out
@@ -39,9 +42,9 @@ class Split:
     mined: list[Protocol]  # text-mined reactions
 
     def labelled(self, kind: str) -> list[Protocol]:
-        """The text-mined reactions that are learned from: their temperature lies in `RANGE_C`."""
+        """The text-mined reactions that are learned from: solid-state as the test is, temperature in `RANGE_C`."""
         low, high = RANGE_C[kind]
-        return [r for r in self.mined if low <= r.temperature_C(kind) <= high]
+        return [r for r in self.mined if r.method == "solid-state" and low <= r.temperature_C(kind) <= high]
 
 
 def split(name: str, own: Sequence[Protocol], test: Sequence[Protocol], known: Sequence[Protocol]) -> Split:
@@ -111,40 +114,62 @@ class Model:
         return self.trees.predict(np.c_[features(rows, self.names), np.ones((len(rows), 2))])
 
 
-def fit(training: Split, kind: str, *, trees: int, seed: int) -> Model:
-    """Boosted trees on the test's own rows (weight 1) and the text-mined ones (`MINED`).
+def pooled(training: Split, kind: str) -> tuple[list[Protocol], np.ndarray, np.ndarray]:
+    """All training rows, their weights (1 for the test's own, `MINED` for the others), and two features of each.
 
-    Two features say whether a row is of the test's own, and whether its reaction names both kinds of temperature, which
-    all of the test's own do.
+    These say whether a row is of the test's own, and whether it names both kinds of temperature, as all of those do.
     """
-    from sklearn.ensemble import HistGradientBoostingRegressor  # here: its import takes a second
-
     rows = [*training.own, *training.labelled(kind)]
-    names = common(rows)
     both = np.array([not any(math.isnan(r.temperature_C(k)) for k in KINDS) for r in rows], dtype=bool)
     own = np.arange(len(rows)) < len(training.own)
-    weight = np.where(own, 1.0, np.where(both, *MINED)) * [r.weight for r in rows]
+    return rows, np.where(own, 1.0, np.where(both, *MINED)) * [r.weight for r in rows], np.c_[own, both]
+
+
+def fit(training: Split, kind: str, *, trees: int, seed: int) -> Model:
+    """Boosted trees on the test's own rows and the text-mined ones."""
+    from sklearn.ensemble import HistGradientBoostingRegressor  # here: its import takes a second
+
+    rows, weight, source = pooled(training, kind)
+    names = common(rows)
     model = HistGradientBoostingRegressor(
         loss="absolute_error",
         max_iter=trees,
         learning_rate=0.06,
         max_leaf_nodes=24,
+        max_features=0.3,  # tried at each split
         early_stopping=False,
         random_state=seed,
     )
-    x = np.c_[features(rows, names), own, both]
-    return Model(names, model.fit(x, labels(rows, kind), sample_weight=weight))
+    return Model(names, model.fit(np.c_[features(rows, names), source], labels(rows, kind), sample_weight=weight))
+
+
+def nearest(training: Split, test: Sequence[Protocol], kind: str) -> np.ndarray:
+    """(N,) weighted median temperature in °C of the `NEIGHBOURS` nearest by the summed differences of fractions."""
+    from sklearn.neighbors import NearestNeighbors
+
+    rows, weight, _ = pooled(training, kind)
+    index = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(rows)), metric="manhattan").fit(shares(rows))
+    distance, near = index.kneighbors(shares(test))
+    heat = labels(rows, kind)[near]
+    order = heat.argsort(1)
+    kept = np.take_along_axis(weight[near] * np.exp((distance[:, :1] - distance) / REACH), order, 1).cumsum(1)
+    middle = (kept >= kept[:, -1:] / 2).argmax(1)
+    return np.take_along_axis(heat, order, 1)[np.arange(len(test)), middle]
 
 
 def baselines(training: Split, test: Sequence[Protocol], kind: str, *, trees: int, seed: int) -> dict[str, np.ndarray]:
-    """Arm -> (N,) temperatures in °C from the test's own training rows alone: their median; boosting on fractions."""
+    """Arm -> (N,) temperatures in °C: median and boosting on fractions of the test's own training rows; `nearest`."""
     from sklearn.ensemble import GradientBoostingRegressor
 
     y = labels(training.own, kind)
     boosted = GradientBoostingRegressor(
         loss="absolute_error", n_estimators=trees, max_depth=4, learning_rate=0.05, subsample=0.7, random_state=seed
     ).fit(shares(training.own), y)
-    return {"dummy": np.full(len(test), np.median(y)), "boosting": boosted.predict(shares(test))}
+    return {
+        "dummy": np.full(len(test), np.median(y)),
+        "boosting": boosted.predict(shares(test)),
+        "nearest": nearest(training, test, kind),
+    }
 
 
 def spread(
