@@ -343,8 +343,12 @@ def test_a_broken_archive_and_a_missing_file_are_told(tmp_path):
     (tmp_path / "x.cif.gz").write_bytes(gzip.compress(b"data_x\n" * 99)[:30])
     with pytest.raises(ValueError, match=r"^x\.cif\.gz: unreadable"):
         read_structure(tmp_path / "x.cif.gz")
-    for missing in (tmp_path / "none.cif", str(tmp_path), "x" * 5000):
-        with pytest.raises(FileNotFoundError, match="no such file"):
+    for missing, why in (
+        (tmp_path / "none.cif", "no such file"),
+        (str(tmp_path), "is a folder"),
+        ("x" * 5000, "no such"),
+    ):
+        with pytest.raises(FileNotFoundError, match=why):
             read_structure(missing)
 
 

@@ -162,15 +162,18 @@ def doubled(batch):
 class Doubled(Examples):
     """In float64, where sums in another order differ by 1e-16."""
 
-    def _made(self, modality, rows, keys):
-        x = super()._made(modality, rows, keys)
-        if modality == "crystal":
-            return doubled(x)
-        return x.double() if modality == "text" else lambda: x().double()
+    def parts(self, views):
+        return [
+            dataclasses.replace(p, inputs=self._inputs(p), corrupted=self._doubled(p)) for p in super().parts(views)
+        ]
 
-    def _corrupted(self, rows, keys):
-        x = super()._corrupted(rows, keys)
-        return x._replace(batch=doubled(x.batch), displacement=x.displacement.double())
+    def _inputs(self, part):
+        how = {"crystal": doubled, "text": torch.Tensor.double, "image": lambda render: lambda: render().double()}
+        return {modality: how[modality](x) for modality, x in part.inputs.items()}
+
+    def _doubled(self, part):
+        x = part.corrupted
+        return x and x._replace(batch=doubled(x.batch), displacement=x.displacement.double())
 
 
 def resnet_examples(cfg, curated):

@@ -134,11 +134,11 @@ def anomalies(found: Registration, refs: References, chosen: np.ndarray, structu
 
 
 def _extrema(picture: Tensor, ratio: Tensor, *, pixel_A: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values and significance (n,) and places (n, 2), Å from the centre, of extrema of ratio (H, W), largest first."""
-    size = ratio.abs()[None, None]
+    """Values and significance (n,) and places (n, 2), Å from the centre, of a picture's extrema, largest first."""
+    size = picture.abs()[None, None]
     reach = max(1, round(APART_A / 2 / pixel_A))
     peak = (size == F.max_pool2d(size, 2 * reach + 1, stride=1, padding=reach))[0, 0].nonzero()
-    peak = peak[ratio[peak[:, 0], peak[:, 1]].abs().argsort(descending=True)]
+    peak = peak[picture[peak[:, 0], peak[:, 1]].abs().argsort(descending=True)]
     centre = (torch.tensor(picture.shape, device=peak.device) - 1) / 2
     values = (each[peak[:, 0], peak[:, 1]].cpu().numpy() for each in (picture, ratio))
     return *values, ((peak - centre) * pixel_A).cpu().numpy()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import BytesIO
 from os import PathLike
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def _of_file(path: Path, block: str | None, frame: int | None) -> Cell:
 def _content(path: Path) -> tuple[bytes, bool]:
     """The bytes of a file, unpacked, and whether they were packed."""
     if not _is_file(path):
-        what = "is a folder" if path.is_dir() else "no such file"
+        what = "is a folder" if isdir(path) else "no such file"
         raise FileNotFoundError(f"{path}: {what}; expected a structure")
     try:
         content = path.read_bytes() if path.stat().st_size <= MAX_FILE_MB << 20 else bytes((MAX_FILE_MB << 20) + 1)
