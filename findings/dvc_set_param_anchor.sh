@@ -12,17 +12,7 @@
 
 set -eu
 packages="dvc==3.67.1"
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-if command -v uv > /dev/null; then
-    uv venv --quiet venv
-    uv pip install --quiet --python venv/bin/python $packages
-else
-    python3 -m venv venv
-    venv/bin/pip install --quiet $packages
-fi
-echo "versions: $packages"
+. "$(dirname "$0")/shared/install.sh"
 export PATH="$work/venv/bin:$PATH" DVC_NO_ANALYTICS=true GIT_CONFIG_GLOBAL=/dev/null
 commit() { git add --all; git -c user.name=none -c user.email=none@example.org commit --quiet -m state; }
 value() { sed -n 's/^  lr: //p' params.yaml | tr '\n' ' '; }

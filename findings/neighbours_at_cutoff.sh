@@ -11,17 +11,7 @@
 
 set -eu
 packages="pymatgen==2026.10.24 pymatgen-core==2026.10.16 ase==3.29.0 matscipy==1.3.1 vesin==0.6.2 numpy==2.4.6"
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-if command -v uv > /dev/null; then
-    uv venv --quiet venv
-    uv pip install --quiet --python venv/bin/python $packages
-else
-    python3 -m venv venv
-    venv/bin/pip install --quiet $packages
-fi
-echo "versions: $packages"
+. "$(dirname "$0")/shared/install.sh"
 venv/bin/python - <<'EOF'
 import sys
 

@@ -11,17 +11,7 @@
 
 set -eu
 packages="rosettasciio==0.15.0 mrcfile==1.5.4 numpy==2.4.6"
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-if command -v uv > /dev/null; then
-    uv venv --quiet venv
-    uv pip install --quiet --python venv/bin/python $packages
-else
-    python3 -m venv venv
-    venv/bin/pip install --quiet $packages
-fi
-echo "versions: $packages"
+. "$(dirname "$0")/shared/install.sh"
 venv/bin/python - <<'EOF'
 import sys
 
