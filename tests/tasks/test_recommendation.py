@@ -350,7 +350,8 @@ def test_language_models_are_compared_on_the_targets_they_were_asked_for(evaluat
     truth = [r.precursor_set for r in study.test]
     right_first = [None, *([each, frozenset({"X"})] for each in truth[1:])]  # was not asked for the first
     wrong = [[frozenset({"X"})] for _ in truth]
-    study = dataclasses.replace(study, proposed={"right": right_first, "wrong": wrong})
+    study = dataclasses.replace(study)
+    vars(study)["proposed"] = {"right": right_first, "wrong": wrong}  # in place of files
     metrics = recommendation.metrics(study, recommendation.sets(study, study.test))
     top = {(r["arm"], r["k"]): r for r in metrics["precursors"]}
     assert (top["right", 1]["value"], top["right", 1]["n"]) == (1, len(truth) - 1)

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from matalign import paths
+from matalign import config, paths
 from matalign.data import chunked, curate, dataset, manifest, protocols, providers, sources
 from matalign.data.dataset import Curated
 from matalign.data.manifest import Entry
@@ -138,7 +137,7 @@ def write(name: str, curated: Curated) -> Path:
 
 def checked_name(name: str) -> str:
     """The name of a set; raises a ValueError if it is that of a profile of params.yaml, or no folder's name."""
-    if name in yaml.safe_load(paths.PARAMS.read_text()) or not re.fullmatch(r"[\w-]+", name):
+    if name in config.parameters(paths.PARAMS.read_text()) or not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f"{name!r}: expected a name of letters, digits, _ and - that is no profile of params.yaml")
     return name
 

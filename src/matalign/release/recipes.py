@@ -94,7 +94,7 @@ class Cookbook:
         cfg = replace(cfg, raw=str(self.raw))
         with checkpoint.on_threads(cfg.threads):  # `prepare` sets the number of threads for good
             study = recommendation.prepare(cfg)
-        return Remembered(study.cfg, study.known, study.val, study.test, study.conditions, study.proposed)
+        return Remembered(study.cfg, study.known, study.val, study.test, study.conditions)
 
 
 class Remembered(recommendation.Study):

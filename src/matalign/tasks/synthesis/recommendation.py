@@ -38,12 +38,17 @@ class Study:
     val: list[Protocol]
     test: list[Protocol]
     conditions: dict[str, list[Protocol]]  # train, val, test
-    proposed: dict[str, list[list[frozenset[str]] | None]]  # language model -> of each test target its ranked sets
 
     @property
     def synthetic(self) -> bool:
         """Whether reactions and tests are of the embedded sample, which published scores do not belong to."""
         return paths.ROOT / self.cfg.raw == paths.SAMPLE
+
+    @cached_property
+    def proposed(self) -> dict[str, list[list[frozenset[str]] | None]]:
+        """Language model -> of each test target its ranked sets; read only where it is asked for."""
+        files = sorted((paths.ROOT / self.cfg.raw / "public_tests").glob("proposed_*.json"))
+        return {file.stem.partition("_")[2]: recipes.proposals(file, self.test) for file in files}
 
     @cached_property
     def free(self) -> list[Protocol]:
@@ -105,9 +110,7 @@ def prepare(cfg: Recommendation) -> Study:
     folder = raw / "public_tests"
     conditions = {part: recipes.condition_test(folder / f"{part}_data.csv") for part in ("train", "val", "test")}
     val, test = (recipes.precursor_test(folder / name) for name in ("val.csv", "test_reduced.csv"))
-    files = sorted(folder.glob("proposed_*.json"))
-    proposed = {file.stem.partition("_")[2]: recipes.proposals(file, test) for file in files}
-    study = Study(cfg, recipes.known(raw), val, test, conditions, proposed)
+    study = Study(cfg, recipes.known(raw), val, test, conditions)
     if not study.training:
         raise ValueError(f"{raw}: none of {len(study.known)} reactions is left beside the tests' chemical systems")
     return study
