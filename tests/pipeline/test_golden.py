@@ -11,6 +11,8 @@ import pytest
 from golden_numbers import FOLDER, differences
 from projects import finished
 
+from matalign.claims import look_up
+
 
 @pytest.mark.parametrize("kind", sorted(f.stem for f in FOLDER.glob("*.json")))
 def test_numbers_are_those_of_their_version(kind):
@@ -28,3 +30,18 @@ def test_a_changed_number_is_found_and_named(tmp_path):
     (tmp_path / "defects.json").write_text(json.dumps(metrics))
     (line,) = differences("defects", tmp_path)
     assert line.startswith(f"results {about['numbers'][0]['where']}")
+
+
+def test_a_claim_stands_where_it_says():
+    """Its value in the metrics it names, its row in the notebook's cell it names."""
+    results = finished().project.results
+    claims = json.loads((results / "tables" / "claims.json").read_text())
+    assert len({claim["stage"] for claim in claims}) == 4
+    for claim in claims:
+        metrics = json.loads((results / "metrics" / f"{claim['stage']}.json").read_text())
+        assert claim["value"] == pytest.approx(look_up(metrics, claim["metric"]), rel=1e-12), claim["claim"]
+        assert claim["question"].endswith("?")
+        name, _, cell = claim["cell"].partition("#")
+        cells = {c["id"]: c for c in json.loads((results / "notebooks" / name).read_text())["cells"]}
+        shown = json.dumps(cells[cell]["outputs"])
+        assert claim["claim"][:40] in shown, claim["claim"]

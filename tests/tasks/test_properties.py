@@ -397,8 +397,9 @@ def test_metrics_by_hand(root):
     ],
 )
 def test_verdicts(gain, low, prereg, verdict):
-    row = {"gain_percent": gain, "low": low, "high": 40}
-    assert properties._gain_claim("c", row, "n", prereg=prereg)["verdict"] == verdict
+    row = {"gain_percent": gain, "low": low, "high": 40, "arm": "pretrained", "baseline": "scratch"}
+    row |= {"cohort": "A", "split": "random", "label_percent": 5.0, "target": E_F}
+    assert properties._gain_claim("c", row, None, "n", prereg=prereg)["verdict"] == verdict
 
 
 @pytest.mark.parametrize(("size", "verdict"), [(0.15, "FAIL"), (0.25, "PASS")])

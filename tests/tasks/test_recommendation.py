@@ -386,7 +386,8 @@ def test_the_stage_writes_every_arm_and_claim(evaluated):
 
 def test_a_claim_needs_the_interval_and_holm():
     def row(task, value, low, high, p):
-        return {"task": task, "value": value, "low": low, "high": high, "p_holm": p, "unit": ""}
+        about = {"task": task, "arm": "a", "baseline": "b", "unit": ""}
+        return {**about, "value": value, "low": low, "high": high, "p_holm": p}
 
     table = [{"arm": arm, "k": 1, "value": 0.5} for arm in recommendation.SET_ARMS]
     heat = [

@@ -1,5 +1,6 @@
 """A printed table: its cells by one pivot, its numbers by one format, and the files it is written to."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +88,7 @@ def pivot(
 
 
 def write(tables: Mapping[str, Table], folder: Path) -> None:
-    """Write the long rows of each table as `<name>.csv`, and all printed forms as `tables.json`.
+    """Write the long rows of each table as `<name>.csv`, of claims as `claims.json` too, and all printed forms.
 
     Args:
         tables: name -> what to write.
@@ -96,6 +97,9 @@ def write(tables: Mapping[str, Table], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.rows.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+        if name == "claims":
+            rows = table.rows.to_json(orient="records", double_precision=15)
+            write_json(folder / "claims.json", json.loads(rows))
     printed = {name: {"header": t.header, "cells": t.cells, "note": t.note} for name, t in tables.items() if t.header}
     arms: dict[str, Any] = {name: look.label for name, look in style.ARMS.items()}
     write_json(folder / "tables.json", {**printed, "arms": arms})

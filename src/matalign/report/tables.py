@@ -1,10 +1,11 @@
 """Tables of the paper, from metrics alone: all rows, and of those that are printed a selection as cells."""
 
+import json
 from collections.abc import Mapping
 
 import pandas as pd
 
-from matalign import quantities
+from matalign import paths, quantities
 from matalign.report import ablations, style
 from matalign.report.printing import MISSING, Table, digits_of, frame, interval, number, pivot, span, with_unit
 from matalign.report.style import Metrics
@@ -15,9 +16,12 @@ NOMINAL = 0.9  # coverage of the released intervals that is printed
 
 
 def claims(metrics: Mapping[str, Metrics]) -> Table:
-    """The proposal's claims with value, interval, threshold and verdict."""
-    stages = ("properties", "retrieval", "recommendation", "defects")
-    rows = [{"stage": s, **claim} for s in stages for claim in metrics[s]["claims"]]
+    """The proposal's claims with value, interval, threshold and verdict; rows name the cell that shows them."""
+    rows = [
+        {"stage": stage, "cell": _cell(stage), **claim}
+        for stage in ("properties", "retrieval", "recommendation", "defects")
+        for claim in metrics[stage]["claims"]
+    ]
     cells = [
         [
             r["claim"] + (f" ({r['note']})" if r.get("note") else ""),
@@ -28,6 +32,14 @@ def claims(metrics: Mapping[str, Metrics]) -> Table:
         for r in rows
     ]
     return Table(pd.DataFrame(rows), ["claim", "value", "threshold", "verdict"], cells)
+
+
+def _cell(stage: str) -> str:
+    """``04_retrieval.ipynb#cell-21``: where a stage's notebook shows its claims; ids as in executed notebooks."""
+    file = next(paths.NOTEBOOKS.glob(f"*_{stage}.ipynb"))
+    cells = ("".join(cell["source"]) for cell in json.loads(file.read_text())["cells"])
+    number = next(i for i, text in enumerate(cells, start=1) if 'metrics["claims"]' in text)
+    return f"{file.name}#cell-{number:02d}"
 
 
 def properties(metrics: Metrics) -> dict[str, Table]:

@@ -1,7 +1,7 @@
 """How well defects are told apart: macro-F1, recall, calibration; by dose, against the noise, with intervals."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from matalign import stats
-from matalign.claims import claim
+from matalign.claims import claim, locate
 from matalign.config import Defects
 from matalign.tasks.defects.contexts import ARMS, PICTURES, TEXT_ARMS
 from matalign.tasks.defects.defects import Predictions, predict
@@ -23,6 +23,7 @@ ROSE = 5.0  # signal to noise from which a feature is reliably seen (Rose, 1948)
 CHANCE_F1 = 0.22  # an arm without the image above this has found a leak
 PICTURE_GAIN, PICTURE_LOW = 0.15, 0.10  # in macro-F1, and its lower bound, for a reference to help
 LOST = 0.9  # of that gain, with another host's reference
+F1 = "macro-F1"
 LEAST_GAIN = 0.01  # a smaller gain counts as this where shares of it are asked for
 
 
@@ -241,43 +242,95 @@ def _claims(results: list[dict], comparisons: list[dict], kept: list[dict]) -> l
     context = next(r for r in results if (r["arm"], r["metric"]) == ("context", "macro_F1"))
     image = gains["majority", "image"]
     image = {"value": -image["value"], "low": -image["high"], "high": -image["low"]}
-    own, other, true_host = (
-        gains[pair]
-        for pair in (("image_structure", "image"), ("image_other", "image"), ("image_structure", "image_other"))
-    )
-    leak = "macro-F1 of the context-only arm, at most the threshold; more would mean that the set leaks"
-    note = "image + aligned structure less image only; with another host's embedding instead of its own: "
-    none = {"threshold": CHANCE_F1, "passed": context["value"] <= CHANCE_F1, "note": leak}
-    alone = {"passed": image["low"] > 0, "note": "image only less majority class"}
-    helps = {"passed": own["low"] > 0 and true_host["low"] > 0, "note": note + _signed(other)}
     tested = [
-        ("without the image, defects cannot be told apart", context, none),
-        ("the micrograph alone tells defects apart", image, alone),
-        ("knowing the host's structure as a vector helps", own, helps),
-    ]
-    picture = gains["image_reference", "image"]
-    share = next(r for r in kept if r["arm"] == "reference_other")
-    lost = {"value": 1 - share["value"], "low": 1 - share["high"], "high": 1 - share["low"]}
-    note = f"image + reference less image only; the lower bound must exceed {PICTURE_LOW}"
-    passed = picture["value"] >= PICTURE_GAIN and picture["low"] > PICTURE_LOW
-    helps = {"threshold": PICTURE_GAIN, "passed": passed, "note": note}
-    note = "share of that gain that a network trained and tested with another host's reference does not have"
-    needs = {
-        "threshold": LOST,
-        "passed": lost["value"] >= LOST and picture["low"] > 0,
-        "unit": "of the gain",
-        "note": note,
-    }
-    tested += [
-        ("knowing the host's structure as a picture helps", picture, helps),
-        ("another host's picture does not", lost, needs),
+        claim(
+            "without the image, defects cannot be told apart",
+            context,
+            question="Does the set give classes away without the image?",
+            metric=locate("results", "value", arm="context", metric="macro_F1"),
+            threshold=CHANCE_F1,
+            passed=context["value"] <= CHANCE_F1,
+            unit=F1,
+            note="macro-F1 of the context-only arm, at most the threshold; more would mean that the set leaks",
+        ),
+        claim(
+            "the micrograph alone tells defects apart",
+            image,
+            question="Does the micrograph alone tell defects apart?",
+            metric="-" + _gain("majority", "image"),
+            passed=image["low"] > 0,
+            unit=F1,
+            note="image only less majority class",
+        ),
+        _vector(gains),
+        *_pictures(gains["image_reference", "image"], next(r for r in kept if r["arm"] == "reference_other")),
     ]
     if TEXT_ARMS in gains:
         text, wrong = gains["image_text", "image_structure"], gains[TEXT_ARMS]
         note = "image + structure + text less image + structure, all hosts; less that with another host's text: "
-        helps = {"passed": text["low"] > 0 and wrong["low"] > 0, "note": note + _signed(wrong)}
-        tested.append(("the host's protocol helps beyond its structure", text, helps))
-    return [claim(name, interval, **{"unit": "macro-F1", **how}) for name, interval, how in tested]
+        tested.append(
+            claim(
+                "the host's protocol helps beyond its structure",
+                text,
+                question="Does the host's protocol help beyond its structure?",
+                metric=_gain("image_text", "image_structure"),
+                passed=text["low"] > 0 and wrong["low"] > 0,
+                unit=F1,
+                control=f"gain over another host's text: {_signed(wrong)}",
+                note=note + _signed(wrong),
+            )
+        )
+    return tested
+
+
+def _vector(gains: Mapping[tuple[str, str], dict]) -> dict:
+    own, other, true_host = (
+        gains[pair]
+        for pair in (("image_structure", "image"), ("image_other", "image"), ("image_structure", "image_other"))
+    )
+    note = "image + aligned structure less image only; with another host's embedding instead of its own: "
+    return claim(
+        "knowing the host's structure as a vector helps",
+        own,
+        question="Does the host's structure help as a vector of the space?",
+        metric=_gain("image_structure", "image"),
+        passed=own["low"] > 0 and true_host["low"] > 0,
+        unit=F1,
+        control=f"another host's vector: {_signed(other)}",
+        note=note + _signed(other),
+    )
+
+
+def _pictures(picture: dict, share: dict) -> list[dict]:
+    """`share` of the gain of the own picture is kept with another host's."""
+    lost = {"value": 1 - share["value"], "low": 1 - share["high"], "high": 1 - share["low"]}
+    return [
+        claim(
+            "knowing the host's structure as a picture helps",
+            picture,
+            question="Does the host's structure help as a picture of what should be there?",
+            metric=_gain("image_reference", "image"),
+            threshold=PICTURE_GAIN,
+            passed=picture["value"] >= PICTURE_GAIN and picture["low"] > PICTURE_LOW,
+            unit=F1,
+            control=f"another host's picture keeps {share['value']:.2f} of the gain",
+            note=f"image + reference less image only; the lower bound must exceed {PICTURE_LOW}",
+        ),
+        claim(
+            "another host's picture does not",
+            lost,
+            question="Is the gain lost with another host's picture?",
+            metric="1-" + locate("kept", "value", arm="reference_other"),
+            threshold=LOST,
+            passed=lost["value"] >= LOST and picture["low"] > 0,
+            unit="of the gain",
+            note="share of that gain that a network trained and tested with another host's reference does not have",
+        ),
+    ]
+
+
+def _gain(arm: str, baseline: str) -> str:
+    return locate("comparisons", "difference", arm=arm, baseline=baseline)
 
 
 def _signed(row: dict) -> str:

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from matalign import cache, config, paths, stats
-from matalign.claims import ALPHA, claim
+from matalign.claims import ALPHA, claim, locate
 from matalign.config import Retrieval
 from matalign.data import dataset
 from matalign.data.dataset import Curated
@@ -255,9 +255,18 @@ def claims(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]
     if own := find(rows, level=1, arm="structure", metric="R@10"):
         counting = find(rows, level=1, arm="jaccard", metric="R@10")["value"]
         also = "also passes" if counting > THRESHOLD else "does not pass"
-        note = f"element Jaccard, which only counts elements, gets {counting:.3f} and {also}"
-        name = "Recall@10 > 80 % for synthesis retrieval (L1)"
-        tested.append(claim(name, own, threshold=THRESHOLD, passed=own["low"] > THRESHOLD, note=note))
+        tested.append(
+            claim(
+                "Recall@10 > 80 % for synthesis retrieval (L1)",
+                own,
+                question="Is a structure's protocol among the first ten that are found?",
+                metric=locate("results", "value", **cell, level=1, arm="structure", metric="R@10"),
+                threshold=THRESHOLD,
+                passed=own["low"] > THRESHOLD,
+                control=f"element Jaccard: {counting:.3f}",
+                note=f"element Jaccard, which only counts elements, gets {counting:.3f} and {also}",
+            )
+        )
     for level, baseline, name in (
         (1, "jaccard", "element Jaccard"),
         (1, "composition", "composition only"),
@@ -265,12 +274,19 @@ def claims(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]
     ):
         if d := find(differences, level=level, baseline=baseline):
             arms = ("structure", baseline, "pretrained")
-            scores = (find(rows, level=level, arm=arm, metric="MRR")["value"] for arm in arms)
+            scores = [find(rows, level=level, arm=arm, metric="MRR")["value"] for arm in arms]
             note = "MRR {:.3f} against {:.3f}; as pretraining left it {:.3f}; ".format(*scores)
-            note += f"p = {d['p_holm']:.3g} (Holm)"
-            name = f"structure tower beats {name} in MRR (L{level})"
-            passed = d["low"] > 0 and d["p_holm"] < ALPHA
-            tested.append(claim(name, {**d, "value": d["difference"]}, passed=passed, note=note))
+            tested.append(
+                claim(
+                    f"structure tower beats {name} in MRR (L{level})",
+                    {**d, "value": d["difference"]},
+                    question=f"Does the structure tell more of a protocol than {name} does?",
+                    metric=locate("comparisons", "difference", **cell, level=level, baseline=baseline),
+                    passed=d["low"] > 0 and d["p_holm"] < ALPHA,
+                    control=f"{name}: {scores[1]:.3f}",
+                    note=note + f"p = {d['p_holm']:.3g} (Holm)",
+                )
+            )
     return tested
 
 

@@ -16,7 +16,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from matalign import paths, stats
-from matalign.claims import ALPHA, claim
+from matalign.claims import ALPHA, claim, locate
 from matalign.config import Recommendation
 from matalign.data import formulas, recipes
 from matalign.data.protocols import KINDS, Protocol
@@ -252,19 +252,28 @@ def claims(table: Sequence[dict], heat: Sequence[dict], differences: Sequence[di
     """Assembled sets against popularity, temperatures against boosting; both paired, with p < 0.05 after Holm."""
     by_task = {row["task"]: row for row in differences}
     first = {row["arm"]: row["value"] for row in table if row["k"] == 1}
-    row = by_task["precursors, top-1"]
-    note = "top-1 {assembled:.3f} against {popularity:.3f}".format(**first)
-    tested = [("assembled precursor sets beat popularity in top-1", row, row["low"] > 0, note)]
+    name, question = "assembled precursor sets beat popularity in top-1", "Are precursors named that were used?"
+    scores = ("top-1 {assembled:.3f} against {popularity:.3f}", "popularity: {popularity:.3f}")
+    tested = [(name, question, by_task["precursors, top-1"], 1, *(text.format(**first) for text in scores))]
     for kind in KINDS:
-        row = by_task[f"{kind} temperature, strict"]
         error = {r["arm"]: r["value"] for r in heat if (r["split"], r["kind"]) == ("strict", kind)}
-        note = "MAE {recipes:.1f} against {boosting:.1f} °C".format(**error)
         name = f"{kind} temperature: MAE below boosting on element fractions (strict split)"
-        tested.append((name, row, row["high"] < 0, note))
-    notes = [f"{note}; p = {row['p_holm']:.3g} (Holm)" for _, row, _, note in tested]
+        question = f"Do recipes tell the {kind} temperature better than element fractions do?"
+        scores = ("MAE {recipes:.1f} against {boosting:.1f} °C", "boosting on element fractions: {boosting:.1f} °C")
+        row = by_task[f"{kind} temperature, strict"]
+        tested.append((name, question, row, -1, *(text.format(**error) for text in scores)))
     return [
-        claim(name, row, passed=better and row["p_holm"] < ALPHA, unit=row["unit"], note=note)
-        for (name, row, better, _), note in zip(tested, notes)
+        claim(
+            name,
+            row,
+            question=question,
+            metric=locate("comparisons", "value", task=row["task"], arm=row["arm"], baseline=row["baseline"]),
+            passed=min(sign * row["low"], sign * row["high"]) > 0 and row["p_holm"] < ALPHA,
+            unit=row["unit"],
+            control=control,
+            note=f"{note}; p = {row['p_holm']:.3g} (Holm)",
+        )
+        for name, question, row, sign, note, control in tested
     ]
 
 
