@@ -68,7 +68,17 @@ def test_loaded_weights_are_the_trained_ones(folder, model):
     fresh = align.build(model.config)
     assert not torch.equal(fresh.heads["crystal"][1].weight, model.aligned.heads["crystal"][1].weight)
     assert model.aligned.training is False
-    assert json.loads((folder / "config.json").read_text())["parameters"] == model.aligned.parameter_counts()
+    counts = json.loads((folder / "config.json").read_text())["parameters"]
+    assert {name: n for name, n in counts.items() if name != "denoiser"} == model.aligned.parameter_counts()
+
+
+def test_a_part_of_the_towers_is_loaded_alone(folder, model):
+    part = encode.load(folder, modalities=["crystal"])
+    assert part.aligned.modalities == ["crystal"]
+    whole = model.aligned.weights()
+    assert all(torch.equal(weight, whole[name]) for name, weight in part.aligned.weights().items())
+    with pytest.raises(ValueError, match="has no text tower; it was trained on crystal text"):
+        part.embed_texts(["a"])
 
 
 def test_nothing_in_nothing_out(model):

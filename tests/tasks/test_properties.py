@@ -468,9 +468,10 @@ def test_text_features_are_the_mean_over_the_protocols_at_the_mask_level_of_pret
     texts = t.protocols.text_L1[t.protocols.mp_id == material.iloc[0]].tolist()
     assert len(texts) == 3
     made = frozen(t.cfg, "text")
-    want = t.model.towers["text"].features(texts).mean(0)
+    model = encode.load(t.cfg.profile)
+    want = model.towers["text"].features(texts).mean(0)
     np.testing.assert_allclose(made["tokens"][material.index[0], 0], want, rtol=1e-5)
-    aligned = t.model.embed_texts(texts).mean(0)
+    aligned = model.embed_texts(texts).mean(0)
     np.testing.assert_allclose(made["embeddings"][material.index[0], 0], aligned, rtol=1e-4, atol=1e-6)
 
 
@@ -478,7 +479,9 @@ def test_an_image_is_one_view_and_its_tokens_are_the_cells_of_the_feature_map(ro
     t = task(make())
     found = frozen(t.cfg, "image")
     assert found["tokens"].shape == (168, 1, 2048)  # 32 px end as one cell
-    pooled = t.model.aligned.heads["image"](torch.from_numpy(found["tokens"][:5].mean(1, dtype=np.float32)))
+    pooled = encode.load(t.cfg.profile).aligned.heads["image"](
+        torch.from_numpy(found["tokens"][:5].mean(1, dtype=np.float32))
+    )
     cosine = torch.nn.functional.cosine_similarity(pooled, torch.from_numpy(found["embeddings"][:5, 0]))
     assert cosine.min() > 0.999
 

@@ -163,5 +163,9 @@ def save(model: AlignModel, folder: Path, *, dtype: torch.dtype | None = None) -
 
 
 def load(model: AlignModel, folder: Path) -> None:
-    """Read into `model`, in its precision, what `save` wrote."""
-    model.load_weights({k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()})
+    """Read into `model`, in its precision, what `save` wrote of its parts."""
+    files = [folder / f"{name}.safetensors" for name in (*model.modalities, "heads")]
+    saved = {name: tensor for file in files if file.exists() for name, tensor in load_file(file).items()}
+    mine = ("log_temperature", "towers.", *(f"heads.{name}." for name in model.modalities))
+    mine += ("denoiser.",) if model.denoiser else ()
+    model.load_weights({name: tensor for name, tensor in saved.items() if name.startswith(mine)})

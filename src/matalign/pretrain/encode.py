@@ -7,8 +7,8 @@ standardised micrographs. What it returns lies in one space: unit vectors, compa
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -112,11 +112,12 @@ class Model:
         return np.concatenate(out) if out else np.zeros((0, self.config.embed_dim), np.float32)
 
 
-def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
-    """Load a trained model.
+def load(profile_or_path: str | Path, *, modalities: Iterable[str] = (), device: str = "cpu") -> Model:
+    """Load a trained model, without what only pretraining needs.
 
     Args:
         profile_or_path: a profile whose model is in `results/<profile>/pretrained`, or a folder of that kind.
+        modalities: whose towers are loaded (a text model takes seconds); none named: all.
         device: where to put it.
 
     Raises:
@@ -127,7 +128,9 @@ def load(profile_or_path: str | Path, *, device: str = "cpu") -> Model:
     if not (folder / "config.json").exists():
         folder = paths.results(str(profile_or_path)) / "pretrained"
     cfg, text_model = settings(folder)
-    model = align.build(cfg, initialise=False)
+    names = [name for name in cfg.modalities.split() if name in modalities or not modalities]
+    built = {name: towers.build(name, cfg, initialise=False) for name in names}
+    model = align.assemble(replace(cfg, auxiliary_weight=0), built)
     align.load(model, folder)
     if "text" in model.towers and (here := model.towers["text"].fingerprint) != text_model:
         raise ValueError(f"text model {cfg.text_model!r} has hash {here}; {folder} was trained with {text_model}")
@@ -165,7 +168,7 @@ def features(profile: str, *, modality: str) -> cache.Result:
     _, text_model = settings(paths.results(profile) / "pretrained")
     key = {"data": curated.digest, "weights": weights, "text": text_model, "version": config.version("embed")}
     if not file.exists() or (made := cache.load(file)).pop("key") != cache.digest(key):
-        model = load(profile, device="cuda" if torch.cuda.is_available() else "cpu")
+        model = load(profile, modalities=[modality], device="cuda" if torch.cuda.is_available() else "cpu")
         made = encoded(model, curated, modality=modality)
         file.parent.mkdir(parents=True, exist_ok=True)
         cache.save(file, {**made, "key": cache.digest(key)})

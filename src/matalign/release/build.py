@@ -120,7 +120,7 @@ def write_weights(cfg: Release, folder: Path, t: Task, fitted: Mapping[Fit, Mapp
     """Write the weights of towers, heads and predictors; what `config.json` will say of them."""
     pretrained = json.loads((paths.results(cfg.profile) / "pretrained" / "config.json").read_text())
     parts: dict[str, dict[str, torch.Tensor]] = {}
-    own = {name: weight.cpu() for name, weight in t.model.aligned.weights().items()}
+    own = {name: weight.cpu() for name, weight in encode.load(cfg.profile).aligned.weights().items()}
     for name, weight in weights.stored(own).items():
         tower = name.split(".")[1] if name.startswith("towers.") else "heads"
         parts.setdefault(tower, {})[name] = weight
@@ -241,7 +241,7 @@ def image_error(cfg: Release, t: Task, model: encode.Model) -> dict[str, Any] | 
     if "image" not in model.towers:
         return None
     rows = np.flatnonzero(t.curated.splits.pretrain == "excluded")[: cfg.micrographs]
-    full = encode.load(cfg.profile)
+    full = encode.load(cfg.profile, modalities=["image"])
     images = full.micrographs(t.curated, rows, seed=cfg.seed, epoch=encode.EVALUATION)
     cosine = (full.embed_images(images) * model.embed_images(images)).sum(1)
     error = {"cosine_min": float(cosine.min()), "cosine_mean": float(cosine.mean())}

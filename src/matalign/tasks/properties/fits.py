@@ -48,7 +48,7 @@ def plan(cfg: Properties) -> list[Fit]:
             share = max(labelled / len(t.labels.dropna(how="all")) * run.percent / 100, FEWEST)
             steps = round(cfg.steps * (cfg.min_steps / cfg.steps) ** (math.log(share) / math.log(FEWEST)))
             for arm in dict.fromkeys((*(arm for arm in cfg.arms if arm not in run.without), *run.also)):
-                read(arm, run.cohort, t.model.towers)
+                read(arm, run.cohort, t.modalities)
                 mine = steps * NETWORKS[arm].length if arm in NETWORKS else 0
                 fits += [Fit(targets, arm, *place, cfg.seed + s, mine) for s in range(run.seeds)]
     return sorted(set(fits), key=lambda f: (-f.steps, *list(asdict(f).values())[:-1]))
@@ -77,7 +77,7 @@ def key(t: Task, fit: Fit) -> dict[str, Any]:
             out["weights"] = encode.fingerprint(t.cfg.profile, network.weights, "crystal")
     made_of = {"weights": encode.fingerprint(t.cfg.profile, "pretrained")}
     made_of |= {"data": t.curated.digest, "version": config.version("embed")}
-    modalities = read(fit.arm, fit.cohort, t.model.towers)
+    modalities = read(fit.arm, fit.cohort, t.modalities)
     return out | {modality: cache.digest({"modality": modality, **made_of}) for modality in modalities}
 
 
@@ -120,7 +120,7 @@ def fit_or_load(cfg: Properties, fit: Fit) -> dict[str, Any]:
 
 def _network(t: Task, fit: Fit, labels: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, Any]:
     arm, targets = NETWORKS[fit.arm], list(fit.weights)
-    others = [frozen(t.cfg, modality)[arm.others] for modality in read(fit.arm, fit.cohort, t.model.towers)]
+    others = [frozen(t.cfg, modality)[arm.others] for modality in read(fit.arm, fit.cohort, t.modalities)]
     inputs = networks.Inputs(graphs(t.cfg), others, t.device)
     model, state = network(t, fit, inputs.pooled(parts["train"])), cache.folder("properties", key(t, fit)) / "state.pt"
     how = {"targets": fit.weights, "steps": fit.steps, "seed": fit.seed, "tower_rate": arm.tower_rate, "state": state}
@@ -136,7 +136,7 @@ def _baseline(t: Task, fit: Fit, labels: np.ndarray, parts: Mapping[str, np.ndar
     elif fit.arm == "composition":
         how, features = baselines.boosting, baselines.composition_features(t.curated.structures)
     else:
-        (modality,) = read(fit.arm, fit.cohort, t.model.towers)
+        (modality,) = read(fit.arm, fit.cohort, t.modalities)
         how, features = baselines.ridge, frozen(t.cfg, modality)["tokens"].mean(1, dtype=np.float32)
     return baselines.each_target(how, features, list(fit.weights), labels, parts)
 
@@ -148,7 +148,7 @@ def fit_all(cfg: Properties, fits: Sequence[Fit]) -> dict[Fit, dict[str, Any]]:
     """
     t = task(cfg)
     pending = [fit for fit in fits if not cache.has("properties", key(t, fit))]
-    for modality in sorted({m for fit in pending for m in read(fit.arm, fit.cohort, t.model.towers)}):
+    for modality in sorted({m for fit in pending for m in read(fit.arm, fit.cohort, t.modalities)}):
         frozen(cfg, modality)
     short = sum(fit.steps for fit in pending) * cfg.batch_size < WORTH_A_PROCESS
     processes = 1 if t.device.type == "cuda" or short else min(cfg.threads, len(pending))

@@ -31,9 +31,14 @@ class Task:
 
     cfg: Properties
     curated: Curated
-    model: encode.Model
+    model: encode.Model  # its crystal tower
     labels: pd.DataFrame  # a column a target, NaN where absent; moduli as log10
     device: torch.device
+
+    @property
+    def modalities(self) -> list[str]:
+        """Those that the model was trained on."""
+        return self.model.config.modalities.split()
 
     @cached_property
     def protocols(self) -> pd.DataFrame:
@@ -66,7 +71,7 @@ def task(cfg: Properties) -> Task:
     """
     curated = dataset.read(paths.curated(cfg.profile))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = encode.load(cfg.profile, device=str(device))
+    model = encode.load(cfg.profile, modalities=["crystal"], device=str(device))
     targets = [target for group in groups(cfg) for target, _ in group]
     if unknown := [t for t in targets if t not in curated.materials]:
         raise ValueError(f"targets: no column {unknown[0]!r} in materials; there are {', '.join(curated.materials)}")
