@@ -94,7 +94,7 @@ def compiler(folder: Path, *, title: str, source: Path = SOURCE) -> typst.Compil
     """Typst set up for a results folder; all paths in the document are relative to what it and `source` share."""
     folder, source = folder.resolve(), source.resolve()
     root = Path(os.path.commonpath([folder, source]))
-    inputs = {"results": f"/{folder.relative_to(root)}", "title": title, "origins": json.dumps(origins(folder))}
+    inputs = {"results": f"/{folder.relative_to(root)}", "title": title, "minutes": f"{minutes(folder):.0f}"}
     return typst.Compiler(source / "main.typ", root=root, ignore_system_fonts=True, sys_inputs=inputs)
 
 
@@ -107,23 +107,14 @@ def provenance(folder: Path, stages: Iterable[str]) -> dict[str, dict[str, Any]]
     return {stage: {**record, **record.get("computed", {})} for stage, record in made.items()}
 
 
-def origins(folder: Path) -> list[dict[str, str]]:
-    """Where the numbers of the paper come from: a row a stage, from its notebook to the commit that ran it.
+def minutes(folder: Path) -> float:
+    """Wall time of the last runs of all stages; 0 for the synthetic sample, of which two runs shall print alike.
 
-    Empty where the claim of identity includes a second run, whose minutes are others: for the synthetic sample; and for
-    results without provenance. Without a row of the ablations where the profile ran none.
+    Also 0 for results without provenance; without the ablations where the profile ran none.
     """
     curated = folder / "metrics" / "curate.json"
     if not (folder / "provenance" / "curate.json").exists() or json.loads(curated.read_text())["synthetic"]:
-        return []
-    return [
-        {
-            "stage": stage,
-            "notebook": next(paths.NOTEBOOKS.glob(f"*_{stage}.ipynb")).name,
-            "commit": made["git"]["sha"][:7] if made["git"] else "",
-            "minutes": f"{made['minutes']:.1f}",
-            "cores": str(made["machine"]["cores"]),
-        }
-        for stage, made in provenance(folder, STAGES).items()
-        if stage != "ablations" or json.loads((folder / "metrics" / "ablations.json").read_text())["results"]
-    ]
+        return 0.0
+    ran = json.loads((folder / "metrics" / "ablations.json").read_text())["results"]
+    stages = [stage for stage in STAGES if stage != "ablations" or ran]
+    return sum(made["minutes"] for made in provenance(folder, stages).values())
