@@ -128,6 +128,7 @@ class Retrieval(Stage):
     learned_levels: str  # of these, where arms that read the text with a language model take part
     protocols_per_material: int  # at most so many, chosen by hash; 0: all
     hard_gallery: int  # the true material and its nearest by element Jaccard
+    registered: int  # images that ask by registration too, seconds each; 0: all
     epochs: int  # of the retrieval heads and of the composition-only arm alike
     batch_size: int
     learning_rate: float

@@ -151,7 +151,7 @@ DEUTERANOPIA = np.array(
     "arms",
     [
         ["dummy", "composition", "cgconv", "scratch", "scratch_long", "pretrained", "ridge"],
-        ["random", "formula", "jaccard", "stoichiometry", "tfidf", "composition", "aligned", "structure"],
+        ["random", "aligned", *(arm for arm in plausible.RETRIEVAL_ARMS if arm not in ("random", "pretrained"))],
         ["random", "nearest", "popularity", "assembled", "models", "assembled_models", "GPT-4.1"],
         ["dummy", "boosting", "nearest", "recipes", "SyntMTE"],
         [name for name in style.ARMS if name.startswith(("majority", "context", "image"))],
