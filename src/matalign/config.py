@@ -201,7 +201,8 @@ class Paper(Stage):
 
 STAGES: dict[str, type[Stage]] = {cls.__name__.lower(): cls for cls in Stage.__subclasses__()}
 T = TypeVar("T")
-KINDS = ("curate", "embed", "pretrain", "properties", "release", "retrieval", "synthesis", "defects", "ablations")
+KINDS = ("curate", "embed", "readout", "pretrain", "properties", "release", "retrieval", "synthesis", "defects")
+KINDS += ("ablations",)
 
 
 def known(name: str, names: Collection[str], what: str) -> None:
