@@ -128,6 +128,7 @@ class Retrieval(Stage):
     learned_levels: str  # of these, where arms that read the text with a language model take part
     protocols_per_material: int  # at most so many, chosen by hash; 0: all
     hard_gallery: int  # the true material and its nearest by element Jaccard
+    registered: int  # images that ask by registration too, seconds each; 0: all
     epochs: int  # of the retrieval heads and of the composition-only arm alike
     batch_size: int
     learning_rate: float
@@ -200,7 +201,8 @@ class Paper(Stage):
 
 STAGES: dict[str, type[Stage]] = {cls.__name__.lower(): cls for cls in Stage.__subclasses__()}
 T = TypeVar("T")
-KINDS = ("curate", "embed", "pretrain", "properties", "release", "retrieval", "synthesis", "defects", "ablations")
+KINDS = ("curate", "embed", "readout", "pretrain", "properties", "release", "retrieval", "synthesis", "defects")
+KINDS += ("ablations",)
 
 
 def known(name: str, names: Collection[str], what: str) -> None:

@@ -10,6 +10,7 @@ from matalign import paths
 from matalign.data import dataset
 from matalign.data.dataset import Structures
 from matalign.pretrain import align, encode, train
+from matalign.towers import crystal
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,15 @@ def test_features_are_the_towers_before_the_head(model):
         z = torch.nn.functional.normalize(model.aligned.heads["crystal"](pooled), dim=1)
     np.testing.assert_array_equal(model.crystal_features(structures), pooled.numpy())
     np.testing.assert_allclose(model.embed_structures(structures), z.numpy(), atol=1e-6)
+
+
+def test_readout_has_the_pooled_features_among_those_of_all_layers(model):
+    """Of one layer, with the elements before it and the last features after: three of width 8, three statistics."""
+    made = encode.encoded(model, tiny.curated(), modality=crystal.READOUT)
+    assert made["pooled"].shape == (24, 3 * 3 * 8)
+    np.testing.assert_allclose(
+        made["pooled"][:, 16:24], model.crystal_features(tiny.curated().structures), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_loaded_weights_are_the_trained_ones(folder, model):

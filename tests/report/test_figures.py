@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from matalign.pretrain import losses
 from matalign.report import ablations, figures, printing, style, tables
+from matalign.tasks.properties.arms import PROBES
 
 MADE = (
     "curation",
@@ -150,8 +151,8 @@ DEUTERANOPIA = np.array(
 @pytest.mark.parametrize(
     "arms",
     [
-        ["dummy", "composition", "cgconv", "scratch", "scratch_long", "pretrained", "ridge"],
-        ["random", "formula", "jaccard", "stoichiometry", "tfidf", "composition", "aligned", "structure"],
+        ["dummy", "composition", "cgconv", "scratch", "scratch_long", "pretrained", "ridge", *PROBES],
+        ["random", "aligned", *(arm for arm in plausible.RETRIEVAL_ARMS if arm not in ("random", "pretrained"))],
         ["random", "nearest", "popularity", "assembled", "models", "assembled_models", "GPT-4.1"],
         ["dummy", "boosting", "nearest", "recipes", "SyntMTE"],
         [name for name in style.ARMS if name.startswith(("majority", "context", "image"))],

@@ -15,6 +15,14 @@ class TestGallery:
         assert list(gallery.chemsys) == ["O-Sr-Ti"]
         np.testing.assert_allclose(gallery.fractions[0, [Z["Ba"], Z["Ti"], Z["O"]]], [0.2, 0.2, 0.6])
 
+    def test_fewer_ask_by_hash_and_nested(self):
+        data, asked = curated(FIVE, test=tuple(FIVE)), set()
+        for asking in (1, 2, 4, 0):
+            gallery = Gallery(data, 1, 3, asking=asking)
+            assert asked <= set(gallery.queries)
+            assert len(gallery.queries) == len(gallery.neighbours) == len(gallery.chemsys) == (asking or 4)
+            asked = set(gallery.queries)
+
     def test_equal_texts_are_one(self):
         distinct, number = Gallery(curated(FIVE), 1, 3).texts
         assert len(distinct) == 4

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from five import FIVE, curated
 
 from matalign.tasks.retrieval import matchers, ranking
-from matalign.tasks.retrieval.galleries import Gallery
+from matalign.tasks.retrieval.galleries import Gallery, jaccard
 from matalign.tasks.retrieval.matchers import Arm
 
 
@@ -59,6 +61,36 @@ class TestBaselines:
         for name in ("formula", "jaccard", "stoichiometry"):
             got = matchers.rank_protocols(gallery, arms[name])["full"].metric("MRR")
             np.testing.assert_allclose(got, chance, err_msg=name)
+
+
+class TestHybrid:
+    def test_score_by_hand(self):
+        """Jaccard of {Ba, Ti} with {Ba, Ti} and {Sr, Ti} is 1 and ⅓; similarities are 0 and 1."""
+        counted = Arm(np.array([[1.0, 0, 1]]), np.array([[1.0, 0, 1], [0, 1, 1]]), jaccard)
+        learned = Arm(np.array([[1.0, 0]]), np.array([[0.0, 1], [1, 0]]))
+        for weight, expected in ((0.1, [1, 1 / 3 + 0.1]), (1.0, [1, 4 / 3])):
+            got = matchers.hybrid(counted, learned, weight)
+            np.testing.assert_allclose(got.score(got.materials, got.texts), [expected])
+            assert got.weight == weight
+
+    def test_weights_on_validation_by_hand(self):
+        """BaTiO3 is found at w < 2 (1 + w / 2 against w of NaCl), SrTiO3 at w > ⅓ (⅔ + w against 1 of SrTi2O5)."""
+        made = {"BaTiO3": [("BaCO3", "TiO2")], "SrTiO3": [("SrCO3", "TiO2", "BaCO3")]}
+        made |= {"SrTi2O5": [("SrCO3", "TiO2")], "NaCl": [("Na2CO3", "HCl")]}
+        data = curated(made)
+        gallery = Gallery(replace(data, splits=data.splits.assign(pretrain=["val", "val", "train", "train"])), 1, 3)
+        like = np.array([[0.5, 0], [0, 1], [0, 0], [1, 0]])
+        texts = np.zeros((4, 2))
+        texts[gallery.texts[1]] = like
+        learned = Arm(np.array([[1.0, 0], [0, 1], [0, 0], [0, 0]]), texts)
+        got = matchers.validated(gallery, matchers.baselines(gallery)["jaccard"], learned)
+        np.testing.assert_allclose(got, [0.75, 0.75, 0.75, 0.75, 1.0, 0.75, 0.75])
+        assert matchers.WEIGHTS[got.argmax()] == 1.0
+
+    def test_nobody_to_validate_on(self):
+        gallery = Gallery(curated(FIVE), 1, 3)
+        arm = matchers.baselines(gallery)["jaccard"]
+        np.testing.assert_array_equal(matchers.validated(gallery, arm, arm), np.zeros(len(matchers.WEIGHTS)))
 
 
 class TestRanking:

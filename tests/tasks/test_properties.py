@@ -278,7 +278,9 @@ def test_a_new_pretrained_model_refits_only_the_arms_that_use_it(root, monkeypat
     before = [fits.key(t, fit) for fit in every]
     monkeypatch.setattr(encode, "fingerprint", lambda *_: "another")
     changed = {fit.arm for fit, key in zip(every, before) if fits.key(t, fit) != key}
-    assert changed == {"pretrained", "slow_tower", "auxiliary", "ridge", *arms.FUSED, *arms.SINGLE}
+    assert changed == {"pretrained", "slow_tower", "auxiliary", "ridge", "probe", "probe_composition", *arms.FUSED} | {
+        *arms.SINGLE
+    }
 
 
 def test_finished_fits_are_not_fitted_again(fitted, monkeypatch):
@@ -422,6 +424,36 @@ def test_a_gain_that_the_control_shares_is_not_the_contrastive_losses(root, size
     assert f"which gains {0 + gain:.1f} [{0 + gain:.1f}, {0 + gain:.1f}] % on scratch" in share["note"]
 
 
+@pytest.mark.parametrize(("size", "verdict"), [(0.15, "PASS"), (0.25, "FAIL")])
+def test_the_probe_is_to_beat_composition_at_every_share(root, size, verdict):
+    """At all labels its error is 0.1 against 0.2 everywhere; at 50 % it is `size`."""
+    cfg = make(arms=["composition", "probe"], runs=[Run("chemsys", 50.0, 2), Run("chemsys", 100.0, 1)], bootstrap=2000)
+    t = task(cfg)
+    labels, part = t.labels[list(TWO)].to_numpy(), t.curated.splits.chemsys
+    rows = {f"{name}_rows": np.flatnonzero(part == name) for name in ("train", "val", "test")}
+    off = {("composition", 50.0): 0.2, ("composition", 100.0): 0.2, ("probe", 50.0): size, ("probe", 100.0): 0.1}
+    results = {
+        fit: rows | {name: labels[rows[f"{name}_rows"]] + off[fit.arm, fit.percent] for name in ("val", "test")}
+        for fit in fits.plan(cfg)
+    }
+    (claim,) = (c for c in properties.metrics(cfg, results)["claims"] if "probe" in c["claim"])
+    assert claim["verdict"] == verdict
+    assert claim["value"] == pytest.approx(100 * (1 - size / 0.2))
+    assert "labels: 50 % (chemsys), 100 % (chemsys); here the least: 50 %" in claim["note"]
+
+
+def test_a_probe_of_all_layers_tells_structures_apart(root):
+    """Two structures of a composition, 0.6 eV/atom apart: an untrained tower's layers tell, the elements cannot."""
+    t, mae = task(make()), {}
+    for arm in arms.PROBES:
+        fit = dataclasses.replace(FIT, arm=arm, steps=0)
+        found = fits.fit_or_load(make(), fit)
+        mae[arm] = np.nanmean(np.abs(found["test"] - t.labels[list(TWO)].to_numpy()[found["test_rows"]]), 0)[0]
+    assert mae["composition_ridge"] > 0.25
+    assert mae["probe"] < 0.15
+    assert mae["probe_composition"] < 0.15
+
+
 def test_another_cell_than_the_pre_registered_one_says_so(fitted):
     metrics = properties.metrics(make(), fitted)
     note = next(c["note"] for c in metrics["claims"] if c["claim"].startswith("pre-registered"))
@@ -453,7 +485,8 @@ def test_no_text_of_a_test_protocol_is_trained_on(root):
     table = t.curated.protocols.copy()
     table.loc[~table.train_ok, "text_L1"] = "grind the salt"
     other = dataclasses.replace(t, curated=dataclasses.replace(t.curated, protocols=table))
-    made = (encode.encoded(each.model, each.curated, modality="text")["pooled"] for each in (t, other))
+    model = encode.load(t.cfg.profile, modalities=["text"])
+    made = (encode.encoded(model, each.curated, modality="text")["pooled"] for each in (t, other))
     before, after = (_shown(each, values)[:, 0] for each, values in zip((t, other), made, strict=True))
     for name, part in rows(t, dataclasses.replace(FIT, cohort="B", split="chemsys")).items():
         assert np.isfinite(before[part]).all()

@@ -100,6 +100,19 @@ def test_ridge_recovers_a_linear_rule_and_a_class(parts):
     assert errors(out["test"][:, 1], y[parts["test"], 1], "is_metal").mean() < 0.15
 
 
+def test_a_feature_that_nobody_knows_counts_as_its_mean(parts):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(120, 3)), rng.normal(size=(120, 1))
+    x[90, 1] = np.nan
+    filled = x.copy()
+    filled[90, 1] = x[:60, 1].mean()
+    one, other = (baselines.each_target(baselines.ridge, values, ["band_gap_eV"], y, parts) for values in (x, filled))
+    np.testing.assert_allclose(one["test"], other["test"], atol=1e-9)
+    x[3, 1] = np.nan
+    found = baselines.each_target(baselines.ridge, x, ["band_gap_eV"], y, parts)
+    np.testing.assert_allclose(found["test"], one["test"], atol=0.3)
+
+
 def test_ridge_with_one_penalty_is_scikit_learns(parts, monkeypatch):
     monkeypatch.setattr(baselines, "PENALTIES", [3.0])
     rng = np.random.default_rng(0)

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -40,6 +41,7 @@ class TestClaims:
             for level in (1, 2)
         ]
         cell = {"query": "structure", "target": "text", "gallery": "full"}
+        cell["arm"] = "structure"
         differences = [
             {**cell, "level": 1, "baseline": "jaccard", "difference": 0.05, "low": 0.01, "high": 0.1, "p_holm": 0.01},
             {
@@ -63,6 +65,12 @@ class TestClaims:
         ]
         got = retrieval.claims(rows, differences)
         assert [c["verdict"] for c in got] == ["PASS", "PASS", "FAIL", "FAIL"]
+        hybrid = {"arm": "structure_hybrid", "difference": 0.02, "low": 0.01, "high": 0.03}
+        differences += [{**cell, **hybrid, "level": 1, "baseline": "jaccard", "p_holm": 0.04}]
+        differences += [{**cell, **hybrid, "level": 1, "baseline": "composition_hybrid", "p_holm": 0.06}]
+        rows += [self.row(f"{arm}_hybrid", "MRR", 0.8, 0.7) for arm in ("structure", "composition")]
+        got = retrieval.claims(rows, differences)
+        assert [c["verdict"] for c in got] == ["PASS", "PASS", "FAIL", "FAIL", "PASS", "FAIL"]
         assert "Jaccard" in got[0]["note"]
         assert "also passes" in got[0]["note"]
         rows[0] = self.row("structure", "R@10", 0.85, 0.79)
@@ -109,7 +117,7 @@ class TestStudy:
         arms = table[table["query"] == "structure"].groupby(["target", "level"]).arm.unique().map(set)
         counted = {"random", "formula", "jaccard", "stoichiometry", "tfidf"}
         assert arms["text", 0] == counted
-        assert arms["text", 1] == {*counted, "composition", "structure", "pretrained"}
+        assert arms["text", 1] == {*counted, "composition", "structure", "pretrained", *retrieval.HYBRIDS}
         assert arms["image", 0] == {"random", "image"}
         pairs = {(a, b) for a in ("structure", "text", "image") for b in ("structure", "text", "image") if a != b}
         assert set(zip(table["query"], table.target)) == pairs
@@ -120,8 +128,12 @@ class TestStudy:
         chance = table[(table.arm == "random") & (table.metric == "R@5")].value
         np.testing.assert_allclose(chance, 5 / 12)
         assert not table.duplicated(["query", "target", "level", "gallery", "arm", "metric"]).any()
-        assert {c["baseline"] for c in got["comparisons"]} == {"jaccard", "composition"}
-        assert len(got["claims"]) == 3  # level 2 was not learned
+        assert set(table[table.weight.notna()].arm) == set(retrieval.HYBRIDS)
+        assert {(c["arm"], c["baseline"]) for c in got["comparisons"]} == {
+            *itertools.product(["structure"], ["jaccard", "composition"]),
+            *itertools.product(["structure_hybrid"], ["jaccard", "composition_hybrid"]),
+        }
+        assert len(got["claims"]) == 5  # level 2 was not learned
 
         paired = table.groupby("arm").paired.unique().map(list)
         assert paired[["pretrained", "image"]].map(set).tolist() == [{True}, {True}]
@@ -132,6 +144,22 @@ class TestStudy:
         both = curve.merge(asked, on=["arm", "level", "metric", "n_gallery"], suffixes=("", "_full"))
         assert len(both) == len(curve) == 4 * 2
         np.testing.assert_allclose(both[["value", "low", "high"]], both[["value_full", "low_full", "high_full"]])
+
+    def test_registration_asks_with_the_embeddings_images_in_its_gallery(self, study):
+        """Halides that differ in their lattice by 2 %, seen in frames of 13 Å."""
+        ranked = retrieval.registered(study)
+        assert {(o.query, o.target, o.arm) for o in ranked} == {
+            ("image", "structure", arm) for arm in ("random", "image", "registration")
+        }
+        got = pd.DataFrame(retrieval.metrics(study, [], ranked)["registration"])
+        full = got[(got.gallery == "full") & (got.metric == "MRR")].set_index("arm").value
+        whole = retrieval.image_outcomes(study)  # as many queries
+        (same,) = (o for o in whole if (o.query, o.gallery, o.arm) == ("image", "full", "image"))
+        assert full["image"] == same.scores["MRR"].mean()
+        assert full["random"] == pytest.approx((1 / np.arange(1, 13)).mean())
+        assert full["registration"] > 0.5
+        (row,) = (r for r in retrieval.comparisons(study, ranked) if r["gallery"] == "full")
+        assert row["difference"] == pytest.approx(full["registration"] - full["image"])
 
     def test_gallery_curve(self, study, monkeypatch):
         """Smaller galleries are easier, at the rate of their own expectation."""

@@ -18,6 +18,7 @@ from matalign.towers.crystal import (
     descriptors,
     envelope,
     harmonics,
+    statistics,
     table,
 )
 from matalign.views.graphs import GraphStore
@@ -137,6 +138,25 @@ def test_a_crystal_is_the_same_alone_and_in_company(crystals, kind, request):
     assert together.shape == (len(crystals), model.dim)
     assert len(out["atoms"]) == sum(len(c[0]) for c in crystals.values())
     assert_close(together, torch.cat([model(batch_of(c))[0] for c in crystals.values()]))
+
+
+def test_readout_by_hand(nacl, crystals):
+    """Two atoms and one, two layers: means, then standard deviations, then maxima."""
+    batch = batch_of(nacl, crystals["one_atom"])
+    assert batch.ptr.tolist() == [0, 2, 3]
+    layers = [torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, -7.0]]), torch.tensor([[0.0], [4.0], [2.0]])]
+    want = [[2.0, 4.0, 2.0, 1.0, 2.0, 2.0, 3.0, 6.0, 4.0], [5.0, -7.0, 2.0, 0.0, 0.0, 0.0, 5.0, -7.0, 2.0]]
+    np.testing.assert_allclose(statistics(layers, batch), want)
+
+
+@pytest.mark.parametrize("kind", ["tower", "cgconv"])
+def test_layers_are_from_the_elements_to_the_atoms_that_are_pooled(crystals, kind, request):
+    model, batch = request.getfixturevalue(kind), batch_of(*crystals.values())
+    pooled, out = model(batch)
+    assert len(out["layers"]) == 5
+    torch.testing.assert_close(out["layers"][0], model.element(batch.z))
+    mean = statistics(out["layers"], batch)[:, : 5 * model.dim]
+    torch.testing.assert_close(mean[:, -model.dim :], pooled)
 
 
 def test_isolated_atoms_alone_are_a_valid_batch(isolated, tower):

@@ -65,6 +65,12 @@ class Model:
         """(M, width) float32: the crystal tower's pooled features, before the head."""
         return self._crystals(structures, lambda batch: self._tower("crystal")(batch)[0])
 
+    def crystal_readout(self, structures: Structures) -> Float[np.ndarray, "crystals features"]:
+        """(M, features) float32: `crystal.statistics` of all layers of the crystal tower."""
+        return self._crystals(
+            structures, lambda batch: crystal.statistics(self._tower("crystal")(batch)[1]["layers"], batch)
+        )
+
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
         """(n, embed_dim) float32 unit vectors of protocols; frozen layers' features are cached in scratch."""
         features = self._tower("text").features(texts, progress=len(texts) > LONG).to(self.device)
@@ -166,9 +172,10 @@ def features(profile: str, *, modality: str) -> cache.Result:
     curated, weights = dataset.read(paths.curated(profile)), fingerprint(profile, "pretrained")
     file = paths.results(profile) / "features" / f"{modality}.safetensors"
     _, text_model = settings(paths.results(profile) / "pretrained")
-    key = {"data": curated.digest, "weights": weights, "text": text_model, "version": config.version("embed")}
+    key = {"data": curated.digest, "weights": weights, "text": text_model, "version": version(modality)}
     if not file.exists() or (made := cache.load(file)).pop("key") != cache.digest(key):
-        model = load(profile, modalities=[modality], device="cuda" if torch.cuda.is_available() else "cpu")
+        tower = "crystal" if modality == crystal.READOUT else modality
+        model = load(profile, modalities=[tower], device="cuda" if torch.cuda.is_available() else "cpu")
         made = encoded(model, curated, modality=modality)
         file.parent.mkdir(parents=True, exist_ok=True)
         cache.save(file, {**made, "key": cache.digest(key)})
@@ -177,9 +184,14 @@ def features(profile: str, *, modality: str) -> cache.Result:
 
 def embed(profile: str) -> None:
     """Make the features of every modality that has some, for the stages that read them."""
-    for modality in settings(paths.results(profile) / "pretrained")[0].modalities.split():
-        if modality in ENCODED:
-            features(profile, modality=modality)
+    modalities = settings(paths.results(profile) / "pretrained")[0].modalities.split()
+    for modality in [m for m in modalities if m in ENCODED] + [crystal.READOUT] * ("crystal" in modalities):
+        features(profile, modality=modality)
+
+
+def version(modality: str) -> int | str:
+    """Of the features of a modality, for keys; the readout, which came later, has its own."""
+    return config.version("readout" if modality == crystal.READOUT else "embed")
 
 
 @torch.no_grad()
@@ -189,13 +201,16 @@ def encoded(model: Model, curated: Curated, *, modality: str) -> cache.Result:
     Args:
         model: trained.
         curated: the set.
-        modality: of `ENCODED`, and of those the model was trained on.
+        modality: of `ENCODED`, and of those the model was trained on; or `crystal.READOUT`.
 
     Returns:
         `pooled` (n, width), the tower's, and `embeddings` (n, embed_dim), unit vectors of the aligned space, both
         float32, of the n materials, or of the n protocols at the model's mask level. Of images also `map`
-        (n, cells, channels) float16, the last feature map, and `thumbnails` (n, px, px) uint8.
+        (n, cells, channels) float16, the last feature map, and `thumbnails` (n, px, px) uint8. Of the readout
+        `pooled` alone, which is `Model.crystal_readout`.
     """
+    if modality == crystal.READOUT:
+        return {"pooled": model.crystal_readout(curated.structures)}
     tower, out = model._tower(modality), {}
     if modality == "crystal":
         out["pooled"] = model.crystal_features(curated.structures)

@@ -22,6 +22,7 @@ et al., ICLR 2020).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
@@ -38,6 +39,7 @@ from matalign.data.structures import Structures
 from matalign.views import draws
 from matalign.views.graphs import Batch, GraphStore
 
+READOUT = "readout"  # name of the features of all layers, for probes
 CORRUPTION = np.uint64(0x9E3779B97F4A7C15)  # sets the draws of `corrupt` apart from others of the same key
 
 
@@ -129,6 +131,14 @@ def pool(atoms: Float[Tensor, "atoms dim"], batch: Batch) -> Float[Tensor, "crys
     Under autocast too in the precision of the graph: its sum would else be one of bfloat16.
     """
     return torch.segment_reduce(atoms.to(batch.edge_vec.dtype), "mean", offsets=batch.ptr, axis=0)
+
+
+def statistics(layers: Sequence[Float[Tensor, "atoms dim"]], batch: Batch) -> Float[Tensor, "crystals features"]:
+    """Mean, standard deviation and maximum over the atoms of each crystal, of all layers: (B, 3 · layers · dim)."""
+    atoms = torch.cat(list(layers), 1)
+    mean = pool(atoms, batch)
+    spread = pool((atoms - mean.index_select(0, batch.batch)).square(), batch).sqrt()
+    return torch.cat([mean, spread, torch.segment_reduce(atoms, "max", offsets=batch.ptr, axis=0)], 1)
 
 
 class ElementEmbedding(nn.Module):
@@ -252,17 +262,17 @@ class CrystalTower(nn.Module):
         self.readout = nn.Sequential(nn.Linear(width, width), nn.SiLU())
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "crystals dim"], dict[str, Tensor]]:
-        """Pooled features (B, dim) of a batch of graphs, and `atoms` (N, dim)."""
+        """Pooled features (B, dim) of a batch of graphs, `atoms` (N, dim), and `layers` (N, dim) each, up to these."""
         neighbour, vec = table(batch)
         d = vec.norm(dim=-1)  # (N, K)
         weight = envelope(d / batch.edge_cutoff[:, None])[..., None]  # (N, K, 1)
         radial = gaussians(d, cutoff_A=self.cutoff_A, count=self.radial)
         sphere = harmonics(vec / d[..., None], self.order) if self.order >= 0 else None
-        h = self.element(batch.z)
+        layers = [self.element(batch.z)]
         for layer in self.layers:
-            h = layer(h, neighbour, radial, weight, sphere)
-        atoms = self.readout(self.norm(h))
-        return pool(atoms, batch), {"atoms": atoms}
+            layers.append(layer(layers[-1], neighbour, radial, weight, sphere))
+        atoms = self.readout(self.norm(layers[-1]))
+        return pool(atoms, batch), {"atoms": atoms, "layers": [*layers, atoms]}
 
 
 class Regressor(nn.Module):
@@ -300,15 +310,15 @@ class CGConvTower(nn.Module):
         self.readout = nn.Sequential(nn.Linear(width, width), nn.SiLU())
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "crystals dim"], dict[str, Tensor]]:
-        """Pooled features (B, dim) of a batch of graphs, and `atoms` (N, dim)."""
+        """Pooled features (B, dim) of a batch of graphs, `atoms` (N, dim), and `layers` (N, dim) each, up to these."""
         d = batch.edge_vec.norm(dim=-1)
         edge = gaussians(d, cutoff_A=self.cutoff_A, count=self.radial)
         edge = edge * envelope(d / batch.edge_cutoff.index_select(0, batch.edge_index[1]))[:, None]
-        h = self.element(batch.z)
+        layers = [self.element(batch.z)]
         for layer in self.layers:
-            h = F.softplus(layer(h, batch.edge_index, edge))
-        atoms = self.readout(h)
-        return pool(atoms, batch), {"atoms": atoms}
+            layers.append(F.softplus(layer(layers[-1], batch.edge_index, edge)))
+        atoms = self.readout(layers[-1])
+        return pool(atoms, batch), {"atoms": atoms, "layers": [*layers, atoms]}
 
 
 class Corrupted(NamedTuple):

@@ -5,7 +5,8 @@ gradient boosting on Magpie-like statistics of elemental properties (Ward et al.
 blind to structure. `cgconv`, `scratch`: CGConv and ILD tower from random weights. `scratch_long`: `scratch` with three
 times the steps. `pretrained`: the ILD tower from contrastive pretraining, fine-tuned. `slow_tower`: the same with the
 tower at three tenths of the learning rate. `auxiliary`: `pretrained` from its control, which was pretrained by the
-auxiliary objective alone. `ridge`: ridge regression on the frozen pretrained tower.
+auxiliary objective alone. `ridge`: ridge regression on the pooled features of the frozen pretrained tower. `probe`: on
+the readout of all its layers. `composition_ridge`: on the features of `composition`. `probe_composition`: on both.
 
 Arms of fused inference, which also see a micrograph of the material, and in cohort B its protocols, through the frozen
 towers. `early_fusion`: ILD tower from random weights, its pooled features beside theirs. `cross_attention`: the same,
@@ -21,7 +22,7 @@ from torch import nn
 from matalign import config
 from matalign.config import Properties, Run, Weights
 from matalign.tasks.properties.networks import CrossAttention, Fusion
-from matalign.towers.crystal import Regressor
+from matalign.towers.crystal import READOUT, Regressor
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,10 @@ NETWORKS = {
     "pretrained_fusion": Network(weights="pretrained", model=Fusion, others="embeddings"),
 }
 SINGLE = ("text", "image")
+PROBES = ("probe", "composition_ridge", "probe_composition")
+BY_COMPOSITION = ("composition", "composition_ridge", "probe_composition")  # arms that see its features
 FUSED = tuple(name for name, network in NETWORKS.items() if network.others)
-ARMS = ("dummy", "composition", "ridge", *NETWORKS, *SINGLE)
+ARMS = ("dummy", "composition", "ridge", *PROBES, *NETWORKS, *SINGLE)
 STRUCTURE_ONLY = tuple(arm for arm in ARMS if arm not in (*FUSED, *SINGLE))
 COHORTS = {"A": ("image",), "B": ("image", "text")}  # and the modalities that fused arms see beside the structure
 
@@ -103,8 +106,8 @@ def read(arm: str, cohort: str, modalities: Collection[str]) -> list[str]:
     Raises:
         ValueError: the cohort or the model has none of those that it needs.
     """
-    if arm == "ridge":
-        return ["crystal"]
+    if arm in ("ridge", "probe", "probe_composition"):
+        return ["crystal" if arm == "ridge" else READOUT]
     wanted = [arm] if arm in SINGLE else list(COHORTS[cohort]) if arm in FUSED else []
     found = [m for m in wanted if m in COHORTS[cohort] and m in modalities]
     if wanted and not found:

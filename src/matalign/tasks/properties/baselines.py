@@ -103,10 +103,11 @@ def boosting(x: Mapping[str, np.ndarray], y: np.ndarray, score: Callable, classe
 def ridge(x: Mapping[str, np.ndarray], y: np.ndarray, score: Callable, classes: bool) -> dict[str, np.ndarray]:
     """Ridge regression, standardised on training; the penalty is that of least error on validation.
 
-    On the labels 0 and 1 of a class, cut at one half, it is the ridge classifier.
+    A feature that is NaN counts as its mean. On the labels 0 and 1 of a class, cut at one half, it is the ridge
+    classifier.
     """
-    mean, std = x["train"].mean(0, dtype=np.float64), x["train"].std(0, dtype=np.float64) + 1e-8
-    x = {name: (values - mean) / std for name, values in x.items()}
+    mean, std = np.nanmean(x["train"], 0, dtype=np.float64), np.nanstd(x["train"], 0, dtype=np.float64) + 1e-8
+    x = {name: np.nan_to_num((values - mean) / std) for name, values in x.items()}
     left, size, right = np.linalg.svd(x["train"], full_matrices=False)  # one decomposition for all penalties
     along = left.T @ (y - y.mean())
     found = [right.T @ (size / (size**2 + penalty) * along) for penalty in PENALTIES]

@@ -23,7 +23,7 @@ from matalign.pretrain import encode
 from matalign.pretrain.checkpoint import on_threads
 from matalign.tasks.fit import weights
 from matalign.tasks.properties import baselines, networks
-from matalign.tasks.properties.arms import NETWORKS, Fit, groups, read
+from matalign.tasks.properties.arms import BY_COMPOSITION, NETWORKS, Fit, groups, read
 from matalign.tasks.properties.labels import standard
 from matalign.tasks.properties.task import PARTS, Task, frozen, graphs, rows, task
 
@@ -76,9 +76,10 @@ def key(t: Task, fit: Fit) -> dict[str, Any]:
         if network.weights:
             out["weights"] = encode.fingerprint(t.cfg.profile, network.weights, "crystal")
     made_of = {"weights": encode.fingerprint(t.cfg.profile, "pretrained")}
-    made_of |= {"data": t.curated.digest, "version": config.version("embed")}
-    modalities = read(fit.arm, fit.cohort, t.modalities)
-    return out | {modality: cache.digest({"modality": modality, **made_of}) for modality in modalities}
+    made_of |= {"data": t.curated.digest}
+    for modality in read(fit.arm, fit.cohort, t.modalities):
+        out[modality] = cache.digest({"modality": modality, **made_of, "version": encode.version(modality)})
+    return out
 
 
 def network(t: Task, fit: Fit, pooled: Sequence[Tensor] = ()) -> nn.Module:
@@ -131,13 +132,11 @@ def _network(t: Task, fit: Fit, labels: np.ndarray, parts: Mapping[str, np.ndarr
 
 def _baseline(t: Task, fit: Fit, labels: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """An arm without a network, on the features of all materials that it sees."""
-    if fit.arm == "dummy":
-        how, features = baselines.constant, np.zeros((len(labels), 1))
-    elif fit.arm == "composition":
-        how, features = baselines.boosting, baselines.composition_features(t.curated.structures)
-    else:
-        (modality,) = read(fit.arm, fit.cohort, t.modalities)
-        how, features = baselines.ridge, frozen(t.cfg, modality)["tokens"].mean(1, dtype=np.float32)
+    how = {"dummy": baselines.constant, "composition": baselines.boosting}.get(fit.arm, baselines.ridge)
+    seen = [frozen(t.cfg, m)["tokens"].mean(1, dtype=np.float32) for m in read(fit.arm, fit.cohort, t.modalities)]
+    if fit.arm in BY_COMPOSITION:
+        seen.append(baselines.composition_features(t.curated.structures))
+    features = np.concatenate(seen, axis=1) if seen else np.zeros((len(labels), 1))
     return baselines.each_target(how, features, list(fit.weights), labels, parts)
 
 

@@ -16,16 +16,18 @@ from matalign.claims import ALPHA, claim, locate
 from matalign.config import Properties
 from matalign.quantities import ENERGY, METAL
 from matalign.tasks.properties import fits
-from matalign.tasks.properties.arms import ARMS, SINGLE, STRUCTURE_ONLY, Fit
+from matalign.tasks.properties.arms import ARMS, PROBES, SINGLE, STRUCTURE_ONLY, Fit
 from matalign.tasks.properties.labels import THRESHOLD, errors
 from matalign.tasks.properties.task import Task, task
 
 PARITY_POINTS = 2000
 CONTROL = "auxiliary"  # a gain that it shares is not the contrastive loss's
 COMPARED = {  # arm -> what it is compared with
-    "pretrained": tuple(arm for arm in STRUCTURE_ONLY if arm not in ("dummy", "pretrained")),
+    "pretrained": tuple(arm for arm in STRUCTURE_ONLY if arm not in ("dummy", "pretrained", *PROBES)),
     "pretrained_fusion": ("early_fusion", "cross_attention", *SINGLE),
     CONTROL: ("scratch",),
+    "probe": ("composition", "composition_ridge", "ridge"),
+    "probe_composition": ("composition", "composition_ridge"),
 }
 Place = tuple[str, str, float, str]  # cohort, split, percent, target
 Result = Mapping[Fit, Mapping[str, Any]]
@@ -131,7 +133,7 @@ def _comparisons(cfg: Properties, places: Mapping[Place, Mapping[str, Scores]]) 
     """Relative reduction of the error (MAE, or error rate) by the arms of `COMPARED`, paired; one Holm family.
 
     `difference` is the reduction itself: of an error rate, the gain in accuracy. A baseline without any error leaves
-    nothing to compare.
+    nothing to compare. Probes are a family of their own.
     """
     table, options = [], {"relative": True, "resamples": cfg.bootstrap, "seed": cfg.seed}
     pairs = [(arm, baseline) for arm, others in COMPARED.items() for baseline in others]
@@ -145,11 +147,12 @@ def _comparisons(cfg: Properties, places: Mapping[Place, Mapping[str, Scores]]) 
                 | {"gain_percent": 100 * (0 - i.value), "low": 100 * (0 - i.high), "high": 100 * (0 - i.low)}
                 | {"difference": float(b.mean() - a.mean()), "p": i.p, "seeds": len(b), "n_test": b.shape[1]}
             )
-    return stats.adjusted(table)
+    families = ([r for r in table if (r["arm"] in PROBES) == probes] for probes in (False, True))
+    return [row for family in families for row in stats.adjusted(family)]
 
 
 def _claims(places: Mapping[Place, Mapping[str, Scores]], tables: Mapping[str, list]) -> list[dict[str, Any]]:
-    """The pre-registered cell and what its control shares, the proposal's claim as written, the error of the best arm.
+    """The pre-registered cell and what its control shares, the proposal's claim, the error of the best arm, the probe.
 
     All from cohort A, from the structure alone.
     """
@@ -209,6 +212,23 @@ def _claims(places: Mapping[Place, Mapping[str, Scores]], tables: Mapping[str, l
                     note=f"{arm}, best on validation of the structure-only arms; {percent:g} % of labels",
                 )
             )
+    probed = [row for (arm, baseline, *_), row in by.items() if (arm, baseline) == ("probe", "composition")]
+    if probed:
+        least = min(probed, key=lambda row: row["low"])
+        shares = ", ".join(f"{row['label_percent']:g} % ({row['split']})" for row in probed)
+        note = f"ridge on all layers of the frozen tower; labels: {shares}; here the least: "
+        note += f"{least['label_percent']:g} % ({least['split']}); p ≤ {max(r['p_holm'] for r in probed):.3g} (Holm)"
+        claims.append(
+            claim(
+                "E_f error of the probe below composition's at every share of labels",
+                {**least, "value": least["gain_percent"]},
+                question="Do the frozen tower's layers tell more of the formation energy than composition does?",
+                metric=_place(least),
+                passed=all(row["low"] > 0 and row["p_holm"] < ALPHA for row in probed),
+                unit="%",
+                note=note,
+            )
+        )
     return claims
 
 
@@ -245,7 +265,7 @@ def _best(places: Mapping[Place, Mapping[str, Scores]], split: str) -> tuple[flo
     """The largest share of labels of a split and the structure-only arm best on validation there, for E_f, cohort A."""
     percent = max((p for cohort, s, p, target in places if (cohort, s, target) == ("A", split, ENERGY)), default=None)
     arms = {} if percent is None else places["A", split, percent, ENERGY]
-    names = [arm for arm in arms if arm in STRUCTURE_ONLY and arm not in ("dummy", "composition")]
+    names = [arm for arm in arms if arm in STRUCTURE_ONLY and arm not in ("dummy", "composition", "composition_ridge")]
     return (percent, min(names, key=lambda arm: arms[arm].val_error)) if names else None
 
 

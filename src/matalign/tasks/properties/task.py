@@ -111,17 +111,17 @@ def frozen(cfg: Properties, modality: str) -> dict[str, np.ndarray]:
 
     Of an image, rendered with a fixed key at the model's optics: the cells of the last feature map. Of a text: its
     pooled features at the model's mask level, the mean over the protocols that the material shows. Of a crystal: its
-    pooled features.
+    pooled features, or the readout of all layers.
 
     Returns:
-        `tokens` (M, tokens, dim) and `embeddings` (M, 1, embed_dim) of the aligned space; NaN where a material has no
-        protocol.
+        `tokens` (M, tokens, dim) and, but of a readout, `embeddings` (M, 1, embed_dim) of the aligned space; NaN where
+        a material has no protocol.
     """
     t, made = task(cfg), encode.features(cfg.profile, modality=modality)
     if modality == "text":
         return {"tokens": _shown(t, made["pooled"]), "embeddings": _shown(t, made["embeddings"])}
     tokens = made["map"] if modality == "image" else made["pooled"][:, None]
-    return {"tokens": tokens, "embeddings": made["embeddings"][:, None]}
+    return {"tokens": tokens} | {name: made[name][:, None] for name in ("embeddings",) if name in made}
 
 
 def _shown(t: Task, values: np.ndarray) -> np.ndarray:

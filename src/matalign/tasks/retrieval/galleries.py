@@ -22,12 +22,14 @@ class Gallery:
         level: mask level.
         hard: size of the hard gallery.
         protocols_per_material: keep so many of a material's protocols; 0: all.
+        asking: keep so many of the queries, chosen by hash; 0: all.
     """
 
     curated: Curated
     level: int
     hard: int
     protocols_per_material: int = 0
+    asking: int = 0
 
     @cached_property
     def protocols(self) -> pd.DataFrame:
@@ -63,7 +65,14 @@ class Gallery:
     @cached_property
     def queries(self) -> np.ndarray:
         """(Q,) materials of the gallery in the chemsys test set."""
-        return np.flatnonzero(self.curated.splits.chemsys.to_numpy()[self.rows] == "test")
+        tested = np.flatnonzero(self.curated.splits.chemsys.to_numpy()[self.rows] == "test")
+        order = np.argsort([splits.unit_hash(0, f"query|{mp_id}") for mp_id in self.mp_ids[tested]])
+        return np.sort(tested[order[: self.asking or None]])
+
+    @cached_property
+    def validation(self) -> np.ndarray:
+        """(V,) materials of the gallery in pretraining's validation set: nothing is trained on them, nor tested."""
+        return np.flatnonzero(self.curated.splits.pretrain.to_numpy()[self.rows] == "val")
 
     @cached_property
     def asked(self) -> np.ndarray:

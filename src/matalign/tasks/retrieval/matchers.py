@@ -2,6 +2,7 @@
 
 random, formula, jaccard, stoichiometry, tfidf   nothing is fitted
 a `Matcher`                                      heads on fixed features of both sides, trained here
+a hybrid                                         Jaccard + weight · the similarity of a `Matcher`
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from matalign.tasks.retrieval.galleries import COMMON, Gallery, jaccard, telling
 from matalign.tasks.retrieval.ranking import Ranks, rank
 
 TEMPERATURE = 0.07  # initial
+WEIGHTS = np.logspace(-2, 1, 7)  # of a similarity beside Jaccard; the first does little more than break ties
 FLOOR = 0.02  # of a feature's standard deviation: an element absent from training is not blown up
 
 
@@ -57,6 +59,7 @@ class Arm:
     materials: np.ndarray  # (N, d)
     texts: np.ndarray  # (distinct texts, d)
     score: Callable[[np.ndarray, np.ndarray], np.ndarray] = cosine
+    weight: float | None = None  # of a hybrid
 
 
 def baselines(gallery: Gallery) -> dict[str, Arm]:
@@ -159,17 +162,45 @@ def train(
     return {"materials": a.numpy(), "texts": b.numpy(), "loss": history.tolist()}
 
 
+def hybrid(counted: Arm, learned: Arm, weight: float) -> Arm:
+    """The arm whose score is that of `counted` plus a weight times that of `learned`."""
+    width = counted.materials.shape[1]
+
+    def score(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return counted.score(a[:, :width], b[:, :width]) + weight * learned.score(a[:, width:], b[:, width:])
+
+    sides = ((getattr(counted, side), getattr(learned, side)) for side in ("materials", "texts"))
+    return Arm(*(np.concatenate(pair, axis=1) for pair in sides), score, weight)
+
+
+def validated(gallery: Gallery, counted: Arm, learned: Arm) -> np.ndarray:
+    """(weights,) MRR from structure to protocol of the hybrid with each of `WEIGHTS`, on validation materials.
+
+    They rank the full gallery. Without any, 0 for every weight.
+    """
+    asked = gallery.validation
+    right = np.arange(len(gallery.rows)) == asked[:, None]
+    one, other = (arm.score(arm.materials[asked], arm.texts) for arm in (counted, learned))
+    found = [Ranks.of(_best(gallery, one + weight * other), right).metric("MRR") for weight in WEIGHTS]
+    return np.array([scores.sum() / max(len(asked), 1) for scores in found])
+
+
 # Ranking
 
 
 def rank_protocols(gallery: Gallery, arm: Arm) -> dict[str, Ranks]:
     """For each query's structure, rank the materials by the best of their protocols."""
-    first = np.searchsorted(gallery.owner, np.arange(len(gallery.rows)))
 
     def score(queries: np.ndarray) -> np.ndarray:
-        return np.maximum.reduceat(arm.score(arm.materials[queries], arm.texts)[:, gallery.texts[1]], first, axis=1)
+        return _best(gallery, arm.score(arm.materials[queries], arm.texts))
 
     return rank(score, gallery.queries, gallery.queries, gallery.neighbours)
+
+
+def _best(gallery: Gallery, scores: np.ndarray) -> np.ndarray:
+    """(Q, N) the best score among each material's protocols, of scores (Q, distinct texts)."""
+    first = np.searchsorted(gallery.owner, np.arange(len(gallery.rows)))
+    return np.maximum.reduceat(scores[:, gallery.texts[1]], first, axis=1)
 
 
 def rank_materials(gallery: Gallery, arm: Arm) -> dict[str, Ranks]:
