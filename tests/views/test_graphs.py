@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matalign.data.dataset import Structures
-from matalign.views import graphs
-from matalign.views.graphs import GraphStore
+from matalign.views import neighbours as search
+from matalign.views.graphs import GraphsOnDemand, GraphStore, graphs
+from matalign.views.neighbours import neighbour_lists
 
 OPTIONS = {"cutoff_A": 6.0, "neighbours": 16}
 
 
 def neighbours(*crystal, **options):
     """The graph of one crystal."""
-    return graphs.neighbour_lists([crystal], **options)
+    return neighbour_lists(Structures.pack([crystal]), **options)
 
 
 def centres(graph):
@@ -116,6 +117,60 @@ def test_the_graph_depends_neither_on_order_nor_on_the_cell(crystals, seed, name
     other = (frac + rng.random(3)) @ np.linalg.inv(change) + rng.integers(-2, 3, frac.shape)
     moved = neighbours(numbers[order], other[order], change @ lattice, **OPTIONS)
     assert environments(moved, numbers[order]) == environments(neighbours(numbers, frac, lattice, **OPTIONS), numbers)
+
+
+def random_crystals(seed, count=40):
+    """Crystals of 1 to 12 atoms, dense and sparse, in cells as skewed as they come, with coordinates of any image."""
+    rng = np.random.default_rng(seed)
+    out = []
+    while len(out) < count:
+        n = int(rng.integers(1, 13))
+        lattice = rng.normal(0, 1, (3, 3)) * rng.choice([1.5, 4.0, 9.0])
+        if abs(np.linalg.det(lattice)) > 4 * n:
+            frac = rng.integers(0, 4, (n, 3)) / 4 if rng.random() < 0.5 else rng.random((n, 3))
+            out.append((rng.integers(1, 90, n), frac + rng.integers(-1, 2, (n, 3)), lattice))
+    return out
+
+
+@pytest.mark.parametrize("k", [3, 16])
+def test_dense_and_vesins_search_give_the_same_graph_in_the_same_order(crystals, k, monkeypatch):
+    structures = Structures.pack([*crystals.values(), *random_crystals(0)])
+    dense = neighbour_lists(structures, cutoff_A=6.0, neighbours=k)
+    monkeypatch.setattr(search, "AT_ONCE", 0)
+    for name, ours, vesins in zip(dense._fields, dense, neighbour_lists(structures, cutoff_A=6.0, neighbours=k)):
+        np.testing.assert_array_equal(ours, vesins, err_msg=name)
+
+
+@pytest.mark.parametrize("neighbours", [5, 6, 17, 18, 40])
+def test_pairs_exactly_at_the_cutoff_change_nothing(neighbours):
+    """Simple cubic, 3 Å: 6 neighbours, 12, 8, and 6 at 6 Å, which pymatgen counts as within 6 Å and vesin does not."""
+    from pymatgen.optimization.neighbors import find_points_in_spheres
+
+    lattice, x = np.eye(3) * 3.0, np.zeros((1, 3))
+    centre, neighbour, image, d = find_points_in_spheres(x, x, 6.0, np.ones(3, np.int64), lattice, 1e-8)
+    pairs = search.Pairs(
+        *(a[d > 0] for a in (centre, neighbour)), np.stack([*(image @ lattice).T, d])[:, d > 0], centre
+    )
+    assert len(pairs.centre) == 6 + 12 + 8 + 6
+    chosen, count, radius = search.choose(pairs, 1, cutoff_A=6.0, neighbours=neighbours)
+    graph = neighbour_lists(Structures.pack([(np.array([84]), x, lattice)]), cutoff_A=6.0, neighbours=neighbours)
+    assert count.tolist() == graph.edges_of.tolist() == [{5: 0, 6: 6, 17: 6, 18: 18, 40: 26}[neighbours]]
+    assert radius == pytest.approx(graph.edge_cutoff)
+    theirs = pairs.vec[:3, chosen[0, : count[0]]].T
+    assert sorted(theirs.round(6).tolist()) == sorted(graph.edge_vec.round(6).tolist())
+
+
+def test_graphs_made_for_each_batch_are_those_that_are_kept(crystals):
+    structures = Structures.pack([*crystals.values(), *random_crystals(1)])
+    kept, made = graphs(structures, **OPTIONS), graphs(structures, **OPTIONS, kept_bytes=1000)
+    assert isinstance(kept, GraphStore)
+    assert isinstance(made, GraphsOnDemand)
+    assert len(kept) == len(made) == len(structures)
+    size = sum(tensor.nbytes for tensor in (kept.z, kept.edge_cutoff, kept.neighbour, kept.edge_vec, kept.edge_ptr))
+    assert isinstance(graphs(structures, **OPTIONS, kept_bytes=size - 9), GraphsOnDemand)  # less the first pointer
+    for rows in (torch.tensor([3, 40, 3, 0]), torch.arange(len(structures)).flip(0)):
+        for name, tensor in vars(made.batch(rows)).items():
+            assert torch.equal(tensor, getattr(kept.batch(rows), name)), name
 
 
 def test_batches_hold_each_crystals_own_graph_in_the_order_asked_for(crystals):

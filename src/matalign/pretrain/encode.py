@@ -25,7 +25,7 @@ from matalign.data.dataset import Curated, Structures
 from matalign.pretrain import align
 from matalign.towers import crystal
 from matalign.views import draws
-from matalign.views.graphs import GraphStore
+from matalign.views.graphs import Graphs
 
 ROWS = 128  # in a batch
 EVALUATION = -2  # the epoch whose key the views of evaluation have: never trained or validated on
@@ -53,7 +53,7 @@ class Model:
         """Where the model is."""
         return self.aligned.log_temperature.device
 
-    def graphs(self, structures: Structures) -> GraphStore:
+    def graphs(self, structures: Structures) -> Graphs:
         """Neighbour graphs as this model's crystal tower takes them, where the model is."""
         return crystal.graphs(self.config, structures, self.device)
 

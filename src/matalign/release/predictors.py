@@ -30,7 +30,7 @@ from matalign.quantities import METAL
 from matalign.release.depth import Around
 from matalign.towers import crystal
 from matalign.towers.crystal import Regressor
-from matalign.views.graphs import GraphStore
+from matalign.views.graphs import Graphs
 
 LEVEL = 0.9  # of the intervals that are given
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # whose coverage is measured
@@ -52,7 +52,7 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(
-        self, store: GraphStore
+        self, store: Graphs
     ) -> tuple[Float[np.ndarray, "members crystals targets"], Float[np.ndarray, "crystals d"]]:
         """What each member says of the crystals of a store, in the targets' units; of a class its probability.
 
@@ -144,7 +144,7 @@ def _quantile(scores: np.ndarray, level: float) -> float:
 
 
 def member_predictions(
-    predictors: Sequence[Predictor], store: GraphStore
+    predictors: Sequence[Predictor], store: Graphs
 ) -> tuple[dict[str, Float[np.ndarray, "members n"]], list[Float[np.ndarray, "n d"]]]:
     """Target -> what each member says of the crystals of a store; and the features of each predictor."""
     found = [predictor(store) for predictor in predictors]

@@ -37,7 +37,8 @@ from matalign import elements
 from matalign.config import Pretrain
 from matalign.data.structures import Structures
 from matalign.views import draws
-from matalign.views.graphs import Batch, GraphStore
+from matalign.views import graphs as neighbour_graphs
+from matalign.views.graphs import Batch, Graphs
 
 READOUT = "readout"  # name of the features of all layers, for probes
 CORRUPTION = np.uint64(0x9E3779B97F4A7C15)  # sets the draws of `corrupt` apart from others of the same key
@@ -367,10 +368,10 @@ def build(cfg: Pretrain, *, initialise: bool = True) -> nn.Module:
     raise ValueError(f"crystal_tower must be ild or cgconv, got {cfg.crystal_tower!r}")
 
 
-def graphs(cfg: Pretrain, structures: Structures, device: torch.device | str = "cpu") -> GraphStore:
+def graphs(cfg: Pretrain, structures: Structures, device: torch.device | str = "cpu") -> Graphs:
     """Neighbour graphs as the tower of a config takes them, on a device."""
-    store = GraphStore.build(structures, cutoff_A=cfg.cutoff_A, neighbours=cfg.neighbours, workers=cfg.threads)
-    return store.to(device)
+    options = {"cutoff_A": cfg.cutoff_A, "neighbours": cfg.neighbours, "workers": cfg.threads}
+    return neighbour_graphs.graphs(structures, **options).to(device)
 
 
 class Inputs:
@@ -383,7 +384,7 @@ class Inputs:
         self.has = np.ones(len(curated.structures), bool)
 
     @cached_property
-    def store(self) -> GraphStore:
+    def store(self) -> Graphs:
         """Graphs of all materials, by row."""
         return graphs(self.cfg, self.structures, self.device)
 

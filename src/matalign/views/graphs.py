@@ -5,75 +5,24 @@ images u with `d_uv < r_c(v)`. A fixed number of neighbours would cut through sh
 would depend on the order of the atoms; this one does not, and with an envelope that is zero at r_c(v) no neighbour
 enters or leaves with a jump.
 
-A `Batch` has PyG's field names, but needs no `torch_geometric`, whose import takes longer than a prediction.
+Graphs of a small set are kept, a `GraphStore`; those of a large one are made for each batch, `GraphsOnDemand`. The
+batches are the same. A `Batch` has PyG's field names, but needs no `torch_geometric`, whose import takes longer than a
+prediction.
 """
 
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from vesin import NeighborList
 
 from matalign.data.structures import Structures
+from matalign.views.neighbours import Graph, neighbour_lists
 
-TIE = 1e-4  # relative; neighbours as far as the first one outside, but for rounding, are outside too
-CHUNK = 512  # crystals between two passes over their edges
-
-
-class Graph(NamedTuple):
-    """Neighbour lists of one or several crystals, edges sorted by centre, then by distance."""
-
-    neighbour: Int[np.ndarray, " edges"]  # index of u within its crystal
-    edges_of: Int[np.ndarray, " atoms"]  # number of neighbours of each atom
-    edge_vec: Float[np.ndarray, "edges 3"]  # v -> image of u, angstrom
-    edge_cutoff: Float[np.ndarray, " atoms"]  # r_c(v), angstrom
-
-
-def neighbour_lists(
-    crystals: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], *, cutoff_A: float, neighbours: int
-) -> Graph:
-    """Neighbour graphs of crystals; one pass over all their edges picks the neighbours.
-
-    Args:
-        crystals: numbers (n,), frac_coords (n, 3) of any image and lattice (3, 3) of each, rows are vectors, angstrom.
-        cutoff_A: no neighbour beyond, angstrom.
-        neighbours: the cutoff of an atom is the distance of its next one after these.
-
-    Returns:
-        The graph, float64; an atom without a neighbour has no edge and the cutoff `cutoff_A`.
-
-    Raises:
-        ValueError: a value that is not finite, or a lattice without volume.
-    """
-    search = NeighborList(cutoff=cutoff_A, full_list=True, n_threads=1)
-    edges, first = [], 0
-    for numbers, frac_coords, lattice in crystals:
-        _check(frac_coords, lattice)
-        i, j, vec, d = search.compute(frac_coords @ lattice, lattice, True, "ijDd")
-        edges.append((i.astype(np.int64) + first, j.astype(np.int32), vec, d))
-        first += len(numbers)
-    centre, neighbour, vec, d = (np.concatenate(column) for column in zip(*edges))
-    order = np.lexsort((d, centre))
-    centre, neighbour, vec, d = centre[order], neighbour[order], vec[order], d[order]
-
-    count = np.bincount(centre, minlength=first)
-    crowded = np.flatnonzero(count > neighbours)
-    radius = np.full(first, cutoff_A)
-    radius[crowded] = d[(np.cumsum(count) - count)[crowded] + neighbours]
-    inside = d < radius[centre] * (1 - TIE)
-    return Graph(neighbour[inside], np.bincount(centre[inside], minlength=first), vec[inside], radius)
-
-
-def _check(frac_coords: np.ndarray, lattice: np.ndarray) -> None:
-    if not (np.isfinite(frac_coords).all() and np.isfinite(lattice).all()):
-        raise ValueError(f"coordinates and lattice must be finite, got {frac_coords.tolist()}, {lattice.tolist()}")
-    if abs(np.linalg.det(lattice)) < 1e-3:
-        raise ValueError(f"lattice without volume: {lattice.tolist()}")
+CHUNK = 1024  # crystals whose graphs are made at once
+KEPT_BYTES = 1 << 29  # graphs that may take more than this are made for each batch
 
 
 @dataclass(frozen=True)
@@ -117,7 +66,7 @@ class GraphStore:
         def chunk(start: int) -> Graph:
             rows = range(start, min(start + CHUNK, len(structures)))
             try:
-                graph = neighbour_lists((structures[row] for row in rows), cutoff_A=cutoff_A, neighbours=neighbours)
+                graph = neighbour_lists(structures.take(rows), cutoff_A=cutoff_A, neighbours=neighbours)
             except ValueError as error:
                 raise ValueError(f"structures {rows.start}–{rows.stop - 1}: {error}") from None
             return graph._replace(
@@ -158,6 +107,42 @@ class GraphStore:
             batch=batch,
             ptr=atom_ptr,
         )
+
+
+@dataclass(frozen=True)
+class GraphsOnDemand:
+    """Graphs of many crystals, made anew for each batch: memory does not grow with their number."""
+
+    structures: Structures
+    cutoff_A: float
+    neighbours: int
+    device: torch.device | str = "cpu"
+
+    def to(self, device: torch.device | str) -> "GraphsOnDemand":
+        """The same graphs, whose batches go to a device."""
+        return replace(self, device=device)
+
+    def __len__(self) -> int:
+        return len(self.structures)
+
+    def batch(self, rows: Int[Tensor, " B"]) -> Batch:
+        """See `GraphStore.batch`."""
+        crystals = self.structures.take(rows.cpu().numpy())
+        store = GraphStore.build(crystals, cutoff_A=self.cutoff_A, neighbours=self.neighbours)
+        return store.to(self.device).batch(torch.arange(len(rows)))
+
+
+Graphs = GraphStore | GraphsOnDemand
+
+
+def graphs(
+    structures: Structures, *, cutoff_A: float, neighbours: int, workers: int = 1, kept_bytes: int = KEPT_BYTES
+) -> Graphs:
+    """Graphs of all structures, kept if they cannot take more than `kept_bytes`; else made for each batch."""
+    edge, atom = 4 * 4, 2 + 4 + 8  # bytes of a `GraphStore`
+    if len(structures.numbers) * (neighbours * edge + atom) > kept_bytes:
+        return GraphsOnDemand(structures, cutoff_A, neighbours)
+    return GraphStore.build(structures, cutoff_A=cutoff_A, neighbours=neighbours, workers=workers)
 
 
 def _ragged(ptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from matalign.quantities import ENERGY, METAL
 from matalign.tasks import fit
 from matalign.tasks.properties.labels import Parts, Predictions, masked_error, standard
 from matalign.towers.crystal import pool
-from matalign.views.graphs import Batch, GraphStore
+from matalign.views.graphs import Batch, Graphs
 
 CHECKS = 10  # validations in a fit
 CHECKPOINT_STEPS = 250
@@ -107,7 +107,7 @@ class Inputs:
 
     def __init__(
         self,
-        store: GraphStore,
+        store: Graphs,
         others: Sequence[Float16[np.ndarray, "M _ _"] | Float32[np.ndarray, "M _ _"]] = (),
         device: torch.device | str = "cpu",
     ) -> None:

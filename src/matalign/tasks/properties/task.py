@@ -20,7 +20,7 @@ from matalign.data.dataset import Curated
 from matalign.data.splits import unit_hash
 from matalign.pretrain import encode
 from matalign.tasks.properties.arms import Fit, groups
-from matalign.views.graphs import GraphStore
+from matalign.views.graphs import Graphs
 
 PARTS = ("train", "val", "test")
 
@@ -100,7 +100,7 @@ def rows(t: Task, fit: Fit) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def graphs(cfg: Properties) -> GraphStore:
+def graphs(cfg: Properties) -> Graphs:
     """Graphs of the profile's materials as its pretrained tower takes them, once a process."""
     return task(cfg).model.graphs(task(cfg).curated.structures)
 
