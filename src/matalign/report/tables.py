@@ -17,7 +17,8 @@ NOMINAL = 0.9  # coverage of the released intervals that is printed
 def claims(metrics: Mapping[str, Metrics]) -> Table:
     """The proposal's claims with value, interval, threshold and verdict."""
     stages = ("properties", "retrieval", "recommendation", "defects")
-    rows = [{"stage": s, **claim} for s in stages for claim in metrics[s]["claims"]]
+    later = [stage for stage in ("micrographs",) if stage in metrics]
+    rows = [{"stage": s, **claim} for s in (*stages, *later) for claim in metrics[s]["claims"]]
     cells = [
         [
             r["claim"] + (f" ({r['note']})" if r.get("note") else ""),
