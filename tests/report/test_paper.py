@@ -11,7 +11,7 @@ import pytest
 
 from matalign import config, paths
 from matalign.release import predictors
-from matalign.report import paper, printing, readme, style, tables
+from matalign.report import micrographs, paper, printing, readme, style, tables
 
 TITLE = "One space"
 TEXT_END_PT = 72 * (11 - 0.85) + 1  # US letter less the bottom margin of main.typ
@@ -156,6 +156,19 @@ def test_synthetic_data_is_named_under_the_title_and_in_captions(results):
 def test_holds_with_parts_missing(results, change):
     folder = results(plausible.metrics(**change))
     assert paper.typeset(folder, title=TITLE).stat().st_size > 50_000
+    assert overflowing(folder, title=TITLE) == []
+
+
+@pytest.mark.parametrize("experimental", [True, False])
+def test_the_paper_has_a_section_and_the_claims_where_the_stage_was_run(results, experimental):
+    folder = results(plausible.metrics())
+    found = plausible.micrographs(experimental=experimental)
+    (folder / "metrics" / "micrographs.json").write_text(json.dumps(found))
+    for name, figure in micrographs.drawings(found).items():
+        style.save(figure, folder / "figures", name)
+    read = paper.read(folder / "metrics")
+    assert tables.claims(read).rows.claim.iloc[-1] == "a crystal calibrates its picture"
+    paper.document(folder, title=TITLE)
     assert overflowing(folder, title=TITLE) == []
 
 
