@@ -1,8 +1,11 @@
 """Plausible metrics in the shape the stages write, for tests of figures, tables and paper; no result is made of it."""
 
+import base64
+import io
 import itertools
 
 import numpy as np
+from PIL import Image
 
 RUNS = [("chemsys", 1, 5), ("chemsys", 5, 5), ("chemsys", 20, 3), ("chemsys", 100, 1), ("random", 100, 1)]
 PROPERTY_ARMS = {"dummy": 3.0, "composition": 1.5, "cgconv": 1.3, "scratch": 1.0, "pretrained": 0.85, "ridge": 1.1}
@@ -373,3 +376,54 @@ def ablations():
         "statements": statements,
         "skipped": [],
     }
+
+
+def micrographs(*, experimental=True):
+    """Of a profile with experimental patches, or without."""
+    pictures = [
+        {
+            "mp_id": f"mp-{i}",
+            "axis_right": i % 5 > 0,
+            "axis_chance": 0.3,
+            "pixel_error": 0.002 * (i - 5),
+            "stated": 0.003,
+            "agreement": 0.97,
+            "right": i % 5 > 0,
+        }
+        for i in range(12)
+    ]
+    ranks = [{"mp_id": f"mp-{i}", "registration": 1 + i, "embedding": 40 * (1 + i)} for i in range(3)]
+    claims = [{"claim": "a crystal calibrates its picture", **interval(0.8), "threshold": 0.9, "unit": ""}]
+    claims[0] |= {"verdict": "FAIL", "note": "share of rendered pictures"}
+    found = {"pictures": pictures, "ranks": ranks, "crystals": 21764, "experimental": {}, "claims": claims}
+    return found | ({"experimental": patches()} if experimental else {})
+
+
+def patches():
+    """What registration finds in experimental patches of two materials, of two classes each."""
+    materials, out = {"CdTe": "110", "SrTiO3": "100"}, {"materials": {}}
+    out |= {name: [] for name in ("sources", "left", "spectra", "zero_shot", "few", "gains", "ranks", "page")}
+    grey = io.BytesIO()
+    Image.fromarray(np.linspace(0, 255, 64 * 192).reshape(64, 192).astype(np.uint8)).save(grey, "PNG")
+    for m, axis in materials.items():
+        out["materials"][m] = {"zone_axis": axis, "pixel_A": 0.27, "pixel_spread": 0.01, "n": 300, "classes": []}
+        for label, painted, regions in (("Bulk", 0.0, 20), ("Mis", 0.03, 1)):
+            where = {"material": m, "label": label}
+            out["sources"].append({**where, "n": 100, "own": 1.0, "painted": painted, "regions": regions})
+            row = {"rank": [1, 4], "alike": [2, 5], "correlation": [0.8, 0.7], "best": [0.8, 0.75], "first": [m, "AgI"]}
+            out["ranks"].append({**where, "scale": "known", **row, "embedding": [900, 12000], "crystals": 21764})
+            out["page"].append({**where, "correlation": 0.8, "verdict": "missing, -1.8"})
+            out["page"][-1]["png"] = base64.b64encode(grey.getvalue()).decode()
+        area = {"material": m, "label": "all", "score": "residual", "chosen_on_other": True, "against": "Bulk"}
+        out["left"].append({**area, **interval(0.9)})
+        for of in ("measured", "simulated, rendered noise", "simulated, measured noise"):
+            out["spectra"].append({"material": m, "of": of, "power": (1 / np.arange(1, 33)).tolist()})
+        for i, arm in enumerate(("majority", "nearest", "image", "image_reference")):
+            score = interval(0.3 + 0.1 * i)
+            score["macro_F1"] = score.pop("value")
+            if arm != "nearest":
+                out["zero_shot"].append({"material": m, "shots": 0, "arm": arm, "noise": "measured", **score})
+            for shots in (5, 20):
+                out["few"].append({"material": m, "shots": shots, "split": "apart", "arm": arm, **score})
+        out["gains"].append({"material": m, "shots": 5, "split": "apart", **interval(0.1)})
+    return out

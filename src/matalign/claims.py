@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 ALPHA = 0.05  # of a p-value after Holm
@@ -51,16 +53,19 @@ def locate(rows: str, key: str, **where: Any) -> str:
 
 
 def look_up(metrics: Mapping[str, Any], metric: str) -> float:
-    """The number at `metric`, as `locate` writes it; ``-`` and ``1-`` before it are applied.
+    """The number at `metric`, as `locate` writes it; ``-`` and ``1-`` before it are applied, ``mean`` is over rows.
 
     Raises:
         ValueError: not such a place, or not one row of the metrics.
     """
-    if not (parts := re.fullmatch(r"(-|1-)?(\w+)\[(.*)\]\.(\w+)", metric)):
+    if not (parts := re.fullmatch(r"(-|1-|mean )?([\w.]+)\[(.*)\]\.(\w+)", metric)):
         raise ValueError(f"{metric!r}: expected rows[name=value; ...].key")
-    sign, rows, where, key = parts.groups()
-    wanted = [item.partition("=")[::2] for item in where.split("; ")]
-    found = [row[key] for row in metrics[rows] if all(str(row.get(name)) == value for name, value in wanted)]
+    how, rows, where, key = parts.groups()
+    wanted = [item.partition("=")[::2] for item in where.split("; ") if item]
+    table = reduce(getitem, rows.split("."), metrics)
+    found = [row[key] for row in table if all(str(row.get(name)) == value for name, value in wanted)]
+    if how == "mean ":
+        return sum(found) / len(found)
     if len(found) != 1:
         raise ValueError(f"{metric!r}: expected one row, found {len(found)}")
-    return {"-": -found[0], "1-": 1 - found[0], None: found[0]}[sign]
+    return {"-": -found[0], "1-": 1 - found[0], None: found[0]}[how]

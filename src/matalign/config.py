@@ -192,6 +192,23 @@ class Atlas(Stage):
 
 
 @dataclass(frozen=True)
+class Micrographs(Stage):
+    """05d_micrographs: pictures registered with crystals, rendered ones and experimental ones."""
+
+    raw: str  # folder of the raw files, relative to the project
+    pictures: int  # rendered, of so many crystals
+    ranked: int  # of these, and of each class of patches, that all crystals are ranked for
+    views: int  # simulated for each class, that an image network is trained on
+    depth: int  # of that network
+    epochs: int
+    head_epochs: int
+    batch_size: int
+    learning_rate: float
+    resplits: int  # draws of the few patches that are labelled
+    bootstrap: int
+
+
+@dataclass(frozen=True)
 class Paper(Stage):
     """06_paper: tables, figures, PDF."""
 
@@ -202,7 +219,7 @@ class Paper(Stage):
 STAGES: dict[str, type[Stage]] = {cls.__name__.lower(): cls for cls in Stage.__subclasses__()}
 T = TypeVar("T")
 KINDS = ("curate", "embed", "readout", "pretrain", "properties", "release", "retrieval", "synthesis", "defects")
-KINDS += ("ablations",)
+KINDS += ("ablations", "micrographs")
 
 
 def known(name: str, names: Collection[str], what: str) -> None:

@@ -170,7 +170,7 @@ def test_the_command_says_it_in_one_line(monkeypatch, tmp_path):
 
 def test_the_catalogue_pins_everything():
     entries = sources.catalogue()
-    assert set(entries) == {"megnet", "solid_state", "sol_gel", "topology", "public_tests"}
+    assert set(entries) == {"megnet", "solid_state", "sol_gel", "topology", "public_tests", "stem_patches"}
     for entry in entries.values():
         assert entry["licence"]
         assert entry["citation"]

@@ -27,6 +27,8 @@ def test_a_claim_says_where_its_value_stands():
     assert look_up(metrics, "results[arm=structure; k=1.0].value") == 0.25
     assert look_up(metrics, "-results[arm=text].value") == -0.5
     assert look_up(metrics, "1-results[arm=structure; p=0.01].high") == pytest.approx(0.1)
+    assert look_up(metrics, "mean results[].value") == pytest.approx(1.6 / 3)
+    assert look_up({"of": {"a": metrics}}, "of.a.results[arm=text].value") == 0.5
     with pytest.raises(ValueError, match="expected one row, found 2"):
         look_up(metrics, "results[arm=structure].value")
     with pytest.raises(ValueError, match="expected rows"):

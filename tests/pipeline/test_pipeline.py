@@ -113,7 +113,17 @@ def test_a_parameter_runs_what_depends_on_it_and_nothing_else(copy):
     (copy.root / "params.yaml").write_text(head + "\ntiny:\n" + tiny.replace("bootstrap: 20", "bootstrap: 21"))
     assert ran(copy.repro("--dry", "--force-downstream")) == [
         f"{s}@tiny"
-        for s in ("properties", "release", "retrieval", "recommendation", "defects", "ablations", "atlas", "paper")
+        for s in (
+            "properties",
+            "release",
+            "retrieval",
+            "recommendation",
+            "defects",
+            "ablations",
+            "atlas",
+            "micrographs",
+            "paper",
+        )
     ]
 
 

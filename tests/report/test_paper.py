@@ -11,7 +11,7 @@ import pytest
 
 from matalign import config, paths
 from matalign.release import predictors
-from matalign.report import paper, printing, readme, style, tables
+from matalign.report import micrographs, paper, printing, readme, style, tables
 
 TITLE = "One space"
 TEXT_END_PT = 72 * (11 - 0.85) + 1  # US letter less the bottom margin of main.typ
@@ -159,6 +159,19 @@ def test_holds_with_parts_missing(results, change):
     assert overflowing(folder, title=TITLE) == []
 
 
+@pytest.mark.parametrize("experimental", [True, False])
+def test_the_paper_has_a_section_and_the_claims_where_the_stage_was_run(results, experimental):
+    folder = results(plausible.metrics())
+    found = plausible.micrographs(experimental=experimental)
+    (folder / "metrics" / "micrographs.json").write_text(json.dumps(found))
+    for name, figure in micrographs.drawings(found).items():
+        style.save(figure, folder / "figures", name)
+    read = paper.read(folder / "metrics")
+    assert tables.claims(read).rows.claim.iloc[-1] == "a crystal calibrates its picture"
+    paper.document(folder, title=TITLE)
+    assert overflowing(folder, title=TITLE) == []
+
+
 def provenance(folder, *, sha="0123456789abcdef"):
     """Leaves what the stages leave about themselves; one of them was run again and loaded all its fits."""
     (folder / "provenance").mkdir()
@@ -290,6 +303,7 @@ def test_every_reference_is_cited_and_every_citation_known():
 def test_no_result_is_typed_by_hand():
     """Decimal numbers in the source are lengths, colours, or constants of the protocol."""
     allowed = {"0.8", "0.22"}  # the proposal's Recall@10 threshold; the bound on context alone
+    allowed |= {"0.01"}  # correlations that nearer are not told apart
     allowed |= {"0.039", "0.028", "0.022"}  # published errors of the formation energy
     text = re.sub(r"//.*", "", (paper.SOURCE / "main.typ").read_text())
     body = text[text.index("#place(top + center") :]

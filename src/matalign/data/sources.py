@@ -7,6 +7,7 @@ import csv
 import hashlib
 import logging
 import os
+import re
 import tarfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,9 @@ from matalign.data.readers.unit_cell import Cell
 from matalign.elements import PROPERTIES, SYMBOLS, VALUES
 
 ARCHIVE = "MEGNet.tar.gz"
-ARCHIVE_TABLES = ("id_prop.csv", "material_id_hash.csv")
+USED = re.compile(  # files of archives, without the top folder
+    r"data(_elasticity)?/(.*\.cif|id_prop\.csv|material_id_hash\.csv)|Image Data/.*\.tif|\w+_Training_Image\.\w+"
+)
 SYMPREC_A = 0.1  # of space groups: the Materials Project's own tolerance
 LABELS = ("formation_energy_eV_atom", "band_gap_eV", "bulk_modulus_GPa", "shear_modulus_GPa")
 
@@ -48,16 +51,14 @@ def content_hash(files: Iterable[tuple[str, bytes]]) -> str:
 
 def archive_hash(path: Path) -> str:
     """`content_hash` of the archive's files that are used; the archive's own bytes differ from day to day."""
-    return content_hash(_archive(path))
+    return content_hash(used_files(path))
 
 
-def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(path without the archive's top folder, content) of the CIFs, labels and id tables, in the archive's order."""
+def used_files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(path without the archive's top folder, content) of the files that are `USED`, in the archive's order."""
     with tarfile.open(path, "r:gz") as archive:
         for member in archive:
-            name = member.name.partition("/")[2]
-            folder, _, file = name.partition("/")
-            if folder in ("data", "data_elasticity") and (file.endswith(".cif") or file in ARCHIVE_TABLES):
+            if USED.fullmatch(name := member.name.partition("/")[2]):
                 yield name, archive.extractfile(member).read()
 
 
@@ -91,7 +92,7 @@ def elasticity(folder: Path) -> Iterator[Material]:
 
 
 def _snapshot(archive: Path, part: str, source: str, columns: tuple[str, ...]) -> Iterator[Material]:
-    files = {path: content for path, content in _archive(archive) if path.startswith(f"{part}/")}
+    files = {path: content for path, content in used_files(archive) if path.startswith(f"{part}/")}
     labels = {row[0]: row[1:] for row in _rows(files[f"{part}/id_prop.csv"]) if row}
     rows = [row for row in _rows(files[f"{part}/material_id_hash.csv"]) if row]
     ids = [(f"{part}/{local_id}.cif", local_id, mp_id) for local_id, mp_id in rows]

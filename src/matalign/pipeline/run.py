@@ -17,7 +17,7 @@ from matalign.pipeline import provenance
 # jsonschema would import it for an optional check of addresses; building its grammar takes two seconds in every stage
 sys.modules.setdefault("rfc3987_syntax", None)
 
-NUMBERS = ("01", "02", "03", "03b", "04", "04b", "05", "05b", "05c", "06")
+NUMBERS = ("01", "02", "03", "03b", "04", "04b", "05", "05b", "05c", "05d", "06")
 NAMES = {stage: f"{number}_{stage}" for number, stage in zip(NUMBERS, config.STAGES, strict=True)}
 SOURCES = paths.ROOT / ".source"
 ENVIRONMENT = {

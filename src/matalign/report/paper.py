@@ -11,9 +11,10 @@ import typst
 
 from matalign import paths
 from matalign.pretrain import losses
-from matalign.report import ablations, figures
+from matalign.report import ablations, figures, micrographs
 
 STAGES = ("curate", "pretrain", "properties", "release", "retrieval", "recommendation", "defects", "ablations")
+LATER = ("micrographs",)  # of these, results of earlier commits have none
 SOURCE = paths.ROOT / "paper"
 EPOCH = 1_735_689_600  # 2025-01-01, the time every PDF is stamped with: the same input gives the same bytes
 
@@ -36,6 +37,7 @@ def read(folder: Path, *, ablations: str = "") -> dict[str, Metrics]:
     for stage, file in files.items():
         if not file.exists():
             raise FileNotFoundError(f"no {file}; run the stage {stage} first")
+    files |= {stage: folder / f"{stage}.json" for stage in LATER if (folder / f"{stage}.json").exists()}
     return {stage: json.loads(file.read_text(), object_hook=_renamed) for stage, file in files.items()}
 
 
@@ -52,6 +54,8 @@ def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:
     of |= {"release": ("calibration",), "recommendation": ("recommendation",)}
     drawn = {name: getattr(figures, name)(metrics[stage]) for stage, names in of.items() for name in names}
     drawn["proposal_loss_faults"] = figures.proposal_loss_faults(losses.proposal_loss_faults())
+    if "micrographs" in metrics:
+        drawn |= micrographs.drawings(metrics["micrographs"])
     own = metrics["ablations"]["profile"] == metrics["curate"]["profile"]
     return drawn | (ablations.figures(metrics["ablations"]) if own else {})
 
@@ -95,6 +99,7 @@ def compiler(folder: Path, *, title: str, source: Path = SOURCE) -> typst.Compil
     folder, source = folder.resolve(), source.resolve()
     root = Path(os.path.commonpath([folder, source]))
     inputs = {"results": f"/{folder.relative_to(root)}", "title": title, "minutes": f"{minutes(folder):.0f}"}
+    inputs["later"] = " ".join(stage for stage in LATER if (folder / "metrics" / f"{stage}.json").exists())
     return typst.Compiler(source / "main.typ", root=root, ignore_system_fonts=True, sys_inputs=inputs)
 
 
@@ -107,6 +112,11 @@ def provenance(folder: Path, stages: Iterable[str]) -> dict[str, dict[str, Any]]
     return {stage: {**record, **record.get("computed", {})} for stage, record in made.items()}
 
 
+def there(folder: Path) -> list[str]:
+    """Those of `LATER` that have left their provenance."""
+    return [stage for stage in LATER if (folder / "provenance" / f"{stage}.json").exists()]
+
+
 def minutes(folder: Path) -> float:
     """Wall time of the last runs of all stages; 0 for the synthetic sample, of which two runs shall print alike.
 
@@ -117,4 +127,4 @@ def minutes(folder: Path) -> float:
         return 0.0
     ran = json.loads((folder / "metrics" / "ablations.json").read_text())["results"]
     stages = [stage for stage in STAGES if stage != "ablations" or ran]
-    return sum(made["minutes"] for made in provenance(folder, stages).values())
+    return sum(made["minutes"] for made in provenance(folder, [*stages, *there(folder)]).values())

@@ -41,6 +41,11 @@ def commits(made: Mapping[str, Mapping[str, Any]], *, stale: Collection[str]) ->
     return markdown(["stage", "commit", "state"], cells)
 
 
+def _provenance(folder: Path) -> dict[str, dict[str, Any]]:
+    made = [stage for stage in config.STAGES if stage not in ("paper", *paper.LATER)]
+    return paper.provenance(folder, [*made, *paper.there(folder)])
+
+
 def write(folder: Path, metrics: Mapping[str, Any], *, stale: Collection[str] = ()) -> Path:
     """Write `README.md` of the results.
 
@@ -52,7 +57,7 @@ def write(folder: Path, metrics: Mapping[str, Any], *, stale: Collection[str] = 
     Raises:
         FileNotFoundError: a stage has left no provenance.
     """
-    curate, made = metrics["curate"], paper.provenance(folder, [s for s in config.STAGES if s != "paper"])
+    curate, made = metrics["curate"], _provenance(folder)
     counts, claims = curate["counts"], tables.claims(metrics)
     kind = "the synthetic sample" if curate["synthetic"] else "real data"
     parts = [

@@ -19,7 +19,8 @@ def claims(metrics: Mapping[str, Metrics]) -> Table:
     """The proposal's claims with value, interval, threshold and verdict; rows name the cell that shows them."""
     rows = [
         {"stage": stage, "cell": _cell(stage), **claim}
-        for stage in ("properties", "retrieval", "recommendation", "defects")
+        for stage in ("properties", "retrieval", "recommendation", "defects", "micrographs")
+        if stage in metrics
         for claim in metrics[stage]["claims"]
     ]
     cells = [
