@@ -278,9 +278,7 @@ def test_a_new_pretrained_model_refits_only_the_arms_that_use_it(root, monkeypat
     before = [fits.key(t, fit) for fit in every]
     monkeypatch.setattr(encode, "fingerprint", lambda *_: "another")
     changed = {fit.arm for fit, key in zip(every, before) if fits.key(t, fit) != key}
-    assert changed == {"pretrained", "slow_tower", "auxiliary", "ridge", "probe", "probe_composition", *arms.FUSED} | {
-        *arms.SINGLE
-    }
+    assert changed == {"pretrained", "slow_tower", "auxiliary", "ridge", "probe", *arms.FUSED, *arms.SINGLE}
 
 
 def test_finished_fits_are_not_fitted_again(fitted, monkeypatch):
@@ -451,7 +449,6 @@ def test_a_probe_of_all_layers_tells_structures_apart(root):
         mae[arm] = np.nanmean(np.abs(found["test"] - t.labels[list(TWO)].to_numpy()[found["test_rows"]]), 0)[0]
     assert mae["composition_ridge"] > 0.25
     assert mae["probe"] < 0.15
-    assert mae["probe_composition"] < 0.15
 
 
 def test_another_cell_than_the_pre_registered_one_says_so(fitted):

@@ -56,7 +56,6 @@ ARMS: dict[str, Arm] = {
     "ridge": Arm("frozen + ridge", "#56B4E9", "^"),
     "probe": Arm("frozen layers + ridge", "#000000", "P"),
     "composition_ridge": Arm("composition + ridge", "#7A4419", "<"),
-    "probe_composition": Arm("layers, composition + ridge", "#B2DF8A", ">"),
     "early_fusion": Arm("fused: early, scratch", "#D55E00", "<"),
     "cross_attention": Arm("fused: cross-attention", "#CC6677", "P"),
     "pretrained_fusion": Arm("fused: pretrained", "#0072B2", "*"),

@@ -6,7 +6,7 @@ blind to structure. `cgconv`, `scratch`: CGConv and ILD tower from random weight
 times the steps. `pretrained`: the ILD tower from contrastive pretraining, fine-tuned. `slow_tower`: the same with the
 tower at three tenths of the learning rate. `auxiliary`: `pretrained` from its control, which was pretrained by the
 auxiliary objective alone. `ridge`: ridge regression on the pooled features of the frozen pretrained tower. `probe`: on
-the readout of all its layers. `composition_ridge`: on the features of `composition`. `probe_composition`: on both.
+the readout of all its layers. `composition_ridge`: on the features of `composition`.
 
 Arms of fused inference, which also see a micrograph of the material, and in cohort B its protocols, through the frozen
 towers. `early_fusion`: ILD tower from random weights, its pooled features beside theirs. `cross_attention`: the same,
@@ -49,8 +49,7 @@ NETWORKS = {
     "pretrained_fusion": Network(weights="pretrained", model=Fusion, others="embeddings"),
 }
 SINGLE = ("text", "image")
-PROBES = ("probe", "composition_ridge", "probe_composition")
-BY_COMPOSITION = ("composition", "composition_ridge", "probe_composition")  # arms that see its features
+PROBES = ("probe", "composition_ridge")
 FUSED = tuple(name for name, network in NETWORKS.items() if network.others)
 ARMS = ("dummy", "composition", "ridge", *PROBES, *NETWORKS, *SINGLE)
 STRUCTURE_ONLY = tuple(arm for arm in ARMS if arm not in (*FUSED, *SINGLE))
@@ -106,7 +105,7 @@ def read(arm: str, cohort: str, modalities: Collection[str]) -> list[str]:
     Raises:
         ValueError: the cohort or the model has none of those that it needs.
     """
-    if arm in ("ridge", "probe", "probe_composition"):
+    if arm in ("ridge", "probe"):
         return ["crystal" if arm == "ridge" else READOUT]
     wanted = [arm] if arm in SINGLE else list(COHORTS[cohort]) if arm in FUSED else []
     found = [m for m in wanted if m in COHORTS[cohort] and m in modalities]

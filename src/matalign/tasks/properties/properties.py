@@ -27,7 +27,6 @@ COMPARED = {  # arm -> what it is compared with
     "pretrained_fusion": ("early_fusion", "cross_attention", *SINGLE),
     CONTROL: ("scratch",),
     "probe": ("composition", "composition_ridge", "ridge"),
-    "probe_composition": ("composition", "composition_ridge"),
 }
 Place = tuple[str, str, float, str]  # cohort, split, percent, target
 Result = Mapping[Fit, Mapping[str, Any]]
