@@ -2,15 +2,20 @@ import base64
 import dataclasses
 import io
 import tarfile
+from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+import tiny
 import torch
 from frames import TRICLINIC, ZINCBLENDE, view
 from PIL import Image
 
 from matalign import config, paths
 from matalign.data.structures import Structures
+from matalign.pretrain import encode
 from matalign.report import micrographs as micrographs_figures
 from matalign.tasks.defects import experimental, patches, transfer
 from matalign.views import identification, micrographs
@@ -188,3 +193,40 @@ def test_rank_among_others(archive):
 
 def test_auc_by_hand():
     assert patches.auc(np.array([1.0, 2.0]), np.array([2.0, 3.0])) == pytest.approx(3.5 / 4)
+
+
+def test_rendered_pictures_are_calibrated_and_their_crystals_ranked(monkeypatch):
+    """A tower that takes every picture for the last crystal ranks the true one by how like that it is told to be."""
+    curated, size = tiny.curated(), 24
+    model = SimpleNamespace(config=SimpleNamespace(pixel_A=0.4, image_px=32))
+    seen = []
+    model.embed_images = lambda images: seen.append(images.shape) or np.eye(size)[[size - 1] * len(images)]
+    likeness = np.eye(size)
+    likeness[:, -1] = np.arange(size)
+    monkeypatch.setattr(encode, "load", lambda profile: model)
+    monkeypatch.setattr(encode, "features", lambda profile, *, modality: {"embeddings": likeness})
+    cfg = config.load("micrographs", "tiny")
+    found = experimental.calibration(curated, cfg)
+    assert len(found["pictures"]) == cfg.pictures
+    assert np.mean([row["right"] for row in found["pictures"]]) >= 0.75
+    assert all(row["agreement"] > 0.95 for row in found["pictures"] if row["right"])
+    (rank,) = found["ranks"]
+    assert rank["embedding"] == size - curated.materials.mp_id.tolist().index(rank["mp_id"])
+    assert 1 <= rank["registration"] <= 4  # silver and rubidium halides of like cells look alike
+    assert seen == [(cfg.ranked, 1, 32, 32)]
+    (claim,) = experimental._claims(found, {}, cfg)
+    assert claim["value"] == np.mean([row["right"] for row in found["pictures"]])
+
+
+def test_ranks_stand_beside_those_of_the_aligned_space(archive, measured, monkeypatch):
+    crystals = Structures.pack([ZINCBLENDE, patches.CRYSTALS[1], TRICLINIC])
+    materials = pd.DataFrame({"mp_id": ["mp-1", "mp-4651", "mp-9"], "formula": ["ZnS", "SrTiO3", "X"]})
+    monkeypatch.setattr(encode, "load", lambda profile: None)
+    near = np.array([[0.9, 0.5, 0.7]])
+    monkeypatch.setattr(experimental.Space, "embedded", lambda self, images, *, pixel_A: near.repeat(len(images), 0))
+    cfg = config.load("micrographs", "tiny")
+    curated = SimpleNamespace(structures=crystals, materials=materials)
+    rows = experimental.ranks({"SrTiO3": measured.patches}, {"SrTiO3": measured}, curated, cfg)
+    assert [(row["scale"], row["label"]) for row in rows] == list(product(("known", "unknown"), ("Bulk", "Mis")))
+    for row in rows:
+        assert (row["rank"], row["embedding"], row["first"], row["crystals"]) == ([1], [3], ["SrTiO3"], 3)

@@ -125,7 +125,7 @@ class Space:
     def embedded(self, images: Tensor, *, pixel_A: float) -> np.ndarray:
         """(n, crystals) cosines of pictures (n, 1, px, px) and crystals in the aligned space."""
         look = {"to_pixel_A": self.model.config.pixel_A, "px": self.model.config.image_px}
-        shown = [model_image(Micrograph(each, pixel_A, "picture"), **look) for each in images[:, 0].double().numpy()]
+        shown = [model_image(Micrograph(each, pixel_A), **look) for each in images[:, 0].double().numpy()]
         crystals = encode.features(self.profile, modality="crystal")["embeddings"]
         return self.model.embed_images(torch.as_tensor(np.stack(shown))[:, None]) @ crystals.T
 
