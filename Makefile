@@ -15,7 +15,7 @@ export PATH := $(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := install
-.PHONY: install repro test test-all check stale lab bench lock format clean help
+.PHONY: install repro test test-all check verify audit sbom stale lab bench lock format clean help
 
 install: $(STAMP) ## Install uv and the pinned packages into .venv (what plain `make` does)
 
@@ -41,7 +41,16 @@ test-all: $(STAMP) ## The same and the slow tests
 
 check: $(STAMP) ## Make tables, figures and paper anew from the committed metrics, and compare with git; PROFILE=laptop
 	$(BIN)/python -m matalign.pipeline.repro --profile $(or $(PROFILE),laptop) --force --single-item source paper@$(or $(PROFILE),laptop)
-	git diff --exit-code --stat -- $(addprefix results/$(or $(PROFILE),laptop)/,metrics tables figures paper.pdf)
+	git diff --exit-code --stat -- $(addprefix results/$(or $(PROFILE),laptop)/,metrics tables figures paper.pdf) results/claims results/training
+
+verify: $(STAMP) ## Re-run a stage, drawn or STAGE=, from raw data, and compare: results/<p>/verify.md; LOAD=1 loads earlier stages
+	$(BIN)/python -m matalign.pipeline.verify --profile $(or $(PROFILE),laptop) $(if $(STAGE),--stage $(STAGE)) $(if $(LOAD),--load)
+
+audit: $(STAMP) ## Look the pinned packages up among known vulnerabilities (osv.dev; docs/supply_chain.md)
+	$(BIN)/uv tool run --from pip-audit==2.10.0 pip-audit --vulnerability-service osv --disable-pip --require-hashes -r requirements.txt
+
+sbom: $(STAMP) ## List what is installed, with licences, as CycloneDX: sbom.json
+	$(BIN)/uv tool run --from cyclonedx-bom==7.2.1 cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o sbom.json $(BIN)/python
 
 stale: $(STAMP) ## List committed results whose computing code differs from HEAD's
 	@$(BIN)/python -m matalign.pipeline.run stale

@@ -7,8 +7,7 @@
 #   9 too: values go back key by key into the one map of anchor and alias, and the last wins.
 # Versions: dvc 3.67.1
 # Matters: An ablation is reported as run with a parameter it did not have.
-# matalign: none; profiles are chosen with make repro PROFILE=..., parameters by editing params.yaml, whose one
-#   anchor is a list.
+# matalign: tests/pipeline/test_dvc.py::test_parameters_have_no_anchored_map.
 
 set -eu
 packages="dvc==3.67.1"

@@ -64,7 +64,7 @@ def test_a_second_run_does_nothing(whole):
 
 
 def test_no_other_profile_and_no_download_was_touched(whole):
-    assert [f.name for f in (whole.root / "results").iterdir()] == [PROFILE]
+    assert {f.name for f in (whole.root / "results").iterdir()} == {PROFILE, "claims", "training"}
     assert not (whole.root / "data" / "raw").exists()
 
 
@@ -153,6 +153,7 @@ def test_a_bare_clone_rebuilds_the_paper_from_committed_metrics(copy, tmp_path):
     stages = ["source", f"paper@{PROFILE}"]
     assert ran(clone.repro("--force", "--single-item", *stages)) == stages
     compared = [f"results/{PROFILE}/{name}" for name in ("metrics", "tables", "figures", "paper.pdf")]
+    compared += ["results/claims", "results/training"]
     same = ["git", "diff", "--exit-code", "--stat", "--", *compared]
     assert clone.command(*same).stdout == ""
     table = next((clone.results / "tables").glob("*.csv"))

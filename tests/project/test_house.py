@@ -100,6 +100,12 @@ def test_citation_licence_and_package_agree():
     assert (REPOSITORY / "LICENSE").read_text().startswith("MIT License\n\nCopyright (c) 2026 the matalign authors")
 
 
+def test_tools_outside_the_lock_are_pinned():
+    tools = re.findall(r"uv tool run --from (\S+) ", MAKEFILE)
+    assert len(tools) == 2
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", tool) for tool in tools)
+
+
 def test_help_names_every_target():
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.M))
     assert {"repro", "test", "check", "lab", "bench", "clean", "help"} <= targets
@@ -146,11 +152,12 @@ def test_what_git_holds_is_small():
 def test_made_files_stay_out_of_git():
     made = ["results/sample/paper.pdf", "results/laptop/pretrained/config.json", "data/raw/x/y"]
     made += [".venv/bin/python", ".scratch/run", ".source/01_curate.ipynb", "results/tiny/metrics/a.json"]
-    made += ["results/sample/notebooks/01_curate.ipynb"]
+    made += ["results/sample/notebooks/01_curate.ipynb", "results/claims/sample.json", "results/training/tiny.csv"]
     made += [".venv-bench/bin/python", "data/curated/sample/z"]
     assert provenance.git("check-ignore", *made).split() == made
     kept = ["results/laptop/metrics/curate.json", "results/laptop/tables/a.csv", "results/laptop/paper.pdf"]
     kept += ["results/bench/bench.json", "results/bench/bench.png", "results/laptop/notebooks/01_curate.ipynb"]
+    kept += ["results/claims/laptop.json", "results/training/full_cpu.csv"]
     kept += ["results/full_cpu/notebooks/01_curate.ipynb", "results/ablations/notebooks/05b_ablations.ipynb"]
     found = subprocess.run(["git", "check-ignore", "--no-index", *kept], cwd=REPOSITORY, check=False)
     assert found.returncode == 1  # none of them is ignored

@@ -12,23 +12,31 @@ import sys
 from pathlib import Path
 
 import yaml
+from dvc.utils.serialize import dump_yaml, load_yaml  # the lock is written by what DVC writes it with, byte for byte
 
 from matalign import config, paths
 from matalign.pipeline import provenance
 
+LOCK, ASIDE = "dvc.lock", ".dvc/tmp/local.lock"
 
-def switch(profile: str) -> None:
+
+def switch(profile: str, params: Path = paths.PARAMS) -> None:
     """Rewrite the `profiles:` block of params.yaml, and nothing else in it, so that `dvc repro` runs this one.
+
+    Args:
+        profile: a section of this project's parameters.
+        params: the file that is rewritten.
 
     Raises:
         ValueError: no such profile, or a parameter is wrong; or no such block.
     """
     block = f"profiles:\n  {profile}:\n    raw: {config.load('curate', profile).raw}\n"
-    text, count = re.subn(r"^profiles:.*\n(?:[ \t]+.*\n)*", block, paths.PARAMS.read_text(), flags=re.M)
+    before = params.read_text()
+    text, count = re.subn(r"^profiles:.*\n(?:[ \t]+.*\n)*", block, before, flags=re.M)
     if count != 1:
-        raise ValueError(f"{paths.PARAMS.name}: expected one block `profiles:` of indented lines, found {count}")
-    if text != paths.PARAMS.read_text():
-        paths.PARAMS.write_text(text)
+        raise ValueError(f"{params.name}: expected one block `profiles:` of indented lines, found {count}")
+    if text != before:
+        params.write_text(text)
 
 
 def repro(*args: str) -> int:
@@ -40,34 +48,38 @@ def repro(*args: str) -> int:
     Returns:
         DVC's exit code.
     """
-    lock, aside = paths.ROOT / "dvc.lock", paths.ROOT / ".dvc" / "tmp" / "local.lock"
-    _write(lock, _stages(aside) | _stages(lock))
-    # stages say `python`: this one, whether its environment is active or not
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    lock, aside = paths.ROOT / LOCK, paths.ROOT / ASIDE
+    write(lock, stages_of(aside) | stages_of(lock))
     command = [sys.executable, "-m", "dvc", "repro", *args]
     try:
-        return subprocess.run(command, cwd=paths.ROOT, env=env, check=False).returncode
+        return subprocess.run(command, cwd=paths.ROOT, env=environment(), check=False).returncode
     finally:
-        stages = _stages(lock)
+        stages = stages_of(lock)
         profiles = {name.partition("@")[2] for name in stages} - {""}
         ignored = {p for p in profiles if provenance.git("check-ignore", f"results/{p}/metrics") is not None}
         kept = {name: entry for name, entry in stages.items() if name.partition("@")[2] not in ignored}
         kept = kept if kept.keys() - {"source"} else {}
-        _write(aside, {name: entry for name, entry in stages.items() if name not in kept})
-        _write(lock, kept)
+        write(aside, {name: entry for name, entry in stages.items() if name not in kept})
+        write(lock, kept)
 
 
-def _stages(file: Path) -> dict:
-    return yaml.safe_load(file.read_text())["stages"] if file.exists() else {}
+def environment() -> dict[str, str]:
+    """This process's, for DVC: its stages say `python`, and mean this one, whether its environment is active or not."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
-def _write(file: Path, stages: dict) -> None:
-    """Write a lock's entries as DVC does, unchanged; no file where there are none."""
+def stages_of(lock: Path) -> dict:
+    """The entries of a lock by stage; none where there is no file."""
+    return load_yaml(lock)["stages"] if lock.exists() else {}
+
+
+def write(lock: Path, stages: dict) -> None:
+    """Write entries as DVC does, unchanged; no file where there are none."""
     if not stages:
-        file.unlink(missing_ok=True)
-    elif _stages(file) != stages:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False))
+        lock.unlink(missing_ok=True)
+    elif stages_of(lock) != stages:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        dump_yaml(lock, {"schema": "2.0", "stages": stages})
 
 
 def main() -> None:

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import pandas as pd
 
 from matalign import paths, quantities
+from matalign.cache import write_json
 from matalign.report import ablations, style
 from matalign.report.printing import MISSING, Table, digits_of, frame, interval, number, pivot, span, with_unit
 from matalign.report.style import Metrics
@@ -151,6 +153,23 @@ def cohorts(metrics: Metrics) -> Table:
     table = pd.DataFrame(metrics["cohorts"]).T.rename_axis("cohort")
     cells = [[name, *(f"{n:,}" for n in row)] for name, row in zip(table.index, table.to_numpy())]
     return Table(table.reset_index(), ["cohort", *(c.replace("_", " ") for c in table)], cells)
+
+
+def declare(metrics: Mapping[str, Metrics], folder: Path) -> None:
+    """Write what dvc.yaml declares as metrics and plots, a file a profile: values of claims, losses of training.
+
+    Args:
+        metrics: as for `build`.
+        folder: `results`. Profiles share its `claims` and `training`, which DVC reads whole, so it misses none.
+    """
+    name, values = metrics["curate"]["profile"], {}
+    for row in claims(metrics).rows.to_dict("records"):
+        values.setdefault(row["stage"], {})[row["claim"]] = row["value"]
+    for kind in ("claims", "training"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    write_json(folder / "claims" / f"{name}.json", values)
+    losses = pd.DataFrame(metrics["pretrain"]["history"])[["epoch", "loss_train", "loss_val"]]
+    losses.to_csv(folder / "training" / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
 
 
 def build(metrics: Mapping[str, Metrics]) -> dict[str, Table]:
