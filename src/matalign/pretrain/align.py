@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matalign import cache
 from matalign import towers as registry
 from matalign.config import Pretrain
 from matalign.pretrain.auxiliary import Denoiser
@@ -163,5 +164,13 @@ def save(model: AlignModel, folder: Path, *, dtype: torch.dtype | None = None) -
 
 
 def load(model: AlignModel, folder: Path) -> None:
-    """Read into `model`, in its precision, what `save` wrote."""
-    model.load_weights({k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()})
+    """Read into `model`, in its precision, what `save` wrote.
+
+    Raises:
+        ValueError: a file is no safetensors, or its weights are not the model's.
+    """
+    weights = {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in cache.tensors(file).items()}
+    try:
+        model.load_weights(weights)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
