@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 import psutil
 
@@ -32,6 +33,7 @@ class Project:
     """Folder of a project; every process started in it carries `mark` in its environment."""
 
     root: Path
+    profile: str = PROFILE
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -43,7 +45,7 @@ class Project:
 
     @property
     def results(self) -> Path:
-        return self.root / "results" / PROFILE
+        return self.root / "results" / self.profile
 
     def command(self, *args: str) -> subprocess.CompletedProcess:
         """Run to the end; standard output and error together."""
@@ -60,16 +62,11 @@ class Project:
         assert ended.returncode == 0, ended.stdout[-6000:]
         return ended.stdout
 
-    def start_repro(self) -> subprocess.Popen:
-        """`dvc repro` in a process group of its own."""
-        return subprocess.Popen(
-            REPRO,
-            cwd=self.root,
-            env={**self.env, "SHELL": "/bin/sh"},  # dash, on many machines, stays as the parent of what it starts
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    def start_repro(self, *, output: int | IO = subprocess.DEVNULL, **how: Any) -> subprocess.Popen:
+        """`dvc repro` in a process group of its own; `env` in `how` is added to the project's."""
+        # dash, on many machines, stays as the parent of what it starts
+        how["env"] = {**self.env, "SHELL": "/bin/sh", **how.get("env", {})}
+        return subprocess.Popen(REPRO, cwd=self.root, stdout=output, stderr=output, start_new_session=True, **how)
 
     def processes(self) -> list[psutil.Process]:
         """Those that were started in this project, by anyone, and still run."""
@@ -102,19 +99,19 @@ class Project:
 
     def files(self) -> dict[str, bytes]:
         """All that a second run must repeat: results less provenance, model and curated set, by relative name."""
-        folders = [self.results, self.root / "data" / "curated" / PROFILE]
+        folders = [self.results, self.root / "data" / "curated" / self.profile]
         files = [f for folder in folders for f in sorted(folder.rglob("*")) if f.is_file()]
         return {str(f.relative_to(self.root)): f.read_bytes() for f in files if f.parent.name != "provenance"}
 
     def clone(self, root: Path) -> "Project":
         """What git holds of the project: nothing that a run has made."""
         assert self.command("git", "clone", "-q", ".", str(root)).returncode == 0
-        return Project(root)
+        return Project(root, self.profile)
 
     def copy(self, root: Path) -> "Project":
         """The project as it stands, resume state and DVC's cache included."""
         shutil.copytree(self.root, root, symlinks=True)
-        return Project(root)
+        return Project(root, self.profile)
 
 
 def ran(output: str) -> list[str]:
@@ -122,15 +119,16 @@ def ran(output: str) -> list[str]:
     return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage ")]
 
 
-def make(root: Path) -> Project:
-    """Copy this repository's working tree as git would commit it, with `tiny` as the one profile."""
+def make(root: Path, profile: str = PROFILE) -> Project:
+    """Copy this repository's working tree as git would commit it, with one profile on the embedded sample."""
     names = provenance.git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS).split("\0")
     for name in dict.fromkeys(filter(None, names)):
         if (paths.ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(paths.ROOT / name, root / name)
-    project = Project(root)
-    project.edit("params.yaml", "\nprofiles:\n  sample:\n", f"\nprofiles:\n  {PROFILE}:\n")
+    project = Project(root, profile)
+    if profile != "sample":
+        project.edit("params.yaml", "\nprofiles:\n  sample:\n", f"\nprofiles:\n  {profile}:\n")
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "start"]):
         assert project.command("git", *command).returncode == 0
     return project

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -136,6 +136,22 @@ def write_json(path: Path, value: Any) -> None:
     temporary.rename(path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds none.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: a JSON {type(value).__name__}; expected an object")
+    return value
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
@@ -153,9 +169,29 @@ def save(path: Path, result: Result) -> None:
     temporary.rename(path)
 
 
+@contextmanager
+def opened(path: Path, framework: str) -> Iterator[Any]:
+    """A safetensors file, open for reading.
+
+    Raises:
+        ValueError: it is none, or not whole.
+    """
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path}: unreadable ({error}); delete it, and make it anew") from None
+
+
+def tensors(path: Path) -> dict[str, Any]:
+    """The torch tensors of a safetensors file; raises as `opened`."""
+    with opened(path, "pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+
+
 def load(path: Path) -> Result:
-    """Read what `save` wrote."""
-    with safe_open(path, framework="numpy") as file:
+    """Read what `save` wrote; raises as `opened`."""
+    with opened(path, "numpy") as file:
         return {**json.loads(file.metadata()["json"]), **{k: file.get_tensor(k) for k in file.keys()}}  # noqa: SIM118
 
 

@@ -229,7 +229,7 @@ def known(name: str, names: Collection[str], what: str) -> None:
         ValueError: the message has the nearest, and lists those there are.
     """
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        near = (difflib.get_close_matches(name, names, n=1, cutoff=0.0) or [""])[0]
         raise ValueError(f"{what} {name!r}, the nearest is {near!r}; of {', '.join(names)}")
 
 
@@ -247,7 +247,8 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
         known(key, fields, f"{where}: unknown parameter")
-    missing = [key for key, f in fields.items() if key not in values and f.default is dataclasses.MISSING]
+    needed = {key for key, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    missing = [key for key in fields if key in needed and key not in values]
     if missing:
         raise ValueError(f"{where}: missing parameter {missing[0]!r}")
     return cls(**{key: _typed(fields[key].type, value, where=f"{where}: {key}") for key, value in values.items()})
@@ -261,6 +262,8 @@ def _typed(kind: Any, value: Any, *, where: str) -> Any:
     """
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return build(kind, value, where=where)
+    if get_origin(kind) is Mapping and isinstance(value, Mapping):
+        return {key: _typed(get_args(kind)[1], v, where=f"{where}.{key}") for key, v in value.items()}
     if get_origin(kind) is tuple:
         inner = get_args(kind)[0]
         if get_origin(inner) is tuple and get_args(inner)[1] is not Ellipsis:  # pairs of a key and a value
@@ -274,7 +277,8 @@ def _typed(kind: Any, value: Any, *, where: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise ValueError(f"{where} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
+        name = "a map" if dataclasses.is_dataclass(kind) or get_origin(kind) is Mapping else kind.__name__
+        raise ValueError(f"{where} must be {name}, got {value!r} ({type(value).__name__})")
     return value
 
 
@@ -282,17 +286,33 @@ def load(stage: str, profile: str, *, file: Path | None = None) -> Stage:
     """A stage's config for a profile: `base.<stage>` overridden by `<profile>.<stage>` of params.yaml.
 
     Raises:
-        ValueError: see `build`; or an unknown stage or profile.
+        ValueError: see `build`; an unknown stage or profile; or no such file, or one that is no map of maps.
     """
     file = file or paths.PARAMS
-    params = parameters(file.read_text())
+    params = _maps(file)
     known(stage, STAGES, "unknown stage")
     known(profile, [key for key in params if key not in ("base", "profiles", "versions")], f"{file.name}: no profile")
     for section in ("base", profile):
-        for key in params[section]:
+        for key, values in params[section].items():
             known(key, STAGES, f"{file.name}: {section}: unknown stage")
+            if not isinstance(values or {}, dict):
+                raise ValueError(f"{file.name}: {section}.{key} must be a map, got {values!r}")
     merged = {**params["base"][stage], **(params[profile].get(stage) or {}), "profile": profile}
     return build(STAGES[stage], merged, where=f"{file.name}: {profile}.{stage}")
+
+
+def _maps(file: Path) -> dict[str, dict[str, Any]]:
+    """Sections of a params.yaml; raises as `load`."""
+    try:
+        params = parameters(file.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file; start in the project, or set MATALIGN_ROOT to its folder") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file.name}: not YAML: {error}") from None
+    wrong = [key for key, part in params.items() if not isinstance(part, dict)] if isinstance(params, dict) else []
+    if wrong or not isinstance(params, dict) or "base" not in params:
+        raise ValueError(f"{file.name}: {wrong[0] if wrong else 'base'} must be a map of stages")
+    return params
 
 
 def version(kind: str) -> int | str:
@@ -308,7 +328,11 @@ def version(kind: str) -> int | str:
         ValueError: no such kind.
     """
     known(kind, KINDS, "no kind of result")
-    return parameters(paths.PARAMS.read_text())["versions"][kind] if paths.PARAMS.exists() else __version__
+    if not paths.PARAMS.exists():
+        return __version__
+    versions = _maps(paths.PARAMS).get("versions", {})
+    known(kind, versions, f"{paths.PARAMS.name}: versions lack")
+    return versions[kind]
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,6 +1,9 @@
 """A released model, made by the stage's own code and asked as a user would."""
 
+import hashlib
 import json
+import pathlib
+import pickle
 import shutil
 
 import ase
@@ -9,6 +12,7 @@ import pandas as pd
 import published
 import pytest
 import torch
+from projects import REPOSITORY
 from pymatgen.core import Lattice, Structure
 from safetensors.torch import load_file
 
@@ -16,7 +20,7 @@ import matalign
 from matalign import cache, paths
 from matalign.data import library
 from matalign.pretrain import encode
-from matalign.release import build, depth, index, recipes, released, weights
+from matalign.release import build, cli, integrity, recipes, released, weights
 from matalign.tasks.properties import fits, networks
 from matalign.tasks.properties.task import graphs, rows, task
 
@@ -304,7 +308,7 @@ def copy(folder, tmp_path):
 
 def edited(folder, **changes):
     about = json.loads((folder / "config.json").read_text())
-    cache.write_json(folder / "config.json", {**about, **changes})
+    cache.write_json(folder / "config.json", integrity.sealed({**about, **changes}))
     return folder
 
 
@@ -326,26 +330,50 @@ def test_without_the_image_tower_all_but_images_is_answered(copy, model):
         bare.embed(images=[(np.eye(40), 0.4)])
 
 
-@pytest.mark.parametrize("name", ["heads.safetensors", "crystals.parquet", index.FILE, depth.FILE])
-def test_a_missing_file_is_named(copy, name):
-    (copy / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
+def test_a_config_without_its_hash_is_read_with_a_note_and_an_edited_one_is_not(copy, capsys):
+    assert cli.load(str(copy)).about["profile"] == "tiny"
+    assert capsys.readouterr().err == ""
+    about = json.loads((copy / "config.json").read_text())
+    rest = {name: value for name, value in about.items() if name != "sha256"}
+    said = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    assert about["sha256"] == said
+    cache.write_json(copy / "config.json", rest)
+    assert cli.load(str(copy)).about == rest
+    assert "config.json holds no hash of itself" in capsys.readouterr().err
+    cache.write_json(copy / "config.json", {**about, "data": "0" * 16})
+    with pytest.raises(ValueError, match=f"changed since it was written: expected sha256 {said}"):
         released.load(copy)
 
 
-def test_a_changed_file_is_named(copy):
-    content = bytearray((copy / "heads.safetensors").read_bytes())
-    content[-1] ^= 1
-    (copy / "heads.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"heads.safetensors: expected sha256 [0-9a-f]{64}, got"):
-        released.load(copy)
+def test_the_committed_model_is_of_the_older_format_and_is_read():
+    model = released.load(REPOSITORY / "results" / "laptop" / "model")
+    assert model.about["format"] in (integrity.OLD, integrity.FORMAT)
 
 
-def test_a_newer_format_and_a_folder_of_another_kind_are_refused(copy, made):
-    with pytest.raises(ValueError, match="format 99, but this matalign reads 2 and 3; update it"):
-        released.load(edited(copy, format=99))
-    with pytest.raises(ValueError, match="not a released model"):
-        released.load(made[0].parent / "pretrained")
+class Harmless:
+    """Would leave a file where it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.file,)
+
+
+def test_nothing_in_the_folder_runs(copy, model, tmp_path):
+    mark = tmp_path / "it ran"
+    code = f"import pathlib; pathlib.Path({str(mark)!r}).touch()\n"
+    for name in ("__init__.py", "conftest.py", "modeling_x.py", "sitecustomize.py"):
+        (copy / name).write_text(code)
+    for name in ("state.pt", "pytorch_model.bin", "crystal.pkl", "index.npy"):
+        (copy / name).write_bytes(pickle.dumps(Harmless(mark)))
+    loaded = released.load(copy)
+    pd.testing.assert_frame_equal(loaded.predict([NACL]), model.predict([NACL]))
+    assert len(loaded.neighbours(NACL, 2)) == 2
+    loaded.embed(protocols=["mix"])
+    assert not mark.exists()
+    pickle.loads((copy / "state.pt").read_bytes())
+    assert mark.exists()  # so it would have
 
 
 def test_another_text_model_is_refused(copy):

@@ -153,6 +153,17 @@ def test_a_pickle_that_would_run_code_is_refused(bert, tmp_path):
         TextTower(str(published))
 
 
+def test_code_that_comes_with_a_model_is_not_run(bert, tmp_path):
+    folder, mark = shutil.copytree(bert, tmp_path / "own"), tmp_path / "it ran"
+    (folder / "own.py").write_text(f"import pathlib; pathlib.Path({str(mark)!r}).touch()\n")
+    settings = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoTokenizer": ["own.Tokenizer", None]}
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "own", "auto_map": own}))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        TextTower(str(folder))
+    assert not mark.exists()
+
+
 def test_a_model_without_some_of_its_weights_is_refused(bert, tmp_path):
     published = as_first_published(Path(bert), tmp_path / "published")
     weights = torch.load(published / "pytorch_model.bin", weights_only=True)

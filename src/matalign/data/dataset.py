@@ -8,7 +8,6 @@ come from. Writing the same content twice gives the same bytes.
 import functools
 import hashlib
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -19,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -133,14 +133,17 @@ def read(folder: Path) -> Curated:
     folder = Path(folder)
     try:
         files = {name: (folder / name).read_bytes() for name in FILES}
-        audit = json.loads((folder / "audit.json").read_text())
+        audit = cache.read_json(folder / "audit.json")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error.filename}: no curated set here; the stage `curate` makes it") from None
-    tables = {name: pq.read_table(io.BytesIO(files[f"{name}.parquet"])).to_pandas() for name in TABLES}
-    tables["protocols"]["precursors"] = [list(p) for p in tables["protocols"].precursors]
-    structures = Structures(**load_tensors(files["structures.safetensors"]))
-    extras = load_tensors(files["extras.safetensors"])
-    return Curated(structures=structures, audit=audit, extras=extras, **tables)
+    try:
+        tables = {name: pq.read_table(io.BytesIO(files[f"{name}.parquet"])).to_pandas() for name in TABLES}
+        tables["protocols"]["precursors"] = [list(p) for p in tables["protocols"].precursors]
+        structures = Structures(**load_tensors(files["structures.safetensors"]))
+        extras = load_tensors(files["extras.safetensors"])
+        return Curated(structures=structures, audit=audit, extras=extras, **tables)
+    except (ValueError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: not a whole curated set ({error}); the stage `curate` makes it") from None
 
 
 def _parquet(frame: pd.DataFrame, types: dict[str, pa.DataType]) -> bytes:

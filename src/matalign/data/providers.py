@@ -91,7 +91,8 @@ def _records(url: str, folder: Path, limit: int, bar: tqdm) -> tuple[list[Any], 
         repeats = bool(ids) and ids <= seen
         records += [] if repeats else page["data"]
         seen |= ids | {url}
-        total = bar.total = meta.get("data_returned")
+        total = meta.get("data_returned")
+        total = bar.total = total if isinstance(total, int) else None
         bar.update(len(page["data"]))
         link = links.get("next") or links.get("next_page")
         link = link.get("href") if isinstance(link, dict) else link
@@ -101,6 +102,8 @@ def _records(url: str, folder: Path, limit: int, bar: tqdm) -> tuple[list[Any], 
         if not link:
             short = meta.get("more_data_available") is True or (isinstance(total, int) and len(records) < total)
             return records, f"{told}: there is no link to the next page" if short else ""
+        if not isinstance(link, str):
+            return records, f"{told}: the link to the next page is {link!r}"
         link = urljoin(url, link)
         link += "" if "response_fields=" in link else f"{'&' if '?' in link else '?'}{FIELDS}"
         if repeats or link in seen:
@@ -136,8 +139,12 @@ def _page(session: requests.Session, url: str, folder: Path, pause: float) -> di
         page = answer.json()
     except ValueError:
         raise ValueError(f"Could not decode response as JSON: {answer.text[:80]!r}") from None
-    if answer.status_code != 200 or not isinstance(page, dict) or not isinstance(page.get("data"), list):
-        errors = page.get("errors") if isinstance(page, dict) else None
+    parts = page if isinstance(page, dict) else {}
+    whole = isinstance(parts.get("data"), list) and all(
+        isinstance(parts.get(n), dict | None) for n in ("links", "meta")
+    )
+    if answer.status_code != 200 or not whole:
+        errors = parts.get("errors")
         raise ValueError(f"{answer.status_code}: {str(errors or page)[:200]}")
     cache.write_json(file, page)
     return page

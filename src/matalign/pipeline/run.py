@@ -4,12 +4,11 @@ The executed notebook is a function of the notebook's source and the stage's par
 """
 
 import argparse
+import builtins
 import os
 import sys
 import time
 from pathlib import Path
-
-import yaml
 
 from matalign import cache, config, paths
 from matalign.pipeline import provenance
@@ -28,6 +27,7 @@ ENVIRONMENT = {
     # else threads that wait for each other spin: on a busy machine most of the processor's time goes there
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+OUTER = (OSError, ValueError, MemoryError)  # input, disk, memory; or a process was killed
 HELP = (
     "source: notebooks without outputs; embed: features of the model; stale: list results that other code has computed"
 )
@@ -92,7 +92,8 @@ def execute(notebook, file: Path, *, profile: str):
 
     Raises:
         ValueError: the notebook has other parameters.
-        RuntimeError: a cell failed; the message ends with its traceback.
+        RuntimeError: a cell failed; the message ends with its traceback, or, where the cause is no fault of the code
+            (`OUTER`), in one line.
     """
     import nbformat
     import papermill
@@ -116,7 +117,9 @@ def execute(notebook, file: Path, *, profile: str):
             extra_arguments=[f"--IPKernelApp.exec_lines={die}", "--log-level=ERROR"],
         )
     except papermill.PapermillExecutionError as error:
-        raise RuntimeError(f"{file.name} failed; as far as it came: {file}\n{error}") from None
+        outer = issubclass(getattr(builtins, error.ename, Exception), OUTER) or "SIGKILL" in error.evalue
+        why = f": {error.ename}: {error.evalue}" if outer else f"\n{error}"
+        raise RuntimeError(f"{file.name} failed; as far as it came: {file}{why}") from None
     for cell in executed.cells:
         if "injected-parameters" in cell.metadata.get("tags", ()):
             cell.id = "cell-parameters"
@@ -159,8 +162,8 @@ def main() -> None:
             encode.embed(args.profile)
         else:
             run(args.stage, args.profile)
-    except (ValueError, RuntimeError, yaml.YAMLError) as error:
-        sys.exit(f"error: {error}")
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        sys.exit(f"error: {str(error) or type(error).__name__}")
 
 
 if __name__ == "__main__":

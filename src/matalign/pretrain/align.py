@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matalign import cache
 from matalign import towers as registry
 from matalign.config import Pretrain
 from matalign.pretrain.auxiliary import Denoiser
@@ -163,9 +164,16 @@ def save(model: AlignModel, folder: Path, *, dtype: torch.dtype | None = None) -
 
 
 def load(model: AlignModel, folder: Path) -> None:
-    """Read into `model`, in its precision, what `save` wrote of its parts."""
+    """Read into `model`, in its precision, what `save` wrote of its parts.
+
+    Raises:
+        ValueError: a file is no safetensors, or its weights are not the model's.
+    """
     files = [folder / f"{name}.safetensors" for name in (*model.modalities, "heads")]
-    saved = {name: tensor for file in files if file.exists() for name, tensor in load_file(file).items()}
+    saved = {name: tensor for file in files if file.exists() for name, tensor in cache.tensors(file).items()}
     mine = ("log_temperature", "towers.", *(f"heads.{name}." for name in model.modalities))
     mine += ("denoiser.",) if model.denoiser else ()
-    model.load_weights({name: tensor for name, tensor in saved.items() if name.startswith(mine)})
+    try:
+        model.load_weights({name: tensor for name, tensor in saved.items() if name.startswith(mine)})
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import resource
 import shutil
 import sys
@@ -64,8 +65,16 @@ def _on_cpu(value: Any) -> Any:
 
 
 def load(file: Path) -> dict[str, Any]:
-    """Read what `save` wrote, on the CPU; nothing but tensors and plain values is unpickled."""
-    return torch.load(file, map_location="cpu", weights_only=True)
+    """Read what `save` wrote, on the CPU; nothing but tensors and plain values is unpickled.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        why = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise ValueError(f"{file}: no training state ({why}); delete it, and training starts anew") from None
 
 
 @contextmanager

@@ -6,7 +6,6 @@ standardised micrographs. What it returns lies in one space: unit vectors, compa
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,10 +147,13 @@ def settings(folder: Path) -> tuple[Pretrain, str | None]:
 
     Raises:
         FileNotFoundError: there is no model; the message says how to make it.
+        ValueError: its `config.json` is not one of pretraining.
     """
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"no model in {folder}; the stage `pretrain` makes it, or give its folder")
-    about = json.loads((folder / "config.json").read_text())
+    about = cache.read_json(folder / "config.json")
+    if not isinstance(about.get("pretrain"), dict):
+        raise ValueError(f"{folder}: not a pretrained model, its config.json has no parameters of pretraining")
     return config.build(Pretrain, about["pretrain"], where=str(folder / "config.json")), about.get("text_model_hash")
 
 

@@ -263,10 +263,13 @@ def _keep(file: Path, model: align.AlignModel, at: Progress, optimizer: torch.op
 
 def _resumed(file: Path, model: align.AlignModel, optimizer: torch.optim.Optimizer | None = None) -> Progress:
     state = checkpoint.load(file)
-    model.load_weights(state["model"])
-    if optimizer:
-        optimizer.load_state_dict(state["optimizer"])
-    return Progress(**state["progress"])
+    try:
+        model.load_weights(state["model"])
+        if optimizer:
+            optimizer.load_state_dict(state["optimizer"])
+        return Progress(**state["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{file}: a state of another version ({error}); delete it, and training starts anew") from None
 
 
 @record

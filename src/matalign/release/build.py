@@ -22,7 +22,7 @@ from matalign.config import Release
 from matalign.data import sources
 from matalign.pretrain import encode
 from matalign.quantities import METAL
-from matalign.release import card, depth, ensemble, index, predictors, released, weights
+from matalign.release import card, depth, ensemble, index, integrity, predictors, released, weights
 from matalign.release.predictors import LEVELS, Calibration
 from matalign.tasks.properties import fits
 from matalign.tasks.properties.arms import NETWORKS, Fit, groups
@@ -101,7 +101,7 @@ def build(cfg: Release) -> dict[str, Any]:
         "index": compared(cfg, built, vectors),
     }
     (folder / "README.md").write_text(card.text(paths.results(cfg.profile), about, metrics))
-    cache.write_json(folder / "config.json", about)
+    cache.write_json(folder / "config.json", integrity.sealed(about))
     metrics["files"] = [
         {"file": f.name, "MB": round(f.stat().st_size / 1e6, 3)} for f in sorted(folder.iterdir()) if f.suffix != ".md"
     ]
@@ -137,7 +137,7 @@ def write_weights(cfg: Release, folder: Path, t: Task, fitted: Mapping[Fit, Mapp
                 tensors[f"{number}.{i}.{name.removeprefix('weight.')}"] = weight
     members = weights.write(folder, "predictors", tensors)
     return {
-        "format": released.FORMAT,
+        "format": integrity.FORMAT,
         "matalign": matalign.__version__,
         "profile": cfg.profile,
         "synthetic": t.curated.synthetic,

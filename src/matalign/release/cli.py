@@ -243,12 +243,15 @@ def import_(
 
 def load(model: str) -> "Released":
     """The model; one that is not there or not whole is an error of usage."""
-    from matalign.release import released
+    from matalign.release import integrity, released
 
     try:
-        return released.load(model)
+        loaded = released.load(model)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="--model") from None
+    if integrity.SEAL not in loaded.about:
+        print(f"note: {loaded.folder}: config.json holds no hash of itself: edits of it are not seen", file=sys.stderr)
+    return loaded
 
 
 def taken(files: list[Path], read: Callable[[Path], Any]) -> tuple[list[str], list[Any]]:
@@ -316,10 +319,13 @@ def vectors(
 
 
 def of_crystal(file: Path) -> bool:
-    """Whether a JSON file holds a structure; if not, it is taken for a protocol."""
+    """Whether a JSON file holds a structure; if not, it is taken for a protocol, whose reader says what is wrong."""
     from matalign.data.readers import records
 
-    return records.holds_structure(json.loads(file.read_text(encoding="utf-8-sig")))
+    try:
+        return records.holds_structure(json.loads(file.read_text(encoding="utf-8-sig")))
+    except (ValueError, RecursionError):
+        return False
 
 
 def save(out: Path, found: "np.ndarray", names: list[str]) -> None:
@@ -340,10 +346,10 @@ def one_of(as_json: bool, as_csv: bool) -> None:
 
 
 def main() -> None:
-    """The command; what this machine refuses is one line, not a traceback."""
+    """The command; what this machine refuses, or a model that cannot answer, is one line, not a traceback."""
     try:
         app()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {explained(error)}")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from matalign.data.structures import Structures
@@ -163,7 +163,7 @@ def write(folder: Path, depths: Sequence[Depth]) -> list[str]:
 
 def read(folder: Path) -> list[Depth]:
     """Read what `write` wrote."""
-    kept, out = load_file(folder / FILE), []
+    kept, out = weights.read(folder, [FILE]), []
     while f"{len(out)}.features" in kept:
         start = f"{len(out)}."
         mine = {name.removeprefix(start): tensor for name, tensor in kept.items() if name.startswith(start)}

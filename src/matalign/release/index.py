@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from matalign.pretrain import encode
 from matalign.release import weights
 
 TOP = 10  # nearest that the agreement is taken on
 FILE = "index.safetensors"
+NAMES = ("crystal", "protocol")  # what may be in it
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def write(folder: Path, index: Index) -> list[str]:
 
 def read(folder: Path) -> Index:
     """Read what `write` wrote."""
-    kept = load_file(folder / FILE)
-    names = [name.removesuffix(weights.SCALE) for name in sorted(kept) if name.endswith(weights.SCALE)]
+    kept = weights.read(folder, [FILE])
+    names = [name for name in NAMES if name in kept]
     vectors = {name: weights.dequantise(kept[name], kept[name + weights.SCALE]).numpy() for name in names}
     tables = {name: pd.read_parquet(folder / f"{name}s.parquet") for name in names}
     return Index(kept["axes"].float().numpy(), vectors, tables)

@@ -1,11 +1,9 @@
 """A released model: `matalign.load("laptop")`, and what can be asked of it.
 
-It is a folder of weights, an index of vectors and `config.json`, which names every file with its hash. Each part is
-read when a question first needs it, and what answers it is imported then: a prediction reads the predictors alone.
+It is a folder of weights, an index of vectors and `config.json`; `integrity` compares them with their hashes. Each part
+is read when a question first needs it, and what answers it is imported then: a prediction reads the predictors alone.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ from matalign.config import Pretrain
 from matalign.data import formulas
 from matalign.data.structures import Structures
 from matalign.quantities import METAL
-from matalign.release import depth, predictors, weights
+from matalign.release import depth, integrity, predictors, weights
 from matalign.release.predictors import Calibration, Predictor
 from matalign.towers import crystal
 
@@ -34,9 +32,7 @@ if TYPE_CHECKING:
     from matalign.release.recipes import Cookbook, Recipes
     from matalign.release.registering import Match
 
-FORMAT = 3  # of the folder
-OLD = 2  # is read too: it keeps no training crystals
-UNKNOWN = f"not checked: this model is of format {OLD}, its intervals do not widen"
+UNKNOWN = f"not checked: this model is of format {integrity.OLD}, its intervals do not widen"
 PROBABILITY = "metal_probability"
 TRUNK = "the image tower's files {files} are not in {folder}; copy them from results/{profile}/model of the repository"
 
@@ -175,7 +171,7 @@ class Released:
     def _depth(self, features: Sequence[np.ndarray], crystals: Structures) -> tuple[dict[str, depth.Around], list[str]]:
         """Target -> what training is around; and the warning for each crystal."""
         groups = [predictor.targets for predictor in self.predictors]
-        if self.about["format"] == OLD:
+        if self.about["format"] == integrity.OLD:
             n = len(crystals)
             nothing = depth.Around(np.ones(n), np.zeros(n), np.zeros((n, 119), bool))
             return {t: nothing for targets in groups for t in targets}, [UNKNOWN] * n
@@ -264,42 +260,18 @@ def load(profile_or_path: str | Path) -> Released:
 
     Raises:
         FileNotFoundError: there is no model, or one of its files is missing.
-        ValueError: another format, a file that has changed.
+        ValueError: see `integrity.checked`.
     """
     home = os.environ.get("MATALIGN_HOME")
     named = [Path(home), Path(home) / str(profile_or_path) / "model"] if home else []
     places = [Path(profile_or_path), *named, paths.results(str(profile_or_path)) / "model"]
     for folder in places:
         if (folder / "config.json").exists():
-            return Released(folder, checked(folder))
+            return Released(folder, integrity.checked(folder))
     raise FileNotFoundError(
         f"no model in {places[-1]}; set MATALIGN_HOME to the folder that holds {profile_or_path}/model (`results` of a "
         "checkout), give the model's own folder, or make it by the stage `release`"
     )
-
-
-def checked(folder: Path) -> dict[str, Any]:
-    """A released model's `config.json`, its files compared with the hashes that it names; raises as `load`."""
-    about = json.loads((folder / "config.json").read_text())
-    if "format" not in about:
-        raise ValueError(f"{folder}: not a released model, its config.json has no format")
-    if about["format"] not in (OLD, FORMAT):
-        known = f"this matalign reads {OLD} and {FORMAT}"
-        raise ValueError(f"{folder}: format {about['format']}, but {known}; update it or the model")
-    for name, expected in about["files"].items():
-        if (folder / name).exists():
-            with open(folder / name, "rb") as file:
-                got = hashlib.file_digest(file, "sha256").hexdigest()
-            if got != expected:
-                raise ValueError(f"{folder / name}: expected sha256 {expected}, got {got}")
-        elif of(name) != "image":
-            raise FileNotFoundError(f"{folder}: {name} is missing; of {len(about['files'])} files, all are needed")
-    return about
-
-
-def of(file: str) -> str:
-    """What a file of weights is of: image for image-00001.safetensors."""
-    return file.partition(".")[0].partition("-")[0]
 
 
 def towers(folder: Path, about: dict[str, Any], modalities: Sequence[str]) -> "Model":
@@ -314,7 +286,7 @@ def towers(folder: Path, about: dict[str, Any], modalities: Sequence[str]) -> "M
     cfg = config.build(Pretrain, about["pretrain"], where=str(folder / "config.json"))
     if unknown := set(modalities) - set(cfg.modalities.split()):
         raise ValueError(f"this model has no {min(unknown)} tower; it was trained on {cfg.modalities}")
-    files = [file for file in about["weights"] if of(file) in ("heads", *modalities)]
+    files = [file for file in about["weights"] if integrity.of(file) in ("heads", *modalities)]
     if absent := [file for file in files if not (folder / file).exists()]:
         raise FileNotFoundError(TRUNK.format(files=", ".join(absent), folder=folder, profile=about["profile"]))
     mine = ("log_temperature", *(f"{part}.{name}." for part in ("towers", "heads") for name in modalities))

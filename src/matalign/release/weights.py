@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+
+from matalign import cache
 
 SHARD_BYTES = 15_000_000  # no file is larger
 IMAGE = "towers.image."  # the convolutions of this tower are kept as int8
@@ -87,5 +89,9 @@ def write(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def read(folder: Path, files: list[str]) -> dict[str, Tensor]:
-    """Read what `write` wrote."""
-    return {key: tensor for file in files for key, tensor in load_file(folder / file).items()}
+    """Read what `write` wrote.
+
+    Raises:
+        ValueError: a file is no safetensors.
+    """
+    return {key: tensor for file in files for key, tensor in cache.tensors(folder / file).items()}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from matalign import cache
 from matalign.config import Pretrain
 from matalign.data.dataset import Curated
 from matalign.views import micrographs
@@ -69,7 +69,7 @@ class ImageTower(nn.Module):
             )
         state = {
             key: value
-            for key, value in load_file(file).items()
+            for key, value in cache.tensors(file).items()
             if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
         }
         if "conv1.weight" in state:

@@ -61,7 +61,7 @@ class TextTower(nn.Module):
         super().__init__()
         transformers.utils.logging.disable_progress_bar()
         source = minilm() if model == "minilm" else model
-        options = {"local_files_only": Path(source).is_dir()}
+        options = {"local_files_only": Path(source).is_dir(), "trust_remote_code": False}  # no code of its own runs
         if options["local_files_only"] and "model_type" not in json.loads((Path(source) / "config.json").read_text()):
             options["config"] = transformers.BertConfig.from_pretrained(source)  # those of the first years
         case = _case(Path(source)) if options["local_files_only"] else {}

@@ -143,6 +143,10 @@ def _is_file(path: Path) -> bool:
 def _of_text(text: str, name: str, block: str | None, frame: int | None) -> Cell:
     kind = kind_of(text, name)
     text = text.removeprefix("\ufeff")
+    if block is not None and kind != "cif":
+        raise ValueError(f"no block {block!r}: a CIF alone has blocks")
+    if kind in ("cif", "poscar"):
+        unit_cell.chosen([text], frame)  # each holds one
     if kind == "cif":
         return cif.read(text, block=block)
     if kind == "json":

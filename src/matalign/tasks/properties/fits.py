@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from matalign import cache, config, paths, towers
@@ -63,7 +62,7 @@ def tower_weights(profile: str, folder: str) -> dict[str, Tensor]:
     files = sorted((paths.results(profile) / folder).glob("crystal*.safetensors"))
     if not files:
         raise FileNotFoundError(f"no crystal tower in {paths.results(profile) / folder}; a pretraining makes it")
-    return {k.removeprefix("towers.crystal."): v for file in files for k, v in load_file(file).items()}
+    return {k.removeprefix("towers.crystal."): v for file in files for k, v in cache.tensors(file).items()}
 
 
 def key(t: Task, fit: Fit) -> dict[str, Any]:
