@@ -4,9 +4,9 @@
 
 "Kept" is how it was for every set: all graphs are made before the first step. "Per batch" is what `views.graphs.graphs`
 does for large sets. The crystals are those of the profile, repeated and each displaced a little, in one file that is
-mapped, not read. Each point is a process of its own that trains the crystal tower for some steps. Its peak is of memory
-that the system cannot take back (anonymous); pages of the mapped file, which it can, stand apart. What a step costs is
-processor time, both ways in turn, on the same rows.
+mapped, not read. Each point is a process of its own, forked, that trains the crystal tower for some steps. Its peak is
+of memory that the system cannot take back (anonymous); pages of the mapped file, which it can, stand apart. What a step
+costs is processor time, both ways in turn, on the same rows.
 """
 
 import argparse
@@ -47,23 +47,23 @@ def main() -> None:
     args = parser.parse_args()
     file = paths.SCRATCH / "bench" / "crystals.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write(file, dataset.read(paths.curated(args.profile)).structures, max(args.sizes))
     points = [(way, size) for size in args.sizes for way in WAYS if way != "kept" or size <= MOST_KEPT]
+    calls = [(peak, file, args.profile, *point) for point in points]
     rows = []
-    for call in [*((peak, file, args.profile, *point) for point in points), (cost, file, args.profile)]:
+    for call in [(write, file, args.profile, max(args.sizes)), (cost, file, args.profile), *calls]:
         with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as process:
             rows.append(process.submit(*call).result())
         print(rows[-1], flush=True)
     file.unlink()
     made = {"profile": args.profile, "machine": provenance.machine(), "git": provenance.commit(), "batch": BATCH}
-    made |= {"rows": rows[:-1], "step": rows[-1]}
+    made |= {"rows": rows[2:], "step": rows[1]}
     cache.write_json(FOLDER / "memory.json", made)
     style.save(figure(made["rows"]), FOLDER, "memory")
 
 
-def write(file: Path, structures: Structures, size: int) -> None:
-    """So many crystals, those given again and again, all atoms displaced."""
-    rng = np.random.default_rng(0)
+def write(file: Path, profile: str, size: int) -> None:
+    """So many crystals, a profile's again and again, all atoms displaced."""
+    structures, rng = dataset.mapped(paths.curated(profile) / dataset.STRUCTURES), np.random.default_rng(0)
     more = structures.take(np.arange(size) % len(structures))
     frac_coords = more.frac_coords + rng.normal(0, DISPLACED, more.frac_coords.shape)
     save_file({"numbers": more.numbers, "frac_coords": frac_coords, "lattice": more.lattice, "ptr": more.ptr}, file)
