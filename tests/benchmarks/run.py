@@ -26,7 +26,8 @@ from matalign.report import style
 
 NAMES = ("neighbours", "towers", "stem", "losses", "search", "energy")
 LONG = ("energy",)  # only if named
-PEERS = ("faiss-cpu", "jarvis-tools", "matgl", "open_clip_torch", "pymatgen")
+PEERS = ("faiss-cpu", "jarvis-tools", "matgl", "open_clip_torch", "pymatgen", "vesin")
+PEERS += ("matscipy-neighbours", "nvalchemi-toolkit-ops", "torch-sim-atomistic")  # those that are installed
 THREADS = 2
 FOLDER = paths.ROOT / "results" / "bench"
 
@@ -66,12 +67,13 @@ def measure(name: str, settings: Settings) -> dict:
     import torch
 
     torch.set_num_threads(settings.threads)
+    installed = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "git": provenance.commit(),
         "settings": asdict(settings),
         "machine": provenance.machine(),
-        "versions": provenance.versions() | {peer: importlib.metadata.version(peer) for peer in PEERS},
+        "versions": provenance.versions() | {peer: installed[peer] for peer in PEERS if peer in installed},
         **importlib.import_module(f"benchmarks.{name}").measure(settings),
     }
 

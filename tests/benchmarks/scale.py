@@ -209,13 +209,13 @@ def outlook(found: Mapping[str, Any]) -> pd.DataFrame:
     """What many structures would take, printed: a row a device and need, a column for each number and devices.
 
     From the training step of the batch that is fastest at the most structures, taken to be as fast on each of many
-    devices; all-reduce, start and waiting are left out. Each process of a run builds and keeps all graphs and draws all
-    views; the last row is what dividing the graphs would leave.
+    devices; all-reduce, start and waiting are left out. Graphs of so many structures are made for each batch, by the
+    process that trains on it (`benchmarks.memory` measures that); each process draws all views.
     """
     lines = []
     for device, made in found.items():
         built = made["graphs"]
-        atoms, size = built["atoms"] / built["structures"], built["bytes"] / built["structures"]
+        atoms = built["atoms"] / built["structures"]
         building, drawing = (built["structures"] / built[name] for name in ("seconds", "views_seconds"))
         rows = [row for row in made["rows"] if row["what"] == "training"]
         most = max(row["structures"] for row in rows)
@@ -225,10 +225,8 @@ def outlook(found: Mapping[str, Any]) -> pd.DataFrame:
             f"{n / 1e6:,.0f} M on {d}": {
                 f"hours an epoch, {rate:,.0f} structures/s, {rate * flop:.2g} TFLOP/s": n / d / rate / 3600,
                 f"the same, if {GOAL_ATOMS_PER_S:,} atoms/s, {aim * flop:.2g} TFLOP/s": n / d / aim / 3600,
-                f"hours to build graphs, all on each, {building:,.0f}/s": n / building / 3600,
+                f"hours an epoch to make graphs, its own on each, {building:,.0f}/s": n / d / building / 3600,
                 f"hours to draw an epoch's views, all on each, {drawing:,.0f}/s": n / drawing / 3600,
-                "GB of graphs on each, all on each": n * size / 1e9,
-                "GB of graphs on each, divided": n * size / d / 1e9,
             }
             for n in MANY
             for d in DEVICES

@@ -31,7 +31,8 @@ TYPES["texts"] = pa.list_(pa.string())
 CONTRACT = yaml.safe_load(resources.files("matalign.data").joinpath("contract.yaml").read_text(encoding="utf-8"))
 TABLES = {table: {name: TYPES[kind] for name, (kind, _) in columns.items()} for table, columns in CONTRACT.items()}
 MATERIALS, PROTOCOLS, SPLITS = TABLES.values()
-FILES = ("materials.parquet", "structures.safetensors", "protocols.parquet", "splits.parquet", "extras.safetensors")
+STRUCTURES = "structures.safetensors"
+FILES = ("materials.parquet", STRUCTURES, "protocols.parquet", "splits.parquet", "extras.safetensors")
 TENSORS = {"numbers": np.int16, "frac_coords": np.float64, "lattice": np.float64, "ptr": np.int64}
 
 
@@ -90,7 +91,8 @@ class Curated:
                 hasher.update(column.encode() + values)
         arrays = {name: np.asarray(getattr(self.structures, name), dtype) for name, dtype in TENSORS.items()}
         for name, values in sorted((arrays | self.extras).items()):
-            hasher.update(name.encode() + np.ascontiguousarray(values).tobytes())
+            hasher.update(name.encode())
+            hasher.update(np.ascontiguousarray(values))
         return hasher.hexdigest()
 
     @property
@@ -115,7 +117,7 @@ def write(folder: Path, curated: Curated) -> None:
     tensors = {k: np.ascontiguousarray(getattr(curated.structures, k), dtype=v) for k, v in TENSORS.items()}
     extras = {name: np.ascontiguousarray(values) for name, values in curated.extras.items()}
     files = {f"{name}.parquet": _parquet(getattr(curated, name), types) for name, types in TABLES.items()}
-    files |= {"structures.safetensors": save_tensors(tensors), "extras.safetensors": save_tensors(extras)}
+    files |= {STRUCTURES: save_tensors(tensors), "extras.safetensors": save_tensors(extras)}
     for name, content in files.items():
         temporary = folder / f".{name}"
         temporary.write_bytes(content)
@@ -132,18 +134,25 @@ def read(folder: Path) -> Curated:
     """
     folder = Path(folder)
     try:
-        files = {name: (folder / name).read_bytes() for name in FILES}
-        audit = cache.read_json(folder / "audit.json")
+        files = {name: (folder / name).read_bytes() for name in FILES if name != STRUCTURES}
+        audit, file = cache.read_json(folder / "audit.json"), (folder / STRUCTURES).resolve(strict=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error.filename}: no curated set here; the stage `curate` makes it") from None
     try:
+        structures = mapped(file)
         tables = {name: pq.read_table(io.BytesIO(files[f"{name}.parquet"])).to_pandas() for name in TABLES}
         tables["protocols"]["precursors"] = [list(p) for p in tables["protocols"].precursors]
-        structures = Structures(**load_tensors(files["structures.safetensors"]))
         extras = load_tensors(files["extras.safetensors"])
         return Curated(structures=structures, audit=audit, extras=extras, **tables)
     except (ValueError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a whole curated set ({error}); the stage `curate` makes it") from None
+
+
+def mapped(file: Path) -> Structures:
+    """Structures whose arrays stay on disk, each page until it is read."""
+    from safetensors.torch import load_file
+
+    return Structures(**{name: tensor.numpy() for name, tensor in load_file(file).items()})
 
 
 def _parquet(frame: pd.DataFrame, types: dict[str, pa.DataType]) -> bytes:

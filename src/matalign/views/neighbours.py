@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from vesin import NeighborList
 
@@ -166,7 +165,7 @@ def _dense(
     a, b = np.ones((5, count, pairs), np.float32), np.ones((5, count, images), np.float32)
     a[:3], a[3], b[:3], b[4] = 2 * d, (d * d).sum(0), t, (t * t).sum(0)
     within = reach**2 + 1e-6 * (np.sqrt(a[3].max(1)) + np.sqrt(b[4].max(1))) ** 2 + 1e-6  # rounding is less than that
-    square = torch.bmm(torch.from_numpy(a).permute(1, 2, 0), torch.from_numpy(b).permute(1, 0, 2)).numpy()
+    square = a.transpose(1, 2, 0) @ b.transpose(1, 0, 2)
     square[:, :size, : images // 2 + 1] = np.inf  # an atom itself, and of its images those that others mirror
     flat = np.flatnonzero(square < within.astype(np.float32)[:, None, None]).astype(np.int32)
 
