@@ -9,7 +9,7 @@ from PIL import Image
 
 RUNS = [("chemsys", 1, 5), ("chemsys", 5, 5), ("chemsys", 20, 3), ("chemsys", 100, 1), ("random", 100, 1)]
 PROPERTY_ARMS = {"dummy": 3.0, "composition": 1.5, "cgconv": 1.3, "scratch": 1.0, "pretrained": 0.85, "ridge": 1.1}
-PROPERTY_ARMS |= {"probe": 1.25, "composition_ridge": 1.6}
+PROPERTY_ARMS |= {"probe": 1.25, "composition_probe": 1.6}
 FUSED_ARMS = {"scratch": 1.2, "pretrained": 1.0, "early_fusion": 1.3, "cross_attention": 1.1, "pretrained_fusion": 0.9}
 FUSED_ARMS |= {"text": 2.4, "image": 3.2}
 SCALE = {"formation_energy_eV_atom": (0.055, "eV/atom"), "band_gap_eV": (0.4, "eV")}

@@ -447,7 +447,7 @@ def test_a_probe_of_all_layers_tells_structures_apart(root):
         fit = dataclasses.replace(FIT, arm=arm, steps=0)
         found = fits.fit_or_load(make(), fit)
         mae[arm] = np.nanmean(np.abs(found["test"] - t.labels[list(TWO)].to_numpy()[found["test_rows"]]), 0)[0]
-    assert mae["composition_ridge"] > 0.25
+    assert mae["composition_probe"] > 0.25
     assert mae["probe"] < 0.15
 
 

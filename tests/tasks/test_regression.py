@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -120,6 +121,21 @@ def test_ridge_with_one_penalty_is_scikit_learns(parts, monkeypatch):
     out = baselines.each_target(baselines.ridge, x, ["band_gap_eV"], y, parts)
     reference = make_pipeline(StandardScaler(), Ridge(3.0)).fit(x[parts["train"]], y[parts["train"], 0])
     np.testing.assert_allclose(out["test"][:, 0], reference.predict(x[parts["test"]]), rtol=1e-6)
+
+
+def test_kernel_ridge_with_all_landmarks_is_scikit_learns(parts, monkeypatch):
+    monkeypatch.setattr(baselines, "WIDTHS", [2.0])
+    monkeypatch.setattr(baselines, "KERNEL_PENALTIES", [0.1])
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 4))
+    y = np.sin(2 * x[:, :1]) + 1
+    out = baselines.each_target(baselines.kernel_ridge, x, ["band_gap_eV"], y, parts)["test"][:, 0]
+    scaled = StandardScaler().fit(x[parts["train"]]).transform(x)
+    mean = y[parts["train"], 0].mean()
+    reference = KernelRidge(alpha=0.1, kernel="rbf", gamma=1 / 32).fit(
+        scaled[parts["train"]], y[parts["train"], 0] - mean
+    )
+    np.testing.assert_allclose(out, reference.predict(scaled[parts["test"]]) + mean, rtol=1e-4)
 
 
 def test_boosting_learns_a_class_and_bears_one_without_the_other(parts, monkeypatch):

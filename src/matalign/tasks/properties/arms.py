@@ -6,7 +6,7 @@ blind to structure. `cgconv`, `scratch`: CGConv and ILD tower from random weight
 times the steps. `pretrained`: the ILD tower from contrastive pretraining, fine-tuned. `slow_tower`: the same with the
 tower at three tenths of the learning rate. `auxiliary`: `pretrained` from its control, which was pretrained by the
 auxiliary objective alone. `ridge`: ridge regression on the pooled features of the frozen pretrained tower. `probe`: on
-the readout of all its layers. `composition_ridge`: on the features of `composition`.
+the readout of all its layers, under a Gaussian kernel. `composition_probe`: likewise on the features of `composition`.
 
 Arms of fused inference, which also see a micrograph of the material, and in cohort B its protocols, through the frozen
 towers. `early_fusion`: ILD tower from random weights, its pooled features beside theirs. `cross_attention`: the same,
@@ -49,7 +49,7 @@ NETWORKS = {
     "pretrained_fusion": Network(weights="pretrained", model=Fusion, others="embeddings"),
 }
 SINGLE = ("text", "image")
-PROBES = ("probe", "composition_ridge")
+PROBES = ("probe", "composition_probe")
 FUSED = tuple(name for name, network in NETWORKS.items() if network.others)
 ARMS = ("dummy", "composition", "ridge", *PROBES, *NETWORKS, *SINGLE)
 STRUCTURE_ONLY = tuple(arm for arm in ARMS if arm not in (*FUSED, *SINGLE))

@@ -22,7 +22,7 @@ from matalign.pretrain import encode
 from matalign.pretrain.checkpoint import on_threads
 from matalign.tasks.fit import weights
 from matalign.tasks.properties import baselines, networks
-from matalign.tasks.properties.arms import NETWORKS, Fit, groups, read
+from matalign.tasks.properties.arms import NETWORKS, PROBES, Fit, groups, read
 from matalign.tasks.properties.labels import standard
 from matalign.tasks.properties.task import PARTS, Task, frozen, graphs, rows, task
 
@@ -131,9 +131,10 @@ def _network(t: Task, fit: Fit, labels: np.ndarray, parts: Mapping[str, np.ndarr
 
 def _baseline(t: Task, fit: Fit, labels: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """An arm without a network, on the features of all materials that it sees."""
-    how = {"dummy": baselines.constant, "composition": baselines.boosting}.get(fit.arm, baselines.ridge)
+    how = {"dummy": baselines.constant, "composition": baselines.boosting}
+    how = (how | dict.fromkeys(PROBES, baselines.kernel_ridge)).get(fit.arm, baselines.ridge)
     seen = [frozen(t.cfg, m)["tokens"].mean(1, dtype=np.float32) for m in read(fit.arm, fit.cohort, t.modalities)]
-    if fit.arm in ("composition", "composition_ridge"):
+    if fit.arm in ("composition", "composition_probe"):
         seen.append(baselines.composition_features(t.curated.structures))
     features = np.concatenate(seen, axis=1) if seen else np.zeros((len(labels), 1))
     return baselines.each_target(how, features, list(fit.weights), labels, parts)

@@ -26,7 +26,7 @@ COMPARED = {  # arm -> what it is compared with
     "pretrained": tuple(arm for arm in STRUCTURE_ONLY if arm not in ("dummy", "pretrained", *PROBES)),
     "pretrained_fusion": ("early_fusion", "cross_attention", *SINGLE),
     CONTROL: ("scratch",),
-    "probe": ("composition", "composition_ridge", "ridge"),
+    "probe": ("composition", "composition_probe", "ridge"),
 }
 Place = tuple[str, str, float, str]  # cohort, split, percent, target
 Result = Mapping[Fit, Mapping[str, Any]]
@@ -215,7 +215,7 @@ def _claims(places: Mapping[Place, Mapping[str, Scores]], tables: Mapping[str, l
     if probed:
         least = min(probed, key=lambda row: row["low"])
         shares = ", ".join(f"{row['label_percent']:g} % ({row['split']})" for row in probed)
-        note = f"ridge on all layers of the frozen tower; labels: {shares}; here the least: "
+        note = f"kernel ridge on all layers of the frozen tower; labels: {shares}; here the least: "
         note += f"{least['label_percent']:g} % ({least['split']}); p ≤ {max(r['p_holm'] for r in probed):.3g} (Holm)"
         claims.append(
             claim(
@@ -264,7 +264,7 @@ def _best(places: Mapping[Place, Mapping[str, Scores]], split: str) -> tuple[flo
     """The largest share of labels of a split and the structure-only arm best on validation there, for E_f, cohort A."""
     percent = max((p for cohort, s, p, target in places if (cohort, s, target) == ("A", split, ENERGY)), default=None)
     arms = {} if percent is None else places["A", split, percent, ENERGY]
-    names = [arm for arm in arms if arm in STRUCTURE_ONLY and arm not in ("dummy", "composition", "composition_ridge")]
+    names = [arm for arm in arms if arm in STRUCTURE_ONLY and arm not in ("dummy", "composition", "composition_probe")]
     return (percent, min(names, key=lambda arm: arms[arm].val_error)) if names else None
 
 
