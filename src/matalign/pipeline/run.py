@@ -109,6 +109,7 @@ def execute(notebook, file: Path, *, profile: str):
             file,
             parameters={"profile": profile},
             kernel_name="python3",
+            start_timeout=900,  # seconds; where others keep the machine busy, a kernel takes minutes to come up
             cwd=paths.ROOT,
             progress_bar=False,
             stdout_file=sys.stderr,  # what cells print is seen as it comes
