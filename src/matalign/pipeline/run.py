@@ -111,6 +111,7 @@ def execute(notebook, file: Path, *, profile: str):
             kernel_name="python3",
             cwd=paths.ROOT,
             progress_bar=False,
+            start_timeout=900,  # a machine busy with other work takes minutes
             stdout_file=sys.stderr,  # what cells print is seen as it comes
             stderr_file=sys.stderr,
             coalesce_streams=True,
