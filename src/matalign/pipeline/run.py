@@ -112,7 +112,6 @@ def execute(notebook, file: Path, *, profile: str):
             start_timeout=900,  # seconds; where others keep the machine busy, a kernel takes minutes to come up
             cwd=paths.ROOT,
             progress_bar=False,
-            start_timeout=900,  # a machine busy with other work takes minutes
             stdout_file=sys.stderr,  # what cells print is seen as it comes
             stderr_file=sys.stderr,
             coalesce_streams=True,
