@@ -197,7 +197,7 @@ def build(metrics: Mapping[str, Metrics]) -> dict[str, Table]:
         "gains": Table(frame(gains)),
         "retrieval": retrieval(ranked),
         "retrieval_pairs": Table(frame(pairs)),
-        "registration": Table(frame(ranked["registration"])),
+        "registration": Table(frame(ranked.get("registration", []))),  # results of earlier commits have none
         "gallery_curve": Table(frame(style.retrieval_rows(ranked["gallery_curve"]))),
         "retrieval_differences": Table(frame(ranked["comparisons"])),
         **recommendation(metrics["recommendation"]),
