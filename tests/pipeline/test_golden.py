@@ -36,7 +36,7 @@ def test_a_claim_stands_where_it_says():
     """Its value in the metrics it names, its row in the notebook's cell it names."""
     results = finished().project.results
     claims = json.loads((results / "tables" / "claims.json").read_text())
-    assert len({claim["stage"] for claim in claims}) == 4
+    assert len({claim["stage"] for claim in claims}) == 5
     for claim in claims:
         metrics = json.loads((results / "metrics" / f"{claim['stage']}.json").read_text())
         assert claim["value"] == pytest.approx(look_up(metrics, claim["metric"]), rel=1e-12), claim["claim"]
