@@ -561,7 +561,7 @@ def kinds_of_checkpoints() -> list[Kind]:
         (
             "a released model for a pretrained one",
             lambda: encode.load(MODEL),
-            "model: 158 weights are missing or unknown, first '0.0.head.bias'",
+            "weights are missing or unknown, first 'towers.image.",
             about(),
         ),
         (

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from joblib.externals.loky import get_reusable_executor
 from sklearn.metrics import accuracy_score, f1_score
 
 from matalign import cache, config, elements, paths, stats
@@ -329,6 +330,7 @@ def test_the_number_of_processes_changes_nothing(root, monkeypatch):
         made = json.loads((folder / "key.json").read_text())["fit"]
         if any(made == json.loads(json.dumps(vars(fit))) for fit in first):
             (folder / "result.safetensors").unlink()
+    get_reusable_executor().shutdown()  # processes of other tests have another root
     second = fit_all(two)
     assert list(first) == list(second)
     for fit in first:

@@ -134,7 +134,7 @@ def pool(atoms: Float[Tensor, "atoms dim"], batch: Batch) -> Float[Tensor, "crys
     return torch.segment_reduce(atoms.to(batch.edge_vec.dtype), "mean", offsets=batch.ptr, axis=0)
 
 
-def statistics(layers: Sequence[Float[Tensor, "atoms dim"]], batch: Batch) -> Float[Tensor, "crystals features"]:
+def statistics(layers: Sequence[Float[Tensor, "atoms _"]], batch: Batch) -> Float[Tensor, "crystals features"]:
     """Mean, standard deviation and maximum over the atoms of each crystal, of all layers: (B, 3 · layers · dim)."""
     atoms = torch.cat(list(layers), 1)
     mean = pool(atoms, batch)
