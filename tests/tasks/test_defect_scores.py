@@ -126,6 +126,10 @@ def test_comparisons_are_paired_and_corrected(cfg):
             {"image": 0.5, "image_other": 0.9, "image_structure": 0.9, "image_reference": 0.9, "reference_other": 0.8},
             ["PASS", "PASS", "FAIL", "PASS", "FAIL"],
         ),
+        (  # the composition alone has the gain
+            {"image": 0.5, "image_composition": 0.9, "image_structure": 0.9, "image_reference": 0.9},
+            ["PASS", "PASS", "FAIL", "PASS", "PASS"],
+        ),
         (
             {"image": 0.5, "image_structure": 0.5, "image_reference": 0.55, "reference_other": 0.5},  # too little
             ["PASS", "PASS", "FAIL", "FAIL", "PASS"],

@@ -284,20 +284,28 @@ def _claims(results: list[dict], comparisons: list[dict], kept: list[dict]) -> l
 
 
 def _vector(gains: Mapping[tuple[str, str], dict]) -> dict:
-    own, other, true_host = (
+    """Passes where neither another host's vector nor the own composition has the gain."""
+    own, other, composition, *less = (
         gains[pair]
-        for pair in (("image_structure", "image"), ("image_other", "image"), ("image_structure", "image_other"))
+        for pair in (
+            ("image_structure", "image"),
+            ("image_other", "image"),
+            ("image_composition", "image"),
+            ("image_structure", "image_other"),
+            ("image_structure", "image_composition"),
+        )
     )
     note = "image + aligned structure less image only; with another host's embedding instead of its own: "
+    note += f"{_signed(other)}; with the composition: {_signed(composition)}"
     return claim(
         "knowing the host's structure as a vector helps",
         own,
         question="Does the host's structure help as a vector of the space?",
         metric=_gain("image_structure", "image"),
-        passed=own["low"] > 0 and true_host["low"] > 0,
+        passed=own["low"] > 0 and all(gain["low"] > 0 for gain in less),
         unit=F1,
-        control=f"another host's vector: {_signed(other)}",
-        note=note + _signed(other),
+        control=f"another host's vector: {_signed(other)}; composition alone: {_signed(composition)}",
+        note=note,
     )
 
 
