@@ -221,7 +221,7 @@ def test_what_runs_off_the_page_is_named(results, tmp_path):
     source = tmp_path / "paper"
     shutil.copytree(paper.SOURCE, source)
     text = (source / "main.typ").read_text()
-    (source / "main.typ").write_text(text.replace("width: 100%, alt:", "width: 100%, height: 12in, alt:"))
+    (source / "main.typ").write_text(text.replace("width: width, alt:", "width: width, height: 12in, alt:"))
     found = overflowing(results(plausible.metrics()), title=TITLE, source=source)
     assert {f.split(",")[0] for f in found} >= {"method", "learning_curve", "defects"}
 
