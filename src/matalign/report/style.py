@@ -100,7 +100,7 @@ class Drawing(Figure):
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
         self.savefig(file, format="png", dpi=150, metadata={"Software": None})
-        return file.getvalue()
+        return _palette(file)
 
 
 def use() -> None:
