@@ -56,7 +56,7 @@ def test_what_a_run_changed_is_shown(clone):
     claims["defects"][name] = value + 0.25
     file.write_text(json.dumps(claims))
     (changed,) = json.loads(dvc(clone, "metrics", "diff", "--json")).values()
-    assert changed == {f"defects.{name}": {"old": value, "new": value + 0.25, "diff": 0.25}}
+    assert changed == {f"defects.{name}": {"old": value, "new": value + 0.25, "diff": value + 0.25 - value}}
     (clone.root / "params.yaml").write_text(params.replace("\nversions:\n  curate: 1\n", "\nversions:\n  curate: 7\n"))
     assert json.loads(dvc(clone, "params", "diff", "--json")) == {
         "params.yaml": {"versions.curate": {"old": 1, "new": 7, "diff": 6}}
