@@ -150,9 +150,7 @@ def read(folder: Path) -> Curated:
 
 def mapped(file: Path) -> Structures:
     """Structures whose arrays stay on disk, each page until it is read."""
-    from safetensors.torch import load_file
-
-    return Structures(**{name: tensor.numpy() for name, tensor in load_file(file).items()})
+    return Structures(**{name: tensor.numpy() for name, tensor in cache.tensors(file).items()})
 
 
 def _parquet(frame: pd.DataFrame, types: dict[str, pa.DataType]) -> bytes:
