@@ -18,6 +18,7 @@ from matalign import cache, config, stats
 from matalign.config import Micrographs
 from matalign.data.structures import Structures
 from matalign.tasks.defects import networks
+from matalign.tasks.defects.defect_scores import macro_f1
 from matalign.tasks.defects.hosts import DefectSet
 from matalign.tasks.defects.patches import BULK, KEEP, PROBE_A, Patches, Places, labels
 from matalign.views import defect_images, draws, references, registration
@@ -182,10 +183,8 @@ def _spread(values: Any, name: str) -> dict[str, float]:
 
 def f1(true: np.ndarray, answer: np.ndarray) -> float:
     """Macro-F1 over the classes that are there; classes are small integers."""
-    size = int(max(true.max(), answer.max())) + 1
-    table = np.bincount(true * size + answer, minlength=size**2).reshape(size, size)
-    marked = table.sum(0) + table.sum(1)
-    return float((2 * table.diagonal() / np.maximum(marked, 1))[table.sum(1) > 0].mean())
+    classes = int(max(true.max(), answer.max())) + 1
+    return macro_f1(true, answer, classes=classes) * classes / len(set(true.tolist()))  # others count zero
 
 
 def drawn(
