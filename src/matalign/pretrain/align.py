@@ -4,8 +4,9 @@ Any number of modalities, any missing: a batch carries presence masks, and a mod
 have it.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,12 @@ def assemble(cfg: Pretrain, towers: Mapping[str, nn.Module]) -> AlignModel:
     if cfg.auxiliary_weight > 0:
         denoiser = Denoiser(towers[CRYSTAL].dim, cutoff_A=cfg.cutoff_A, noise_A=cfg.noise_A)
     return AlignModel(towers, embed_dim=cfg.embed_dim, temperature=cfg.temperature, denoiser=denoiser)
+
+
+def part(cfg: Pretrain, modalities: Iterable[str]) -> AlignModel:
+    """Some towers of a config with their heads, without the denoiser: a model into which trained weights are loaded."""
+    built = {name: registry.build(name, cfg, initialise=False) for name in modalities}
+    return assemble(dataclasses.replace(cfg, auxiliary_weight=0), built)
 
 
 def save(model: AlignModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:

@@ -7,7 +7,7 @@ standardised micrographs. What it returns lies in one space: unit vectors, compa
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -134,8 +134,7 @@ def load(profile_or_path: str | Path, *, modalities: Iterable[str] = (), device:
         folder = paths.results(str(profile_or_path)) / "pretrained"
     cfg, text_model = settings(folder)
     names = [name for name in cfg.modalities.split() if name in modalities or not modalities]
-    built = {name: towers.build(name, cfg, initialise=False) for name in names}
-    model = align.assemble(replace(cfg, auxiliary_weight=0), built)
+    model = align.part(cfg, names)
     align.load(model, folder)
     if "text" in model.towers and (here := model.towers["text"].fingerprint) != text_model:
         raise ValueError(f"text model {cfg.text_model!r} has hash {here}; {folder} was trained with {text_model}")

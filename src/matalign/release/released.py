@@ -6,7 +6,7 @@ is read when a question first needs it, and what answers it is imported then: a 
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Float
 
 from matalign import config, paths, read_structure
-from matalign import towers as registry
 from matalign.config import Pretrain
 from matalign.data import formulas
 from matalign.data.structures import Structures
@@ -291,8 +290,7 @@ def towers(folder: Path, about: dict[str, Any], modalities: Sequence[str]) -> "M
         raise FileNotFoundError(TRUNK.format(files=", ".join(absent), folder=folder, profile=about["profile"]))
     mine = ("log_temperature", *(f"{part}.{name}." for part in ("towers", "heads") for name in modalities))
     kept = {name: tensor for name, tensor in weights.read(folder, files).items() if name.startswith(mine)}
-    built = {name: registry.build(name, cfg, initialise=False) for name in modalities}
-    model = align.assemble(replace(cfg, auxiliary_weight=0), built)
+    model = align.part(cfg, modalities)
     try:
         model.load_weights(weights.restored(kept, model.weights()))
     except ValueError as error:
