@@ -28,6 +28,7 @@ RETRIEVAL_ARMS = {
 DEFECT_ARMS = {"majority": 0.07, "context": 0.19, "image": 0.6, "image_composition": 0.66, "image_other": 0.58}
 DEFECT_ARMS |= {"image_structure": 0.71, "image_text": 0.72, "image_text_other": 0.7, "image_reference": 0.8}
 DEFECT_ARMS |= {"reference_other": 0.59, "reference_structure": 0.65, "reference_axis": 0.6, "reference_unknown": 0.79}
+DEFECT_ARMS |= {"image_vector": 0.7, "image_vector_other": 0.59}
 DEFECT_ARMS |= {"reference_view": 0.82, "reference_text": 0.8}
 DEFECT_CLASSES = ["pristine", "vacancy", "substitution", "interstitial", "planar_fault"]
 

@@ -309,6 +309,20 @@ def test_network_tells_a_bright_image_from_a_dark_one(cfg):
     np.testing.assert_array_equal(networks.features(networks.fit_network(shots, quick, seed=0), images), x)
 
 
+def test_a_network_reads_what_it_is_told_while_it_trains(cfg):
+    """Images hold nothing but noise: only what is told beside them tells two classes apart, and another's misleads."""
+    rng = np.random.default_rng(0)
+    kind = np.tile([0, 1], 40)
+    images, told = torch.as_tensor(rng.normal(size=(80, 2, 32, 32))).half(), 2.0 * kind[:, None] - 1
+    shots = DefectSet(images, kind, kind, kind, np.ones(80), np.full(80, 9.0), np.ones((80, 2)))
+    net = networks.fit_network(shots, dataclasses.replace(cfg, epochs=12, batch_size=16), seed=0, told=told)
+    own, other = (networks.features(net, images, of) for of in (told, -told))
+    gap = own[kind == 1].mean(0) - own[kind == 0].mean(0)
+    middle = own.mean(0)
+    assert (((own - middle) @ gap > 0) == (kind == 1)).mean() == 1
+    assert (((other - middle) @ gap > 0) == (kind == 1)).mean() == 0
+
+
 def test_killed_network_goes_on_to_the_same_weights(cfg, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     kind = np.repeat([0, 1], 20)

@@ -65,6 +65,8 @@ ARMS: dict[str, Arm] = {
     "image_composition": Arm("image + composition", "#882255", "D"),
     "image_structure": Arm("image + structure", "#0072B2", "o"),
     "image_other": Arm("image + other host", "#D55E00", "X"),
+    "image_vector": Arm("image + structure, end to end", "#0072B2", "d"),
+    "image_vector_other": Arm("image + other host, end to end", "#D55E00", "P"),
     "image_text": Arm("image + structure + text", "#009E73", "p"),
     "image_text_other": Arm("image + structure + other text", "#6118F2", "*"),
     "image_reference": Arm("image + reference", "#56B4E9", "^"),

@@ -7,6 +7,11 @@ from matalign.tasks.defects.hosts import Hosts, others
 from matalign.views.micrographs import ZONE_AXES
 
 ARMS = ("majority", "context", "image", "image_composition", "image_structure", "image_other")
+VECTORS = (
+    "image_vector",
+    "image_vector_other",
+)  # their image networks are told the host's vector, too, while they train
+ARMS += VECTORS
 TEXT_ARMS = ("image_text", "image_text_other")  # of a model with a text tower
 PICTURES = {  # arm -> the reference that it sees beside the image
     "image_reference": "own",
@@ -43,6 +48,8 @@ def contexts(hosts: Hosts, embeddings: np.ndarray, texts: np.ndarray | None = No
         "image_composition": hosts.structures.fractions(),
         "image_structure": embeddings,
         "image_other": others(embeddings),
+        "image_vector": embeddings,
+        "image_vector_other": others(embeddings),
     } | dict.fromkeys(PICTURES, none)
     del arms["reference_text"]
     if texts is not None:

@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 from matalign import stats
 from matalign.claims import claim, locate
 from matalign.config import Defects
-from matalign.tasks.defects.contexts import ARMS, PICTURES, TEXT_ARMS
+from matalign.tasks.defects.contexts import ARMS, PICTURES, TEXT_ARMS, VECTORS
 from matalign.tasks.defects.defects import Predictions, predict
 from matalign.tasks.defects.hosts import DOSE_DECILES_E_A2
 from matalign.views.defect_images import DEFECTS
@@ -182,7 +182,7 @@ def score(predictions: Predictions, cfg: Defects) -> dict:
     scorer = Scorer(predictions, cfg)
     arms, test = scorer.arms, predictions.test
     pairs = [(arm, "image") for arm in arms if arm != "image"]
-    pairs += [("image_structure", "image_other"), ("image_structure", "image_composition")]
+    pairs += [("image_structure", "image_other"), ("image_structure", "image_composition"), VECTORS]
     pairs += [("image_reference", arm) for arm in PICTURES if arm in arms and arm != "image_reference"]
     text_pairs = [("image_text", "image_structure"), TEXT_ARMS] if set(TEXT_ARMS) <= set(arms) else []
     results = scorer.results()
@@ -285,18 +285,20 @@ def _claims(results: list[dict], comparisons: list[dict], kept: list[dict]) -> l
 
 def _vector(gains: Mapping[tuple[str, str], dict]) -> dict:
     """Passes where neither another host's vector nor the own composition has the gain."""
-    own, other, composition, *less = (
+    own, other, composition, trained, *less = (
         gains[pair]
         for pair in (
             ("image_structure", "image"),
             ("image_other", "image"),
             ("image_composition", "image"),
+            ("image_vector", "image_vector_other"),
             ("image_structure", "image_other"),
             ("image_structure", "image_composition"),
         )
     )
     note = "image + aligned structure less image only; with another host's embedding instead of its own: "
-    note += f"{_signed(other)}; with the composition: {_signed(composition)}"
+    note += f"{_signed(other)}; with the composition: {_signed(composition)}; "
+    note += f"told to the network while it trains, over another host's: {_signed(trained)}"
     return claim(
         "knowing the host's structure as a vector helps",
         own,

@@ -2,9 +2,10 @@
 
 Every host gives all five classes equally and from the same views, so nothing but the image can tell a class: an arm
 without the image must be at chance. One image network is trained on images alone; arms that are told the host as a
-vector fit the same small head to its features, which the vector modulates. Arms that are shown the host (`pictures`)
-have each a network of their own, trained and tested with their own reference, right or wrong: a network could learn to
-pass over a wrong one. All share images, widths and schedules; zone axis and pixel size are part of every arm's context.
+vector fit the same small head to its features, which the vector modulates; two of them (`VECTORS`) have a network of
+their own that is told the vector while it trains. Arms that are shown the host (`pictures`) have each one of their own,
+trained and tested with their own reference, right or wrong: a network could learn to pass over a wrong one. All share
+images, widths and schedules; zone axis and pixel size are part of every arm's context.
 
 What a network sees is the micrograph, what of it does not repeat (`defect_images.aperiodic`) and, in those arms, the
 reference and what it leaves of the micrograph.
@@ -23,7 +24,7 @@ from matalign.config import Defects
 from matalign.data import dataset
 from matalign.pretrain import encode
 from matalign.tasks.defects import networks
-from matalign.tasks.defects.contexts import PICTURES, contexts, host_texts, view_context
+from matalign.tasks.defects.contexts import PICTURES, VECTORS, contexts, host_texts, view_context
 from matalign.tasks.defects.hosts import SPLITS, DefectSet, Hosts, choose_hosts, listed, render
 from matalign.views.defect_images import DEFECTS
 
@@ -53,11 +54,16 @@ class Seed:
     key: dict[str, Any]  # all that the network depends on
     device: str
 
-    def network(self, reference: str) -> cache.Result:
-        """Features and zone axes of all images, as `_network` makes them, beside a reference or none ("")."""
+    def network(self, arm: str, context: np.ndarray, made_of: dict[str, str]) -> cache.Result:
+        """Features and zone axes of all images, as `_network` makes them, for what an arm is shown and told."""
+        reference, told = PICTURES.get(arm, ""), None
         key = {**self.key, "reference": reference}
+        if arm in VECTORS:
+            train = context[self.hosts.split == "train"]
+            told = (context - train.mean(0)) / np.maximum(train.std(0), 1e-3)
+            key |= {**made_of, "told": arm}
         state = cache.folder("defects-network", key) / "state.pt"
-        options = {"seed": self.number, "reference": reference, "device": self.device, "state": state}
+        options = {"seed": self.number, "reference": reference, "told": told, "device": self.device, "state": state}
         return cache.memo("defects-network", key, partial(_network, self.hosts, self.cfg, **options))
 
     def head(self, arm: str, context: np.ndarray, made_of: dict[str, str]) -> cache.Result:
@@ -71,7 +77,7 @@ class Seed:
         kind = {s: listed(self.hosts, s, self.cfg)[2] for s in SPLITS}
 
         def fit() -> cache.Result:
-            network = self.network(PICTURES.get(arm, ""))
+            network = self.network(arm, context, made_of)
             images = {s: network[f"features_{s}"] for s in SPLITS}
             view = {s: view_context(network[f"axis_{s}"], pixel_A=self.cfg.pixel_A) for s in SPLITS}
             of_host = {s: context[listed(self.hosts, s, self.cfg)[0]] for s in SPLITS}
@@ -133,12 +139,20 @@ def predict(cfg: Defects) -> Predictions:
 
 
 def _network(
-    hosts: Hosts, cfg: Defects, *, seed: int, reference: str, device: str, state: Path
+    hosts: Hosts, cfg: Defects, *, seed: int, reference: str, told: np.ndarray | None, device: str, state: Path
 ) -> dict[str, np.ndarray]:
-    """Train one image network; of each split the features of its images and their zone axes, of the test `right`."""
+    """Train one image network; of each split the features of its images and their zone axes, of the test `right`.
+
+    What it is told of the hosts, (n, c), may be None.
+    """
+
+    def of(images: DefectSet) -> np.ndarray | None:
+        return None if told is None else told[images.host]
+
     make = partial(render, hosts, cfg=cfg, reference=reference, device=device)
-    tower = networks.fit_network(make("train", epoch=0, seed=seed), cfg, seed=seed, device=device, state=state)
+    train = make("train", epoch=0, seed=seed)
+    net = networks.fit_network(train, cfg, seed=seed, told=of(train), device=device, state=state)
     # Heads learn on views that the network has not been trained on, as those of the test are.
     sets = {s: make(s, epoch=1, seed=seed) for s in ("train", "val")} | {"test": make("test", epoch=0, seed=cfg.seed)}
-    features = {f"features_{s}": networks.features(tower, of.images, device=device) for s, of in sets.items()}
-    return features | {f"axis_{s}": of.axis for s, of in sets.items()} | {"right": sets["test"].right}
+    features = {f"features_{s}": networks.features(net, x.images, of(x), device=device) for s, x in sets.items()}
+    return features | {f"axis_{s}": x.axis for s, x in sets.items()} | {"right": sets["test"].right}

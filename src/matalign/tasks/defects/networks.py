@@ -1,4 +1,4 @@
-"""The image network of arms that see the same channels, and the small head that each of them fits to its features."""
+"""The image network of arms that are shown and told the same, and the small head that each fits to its features."""
 
 from pathlib import Path
 
@@ -18,9 +18,45 @@ CHUNK = 125  # images embedded at once
 HEAD_BATCH = 256
 
 
+class Modulation(nn.Module):
+    """Features (B, d) and context (B, c) -> f · (1 + γ(c)) + β(c) (FiLM; Perez et al., AAAI 2018); both start at 0."""
+
+    def __init__(self, dim: int, context: int, *, hidden: int):
+        super().__init__()
+        self.read = nn.Sequential(nn.Linear(context, hidden), nn.GELU(), nn.Dropout(0.3))
+        self.modulate = nn.Linear(hidden, 2 * dim)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+
+    def forward(self, features: Tensor, context: Tensor) -> Tensor:
+        """Features (B, d)."""
+        scale, shift = self.modulate(self.read(context)).chunk(2, dim=1)
+        return features * (1 + scale) + shift
+
+
+class Network(nn.Module):
+    """Images (B, channels, px, px) and, where c > 0, context (B, c) -> features (B, dim)."""
+
+    def __init__(self, tower: ImageTower, context: int):
+        super().__init__()
+        self.tower, self.dim = tower, tower.dim
+        self.modulation = Modulation(tower.dim, context, hidden=64) if context else None
+
+    def forward(self, images: Tensor, context: Tensor) -> Tensor:
+        """Features (B, dim)."""
+        seen = self.tower(images)[0]
+        return seen if self.modulation is None else self.modulation(seen, context)
+
+
 def fit_network(
-    images: DefectSet, cfg: Defects, *, seed: int, device: str = "cpu", state: Path | None = None
-) -> ImageTower:
+    images: DefectSet,
+    cfg: Defects,
+    *,
+    seed: int,
+    told: np.ndarray | None = None,
+    device: str = "cpu",
+    state: Path | None = None,
+) -> Network:
     """Train an image network: image -> class.
 
     Defects below the noise are left out of training: their images are those of a pristine crystal with another name.
@@ -30,12 +66,16 @@ def fit_network(
         images: to train on.
         cfg: depth, epochs, batch size, learning rate.
         seed: of initialisation, order and symmetries.
+        told: (N, c) what it is told beside each image, of zero mean and unit variance.
         device: where to train.
         state: file of the training state after an epoch, from which a killed training goes on to the same weights.
     """
     torch.manual_seed(seed)
     tower = ImageTower(depth=cfg.depth, channels=images.images.shape[1])
-    net = nn.Sequential(tower, nn.Linear(tower.dim, len(DEFECTS))).to(device)
+    decide = nn.Linear(tower.dim, len(DEFECTS))
+    told = np.zeros((len(images.kind), 0)) if told is None else told
+    net = nn.Sequential(Network(tower, told.shape[1]), decide).to(device)
+    context = torch.as_tensor(told, dtype=torch.float32, device=device)
     usable = np.flatnonzero((images.kind == 0) | (images.visibility >= 1))
     pixels, kind = images.images.to(device), torch.as_tensor(images.kind, device=device)
     batches = -(-len(usable) // cfg.batch_size)
@@ -50,7 +90,7 @@ def fit_network(
         x = torch.rot90(pixels[rows].float(), int(rng.integers(4)), dims=(2, 3))
         x = x.flip(3) if rng.integers(2) else x
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device == "cuda"):
-            logits = net[1](tower(x)[0])
+            logits = decide(net[0](x, context[rows]))
         return F.cross_entropy(logits.float(), kind[rows])
 
     checkpoint = fit.Checkpoint(state, every=batches, rng=rng) if state else None
@@ -64,35 +104,30 @@ def fit_network(
             checkpoint=checkpoint,
             progress=bar.update,
         )
-    return tower.eval()
+    return net[0].eval()
 
 
 @torch.no_grad()
-def features(tower: ImageTower, images: Tensor, *, device: str = "cpu") -> np.ndarray:
-    """(N, dim) float32 features of (N, channels, px, px) images."""
-    parts = [tower(part.to(device).float())[0].cpu() for part in images.split(CHUNK)]
-    return torch.cat(parts).numpy() if parts else np.zeros((0, tower.dim), np.float32)
+def features(net: Network, images: Tensor, told: np.ndarray | None = None, *, device: str = "cpu") -> np.ndarray:
+    """(N, dim) float32 features of (N, channels, px, px) images and (N, c) of what the network is told beside them."""
+    told = np.zeros((len(images), 0)) if told is None else told
+    chunks = zip(images.split(CHUNK), torch.as_tensor(told, dtype=torch.float32).split(CHUNK), strict=True)
+    parts = [net(part.to(device).float(), context.to(device)).cpu() for part, context in chunks]
+    return torch.cat(parts).numpy() if parts else np.zeros((0, net.dim), np.float32)
 
 
 class Head(nn.Module):
-    """Features (B, d) and context (B, c) -> class scores (B, 5): the context scales and shifts the features.
-
-    z = f · (1 + γ(c)) + β(c), then two layers (FiLM; Perez et al., AAAI 2018). γ and β start at zero.
-    """
+    """Features (B, d) and context (B, c) -> class scores (B, 5): two layers after a `Modulation`."""
 
     def __init__(self, dim: int, context: int, *, hidden: int = 64):
         super().__init__()
-        self.read = nn.Sequential(nn.Linear(context, hidden), nn.GELU(), nn.Dropout(0.3))
-        self.modulate = nn.Linear(hidden, 2 * dim)
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)
+        self.modulation = Modulation(dim, context, hidden=hidden)
         layers = (nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(0.3), nn.Linear(hidden, len(DEFECTS)))
         self.decide = nn.Sequential(*layers)
 
     def forward(self, features: Tensor, context: Tensor) -> Tensor:
         """Class scores (B, 5)."""
-        scale, shift = self.modulate(self.read(context)).chunk(2, dim=1)
-        return self.decide(features * (1 + scale) + shift)
+        return self.decide(self.modulation(features, context))
 
 
 def fit_head(
