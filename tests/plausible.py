@@ -316,6 +316,7 @@ def defects():
         | {"threshold": 0.0, "unit": "", "verdict": "PASS", "note": ""},
     ]
     return {
+        "hosts": {"train": 280, "val": 40, "test": 80},
         "results": results,
         "recall": recall,
         "dose": dose,

@@ -146,6 +146,7 @@ def test_scale_axis_and_missing_columns_are_found_without_training(measured):
     rows = experimental.left("SrTiO3", measured, np.arange(8) // 2, "largest significance", cfg)
     area = {(row["score"], row["label"], row["against"]): row["value"] for row in rows}
     assert area["largest residual", "Mis", "Bulk"] == area["largest residual", "all", "Bulk"] == 1
+    assert 0.5 < area[experimental.NO_CRYSTAL, "all", "Bulk"] <= 1
     assert {row["chosen_on_other"] for row in rows if row["score"] == "largest significance"} == {True}
 
 
@@ -158,7 +159,9 @@ def test_the_page_quotes_one_patch_a_class_with_its_verdict(measured):
     assert shown.shape == (64, 3 * 64)
     assert np.corrcoef(shown[:, :64].ravel(), measured.patches.images[6, 0].ravel())[0, 1] > 0.95
     drawn = micrographs_figures.page([bulk, missing])
-    assert [ax.get_title()[:12] for ax in drawn.axes] == ["SrTiO3, Bulk", "SrTiO3, Mis:"]
+    assert [ax.get_title() for ax in drawn.axes[:2]] == ["SrTiO3\nbulk", "SrTiO3\nmissing"]
+    assert drawn.axes[5].get_xlabel() == f"{missing['verdict']}\nr = {missing['correlation']:.2f}"
+    np.testing.assert_allclose(drawn.axes[3].get_images()[0].get_array() * 255, shown[:, 64:128], atol=1)
 
 
 def test_few_labels_and_none_by_networks_of_simulated_pictures(archive, measured, tmp_path, monkeypatch):

@@ -385,8 +385,8 @@ def test_the_stage_writes_every_arm_and_claim(evaluated):
 
 
 def test_a_claim_needs_the_interval_and_holm():
-    def row(task, value, low, high, p):
-        about = {"task": task, "arm": "a", "baseline": "b", "unit": ""}
+    def row(task, baseline, value, low, high, p):
+        about = {"task": task, "arm": "a", "baseline": baseline, "unit": ""}
         return {**about, "value": value, "low": low, "high": high, "p_holm": p}
 
     table = [{"arm": arm, "k": 1, "value": 0.5} for arm in recommendation.SET_ARMS]
@@ -395,9 +395,9 @@ def test_a_claim_needs_the_interval_and_holm():
         for kind in protocols.KINDS
         for arm in temperatures.ARMS
     ]
-    rows = [row("precursors, top-1", 0.03, 0.01, 0.05, 0.06)]
-    rows += [row("sintering temperature, strict", -9.0, -12.0, -6.0, 0.01)]
-    rows += [row("calcination temperature, strict", -9.0, -19.0, 1.0, 0.2)]
+    rows = [row("precursors, top-1", "popularity", 0.03, 0.01, 0.05, 0.06)]
+    rows += [row("sintering temperature, strict", "nearest", -9.0, -12.0, -6.0, 0.01)]
+    rows += [row("calcination temperature, strict", "nearest", -9.0, -19.0, 1.0, 0.2)]
     verdicts = [c["verdict"] for c in recommendation.claims(table, heat, rows)]
     assert verdicts == ["FAIL", "PASS", "FAIL"]
     rows[0]["p_holm"] = 0.04

@@ -257,7 +257,7 @@ def defects(metrics: Metrics) -> Figure:
 
     rows = {r["arm"]: r for r in metrics["results"] if r["metric"] == "macro_F1"}
     names = ordered(rows)
-    fig, ((score, recall),) = panels(1, 2, width=PAGE_IN, height=0.85 + 0.155 * len(names), width_ratios=[1, 1.2])
+    fig, ((score, recall),) = panels(1, 2, width=PAGE_IN, height=0.8 + 0.137 * len(names), width_ratios=[1, 1.2])
     for i, name in enumerate(names):
         dot(score, rows[name], i, color=arm(name).colour, marker=arm(name).marker, lw=0, elinewidth=0.9)
     score.axvline(1 / len(DEFECTS), color="#888888", lw=0.8, ls=":", zorder=0)

@@ -13,6 +13,8 @@ from matalign.report.style import PAGE_IN, Metrics, arm, diagonal, legend, panel
 
 COLOURS = {"rendered": "#555555", "CdTe": "#0072B2", "SrTiO3": "#D55E00"}
 SPECTRA = {"measured": "-", "simulated, rendered noise": ":", "simulated, measured noise": "--"}
+CLASSES = {"LC": "Lomer–Cottrell", "SF1": "stacking fault", "SF2": "stacking fault 2", "Twin_Bound": "twin boundary"}
+CLASSES |= {"Bulk": "bulk", "Vacancy_CdTe": "vacancy", "Extra": "extra", "IExtra": "extra 2", "Mis": "missing"}
 ARMS = ("majority", "nearest", "image", "image_reference")
 
 
@@ -52,18 +54,18 @@ def registration(metrics: Metrics) -> Figure:
 
 
 def page(rows: list[Mapping[str, Any]]) -> Figure:
-    """Of each class one experimental patch, the pristine picture registered with it, and the residual; the verdict."""
-    lines = -(-len(rows) // 2)
-    fig, axes = panels(lines, 2, width=PAGE_IN, height=1.25 * lines)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, row in zip(axes.T.flat, rows, strict=False):
-        ax.imshow(plt.imread(io.BytesIO(base64.b64decode(row["png"]))), cmap="gray", vmin=0, vmax=1)
-        side = ax.get_images()[0].get_array().shape[0]
-        for k in (1, 2):
-            ax.axvline(k * side - 0.5, color="white", lw=1.5)
-        said = f"{row['material']}, {row['label'].replace('_', ' ')}: {row['verdict']} (r = {row['correlation']:.2f})"
-        ax.set_title(said, fontsize=6.5, pad=2)
+    """Of each class an experimental patch, the pristine picture registered with it, and the residual; the verdict."""
+    fig, axes = panels(3, len(rows), width=PAGE_IN, height=2.4)
+    for column, row in zip(axes.T, rows, strict=True):
+        strip = plt.imread(io.BytesIO(base64.b64decode(row["png"])))
+        for ax, part in zip(column, np.split(strip, 3, axis=1), strict=True):
+            ax.imshow(part, cmap="gray", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[], frame_on=False)
+        column[0].set_title(f"{row['material']}\n{CLASSES.get(row['label'], row['label'])}", fontsize=5.2, pad=2)
+        column[2].set_xlabel(f"{row['verdict']}\nr = {row['correlation']:.2f}", fontsize=5.2)
+    for ax, name in zip(axes[:, 0], ("patch", "registered", "residual"), strict=True):
+        ax.set_ylabel(name, fontsize=7)
+    fig.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     return fig
 
 

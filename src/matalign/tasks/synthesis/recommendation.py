@@ -242,25 +242,32 @@ def _temperature_rows(study: Study) -> tuple[list[dict], list[dict]]:
         if name == "official" and not study.synthetic:
             published = {"value": PUBLISHED_C[kind], "low": None, "high": None, "n_train": None}
             rows.append({**cell, "arm": "SyntMTE", **published, "n_test": len(test), "published": True})
-        interval = stats.paired(errors["recipes"], errors["boosting"], systems, **shape)
-        task = {"task": f"{kind} temperature, {name}", "arm": "recipes", "baseline": "boosting", "unit": "°C"}
-        compared.append({**task, **interval.bounds()})
+        for base in ("boosting", "nearest"):
+            interval = stats.paired(errors["recipes"], errors[base], systems, **shape)
+            task = {"task": f"{kind} temperature, {name}", "arm": "recipes", "baseline": base, "unit": "°C"}
+            compared.append({**task, **interval.bounds()})
     return rows, compared
 
 
 def claims(table: Sequence[dict], heat: Sequence[dict], differences: Sequence[dict]) -> list[dict[str, Any]]:
-    """Assembled sets against popularity, temperatures against boosting; both paired, with p < 0.05 after Holm."""
-    by_task = {row["task"]: row for row in differences}
+    """Assembled sets against popularity, temperatures against the nearest target's; paired, p < 0.05 after Holm.
+
+    The nearest target is looked for in the same rows that our temperatures are learned from; boosting has the public
+    test's own training rows alone.
+    """
+    by_task = {(row["task"], row["baseline"]): row for row in differences}
     first = {row["arm"]: row["value"] for row in table if row["k"] == 1}
     name, question = "assembled precursor sets beat popularity in top-1", "Are precursors named that were used?"
     scores = ("top-1 {assembled:.3f} against {popularity:.3f}", "popularity: {popularity:.3f}")
-    tested = [(name, question, by_task["precursors, top-1"], 1, *(text.format(**first) for text in scores))]
+    tested = [
+        (name, question, by_task["precursors, top-1", "popularity"], 1, *(text.format(**first) for text in scores))
+    ]
     for kind in KINDS:
         error = {r["arm"]: r["value"] for r in heat if (r["split"], r["kind"]) == ("strict", kind)}
-        name = f"{kind} temperature: MAE below boosting on element fractions (strict split)"
-        question = f"Do recipes tell the {kind} temperature better than element fractions do?"
-        scores = ("MAE {recipes:.1f} against {boosting:.1f} °C", "boosting on element fractions: {boosting:.1f} °C")
-        row = by_task[f"{kind} temperature, strict"]
+        name = f"{kind} temperature: MAE below that of the nearest known target (strict split)"
+        question = f"Do recipes tell the {kind} temperature better than the nearest known target does?"
+        scores = ("MAE {recipes:.1f} against {nearest:.1f} °C", "nearest known target: {nearest:.1f} °C")
+        row = by_task[f"{kind} temperature, strict", "nearest"]
         tested.append((name, question, row, -1, *(text.format(**error) for text in scores)))
     return [
         claim(
