@@ -59,7 +59,7 @@ def page(rows: list[Mapping[str, Any]]) -> Figure:
     for column, row in zip(axes.T, rows, strict=True):
         strip = plt.imread(io.BytesIO(base64.b64decode(row["png"])))
         for ax, part in zip(column, np.split(strip, 3, axis=1), strict=True):
-            ax.imshow(part, cmap="gray", vmin=0, vmax=1)
+            ax.imshow(part, cmap="gray", vmin=0, vmax=1, interpolation="none")
             ax.set(xticks=[], yticks=[], frame_on=False)
         column[0].set_title(f"{row['material']}\n{CLASSES.get(row['label'], row['label'])}", fontsize=5.2, pad=2)
         column[2].set_xlabel(f"{row['verdict']}\nr = {row['correlation']:.2f}", fontsize=5.2)
