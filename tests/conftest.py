@@ -14,7 +14,7 @@ install_import_hook(
     [
         "matalign.views.graphs",
         "matalign.towers.crystal",
-        "matalign.pretrain.auxiliary",
+        "matalign.pretrain.align",
         "matalign.towers.xrd",
         "matalign.tasks.properties.labels",
         "matalign.tasks.properties.baselines",

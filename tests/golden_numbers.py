@@ -2,6 +2,10 @@
 
 import json
 import math
+import re
+from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,25 @@ def write(folder: Path) -> None:
         for kept in about["numbers"]:
             kept["value"] = number(metrics, kept["table"], kept["where"], kept["field"])
         file.write_text(json.dumps(about, indent=1) + "\n")
+
+
+def look_up(metrics: Mapping[str, Any], metric: str) -> float:
+    """The number at `metric`, as `locate` writes it; ``-`` and ``1-`` before it are applied, ``mean`` is over rows.
+
+    Raises:
+        ValueError: not such a place, or not one row of the metrics.
+    """
+    if not (parts := re.fullmatch(r"(-|1-|mean )?([\w.]+)\[(.*)\]\.(\w+)", metric)):
+        raise ValueError(f"{metric!r}: expected rows[name=value; ...].key")
+    how, rows, where, key = parts.groups()
+    wanted = [item.partition("=")[::2] for item in where.split("; ") if item]
+    table = reduce(getitem, rows.split("."), metrics)
+    found = [row[key] for row in table if all(str(row.get(name)) == value for name, value in wanted)]
+    if how == "mean ":
+        return sum(found) / len(found)
+    if len(found) != 1:
+        raise ValueError(f"{metric!r}: expected one row, found {len(found)}")
+    return {"-": -found[0], "1-": 1 - found[0], None: found[0]}[how]
 
 
 if __name__ == "__main__":

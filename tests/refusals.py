@@ -608,7 +608,7 @@ def kinds_of_models() -> list[Kind]:
             lambda: config.write_text("{}"),
             "not a released model, its config.json has no format",
         ),
-        ("a newer format", about(format=99), "format 99, but this matalign reads 2 and 3; update it or the model"),
+        ("a newer format", about(format=99), "format 99, but this matalign reads 3; update it or the model"),
         (
             "a config that was edited",
             about(False, synthetic=True),

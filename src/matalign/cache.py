@@ -35,11 +35,8 @@ Made = TypeVar("Made")
 def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel (Linux) to end this process when its parent is gone, however that ended.
 
-    Args:
-        parent: process that started this one, where the starter passed its pid on: if it is gone already, so are we.
-
-    Note:
-        The signal comes when the *thread* that started this process ends, so start it from a thread that stays.
+    The signal comes when the *thread* that started this process ends, so start it from a thread that stays. If the
+    process `parent`, where the starter passed its pid on, is gone already, so are we.
     """
     if os.uname().sysname == "Linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -67,14 +64,7 @@ def has(stage: str, key: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold a scratch folder for this process; a second process waits for the first, and says for whom.
-
-    Args:
-        path: the folder.
-
-    Raises:
-        OSError: the folder cannot be locked; the message says what to set.
-    """
+    """Hold a scratch folder for this process; a second one waits, and says for whom. OSError: it cannot be locked."""
     lock = FileLock(path / "lock", fallback_to_soft=False)  # a soft lock outlives a killed holder
     try:
         try:
@@ -105,11 +95,8 @@ def each(
 
     Args:
         work: a function of a module, or a partial of one; it and the items are sent to the processes.
-        items: in the order in which they start.
         processes: one or fewer: all is done here. Those of this machine (loky's) end with this one; under
             `joblib.parallel_config` they are a cluster's.
-        title: of the bar.
-        unit: that it counts.
         size: of an item, in units.
     """
     import joblib  # here: the command `predict` has no use for it
@@ -171,11 +158,7 @@ def save(path: Path, result: Result) -> None:
 
 @contextmanager
 def opened(path: Path, framework: str) -> Iterator[Any]:
-    """A safetensors file, open for reading.
-
-    Raises:
-        ValueError: it is none, or not whole.
-    """
+    """A safetensors file, open for reading. Raises ValueError: it is none, or not whole."""
     try:
         with safe_open(path, framework=framework) as file:
             yield file
@@ -196,13 +179,7 @@ def load(path: Path) -> Result:
 
 
 def memo(stage: str, key: Mapping[str, Any], compute: Callable[[], Result]) -> Result:
-    """The result of `compute`, from scratch if a run with the same key has finished it.
-
-    Args:
-        stage: name of the scratch subfolder.
-        key: everything the result depends on: parameters, seed, `data` digest, upstream fingerprints, `version`.
-        compute: returns numpy arrays and JSON values by name.
-    """
+    """The result of `compute`, from scratch if a run with the same key, all that it depends on, has finished it."""
     path = folder(stage, key)
     file, cost = path / "result.safetensors", path / "seconds.json"
     state = "loaded"
@@ -219,13 +196,7 @@ def memo(stage: str, key: Mapping[str, Any], compute: Callable[[], Result]) -> R
 
 
 def note(stage: str, state: str, seconds: float) -> None:
-    """Tell the provenance of the running stage of a fit, by a line in the file that `MATALIGN_FITS` names, if it does.
-
-    Args:
-        stage: which kind of fit.
-        state: ``"computed"`` now, or ``"loaded"`` from an earlier run.
-        seconds: what it cost when it was computed.
-    """
+    """Tell the running stage of a fit ("computed", or "loaded"), by a line in the file that `MATALIGN_FITS` names."""
     if log := os.environ.get("MATALIGN_FITS"):
         line = {"stage": stage, "state": state, "seconds": round(seconds, 3)}
         with open(log, "a") as file:

@@ -218,16 +218,10 @@ class Paper(Stage):
 
 STAGES: dict[str, type[Stage]] = {cls.__name__.lower(): cls for cls in Stage.__subclasses__()}
 T = TypeVar("T")
-KINDS = ("curate", "embed", "readout", "pretrain", "properties", "release", "retrieval", "synthesis", "defects")
-KINDS += ("ablations", "micrographs")
 
 
 def known(name: str, names: Collection[str], what: str) -> None:
-    """Refuse a name that is not one of those there are.
-
-    Raises:
-        ValueError: the message has the nearest, and lists those there are.
-    """
+    """Refuse a name that is not one of those there are, by a ValueError that has the nearest, and lists them."""
     if name not in names:
         near = (difflib.get_close_matches(name, names, n=1, cutoff=0.0) or [""])[0]
         raise ValueError(f"{what} {name!r}, the nearest is {near!r}; of {', '.join(names)}")
@@ -235,11 +229,6 @@ def known(name: str, names: Collection[str], what: str) -> None:
 
 def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     """Make a stage's config, or say what is wrong with its parameters.
-
-    Args:
-        cls: the dataclass.
-        values: parameter name -> value.
-        where: file and section, for the error.
 
     Raises:
         ValueError: an unknown key (with the nearest valid one), a missing key, or a value of another type.
@@ -255,11 +244,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
 
 
 def _typed(kind: Any, value: Any, *, where: str) -> Any:
-    """A value of YAML as a field's type: a list as a tuple, a map as a dataclass or as pairs, so that it can be a key.
-
-    Raises:
-        ValueError: it is of another type.
-    """
+    """A value of YAML as a field's type, lists and maps as tuples, which can be a key; ValueError: another type."""
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return build(kind, value, where=where)
     if get_origin(kind) is Mapping and isinstance(value, Mapping):
@@ -318,16 +303,11 @@ def _maps(file: Path) -> dict[str, dict[str, Any]]:
 def version(kind: str) -> int | str:
     """Version of a kind of result, a part of its keys: a person raises it when its numbers change on purpose.
 
-    Args:
-        kind: of `KINDS`.
-
-    Returns:
-        The number under `versions` of params.yaml; where there is no params.yaml (an installed package), the package's.
+    It stands under `versions` of params.yaml; where there is none (an installed package), it is the package's.
 
     Raises:
         ValueError: no such kind.
     """
-    known(kind, KINDS, "no kind of result")
     if not paths.PARAMS.exists():
         return __version__
     versions = _maps(paths.PARAMS).get("versions", {})

@@ -18,6 +18,7 @@ SYMBOLS = ("", *(symbol for _, symbol, _, *values in _ROWS[1:] if any(values))) 
 HEAVIEST = len(SYMBOLS) - 1  # lawrencium: of heavier elements no property is known
 VALUES = np.full((len(_ROWS), len(PROPERTIES)), np.nan)  # (119, 14) by atomic number; nan where unknown
 VALUES[1:] = [[float(value or "nan") for value in row[3:]] for row in _ROWS[1:]]
+ELECTRONEGATIVITY = VALUES[:, PROPERTIES.index("electronegativity")]  # (119,) likewise
 
 
 def standardised() -> np.ndarray:

@@ -61,14 +61,9 @@ def of(column: str) -> Quantity:
 
 
 def given(fields: Mapping[str, Any], name: str) -> float | None:
-    """What people write with a unit of their choice, in the first of its units (`UNITS`).
+    """What people write with a unit of their choice, in °C, h, Å, eV/atom, eV or GPa; None where there is none.
 
-    Args:
-        fields: has it as `<name>_<unit>`, or as `<name>` beside `<name>_unit`; None and "" are as good as absent.
-        name: of `UNITS`.
-
-    Returns:
-        The value in °C, h, Å, eV/atom, eV or GPa; None where there is none.
+    It stands as `<name>_<unit>`, or as `<name>` beside `<name>_unit`; None and "" are as good as absent.
 
     Raises:
         ValueError: given twice, without a unit, in an unknown one, or not a finite number.

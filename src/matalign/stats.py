@@ -54,8 +54,6 @@ def bootstrap(
             value.
         statistic: "mean"; "rmse" of errors; "ratio", the sum of `values[..., 0]` over that of `values[..., 1]`, 0 where
             that is nil; or a callable from the items (n, ...) of one seed to a float.
-        resamples: bootstrap resamples.
-        seed: of the resampling.
 
     Raises:
         ValueError: no items, a NaN, or labels that do not match the items.
@@ -74,23 +72,14 @@ def paired(
     resamples: int,
     seed: int,
 ) -> Interval:
-    """The difference a − b of a statistic on the same items and seeds, its interval and p-value.
+    """The difference a − b of a statistic on the same items and seeds, as `bootstrap` takes them, with its p-value.
 
     Both sides are resampled together, so that what they share cancels. One seed on one side is compared with every seed
-    of the other.
+    of the other. `p` is twice the smaller share of resamples at or beyond zero, counting the sample itself.
 
     Args:
-        a: (S, N, ...) as in `bootstrap`.
-        b: the same, of the baseline.
-        clusters: (N,) labels.
-        statistic: as in `bootstrap`.
         relative: give (a − b) / b instead; resamples in which b is nil tell no ratio: they are left out of the interval
             and count against a difference.
-        resamples: bootstrap resamples.
-        seed: of the resampling.
-
-    Returns:
-        The interval; `p` is twice the smaller share of resamples at or beyond zero, counting the sample itself.
 
     Raises:
         ValueError: as `bootstrap`; numbers of seeds that cannot be paired; or a ratio to nothing.
@@ -117,14 +106,7 @@ def paired(
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's step-down adjustment for a family of tests (Scand. J. Statist. 6, 65, 1979).
-
-    Args:
-        p_values: (n,) raw p-values.
-
-    Returns:
-        (n,) adjusted p-values, in the order given; reject where at most the family's error rate.
-    """
+    """(n,) p-values of a family of tests, by Holm's step-down adjustment (Scand. J. Statist. 6, 65, 1979)."""
     p = np.asarray(p_values, dtype=np.float64)
     if p.size and not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"p-values must lie in [0, 1], got {p.min()} to {p.max()}")
@@ -145,7 +127,6 @@ def calibration_error(probability: np.ndarray, observed: np.ndarray, *, bins: in
     Args:
         probability: (N,) that was stated; bin b holds (b / bins, (b + 1) / bins], zero the first.
         observed: (N,) whether it came true.
-        bins: equally wide; an empty one counts nothing.
     """
     gap = np.bincount(_bin(probability, bins), weights=np.asarray(observed, dtype=float) - probability, minlength=bins)
     return float(np.abs(gap).sum() / len(probability))
@@ -158,14 +139,7 @@ def reliability(
     bins: int = BINS,
     names: tuple[str, str] = ("confidence", "accuracy"),
 ) -> list[dict[str, float]]:
-    """Rows {bin_low, bin_high, mean probability, mean observed, n} of the bins that hold any; arguments as above.
-
-    Args:
-        probability: (N,).
-        observed: (N,).
-        bins: equally wide.
-        names: of the two means. The calibration error is the mean of their distances, weighted by n.
-    """
+    """Rows {bin_low, bin_high, mean probability, mean observed (by `names`), n} of the bins that hold any; as above."""
     at = _bin(probability, bins)
     return [
         {"bin_low": b / bins, "bin_high": (b + 1) / bins}
@@ -260,7 +234,6 @@ def _joined(per_seed: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def _interval(estimates: np.ndarray) -> Interval:
-    low, high = (
-        np.quantile(estimates[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(estimates) > 1 else estimates[[0, 0]]
-    )
-    return Interval(float(estimates[0]), float(low), float(high))
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    bounds = np.quantile(estimates[1:], ends) if len(estimates) > 1 else estimates[[0, 0]]
+    return Interval(*map(float, (estimates[0], *bounds)))

@@ -1,8 +1,9 @@
 import json
 
 import pytest
+from golden_numbers import look_up
 
-from matalign.claims import claim, locate, look_up
+from matalign.claims import claim, locate
 
 ROW = {"arm": "structure", "value": 0.85, "low": 0.81, "high": 0.9, "p": 0.01}
 ABOUT = {"question": "q", "metric": "results[arm=structure].value", "note": "n"}

@@ -8,10 +8,8 @@ that kind anew, and writes these files by `python tests/golden_numbers.py`.
 import json
 
 import pytest
-from golden_numbers import FOLDER, differences
+from golden_numbers import FOLDER, differences, look_up
 from projects import finished
-
-from matalign.claims import look_up
 
 
 @pytest.mark.parametrize("kind", sorted(f.stem for f in FOLDER.glob("*.json")))

@@ -16,7 +16,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from matalign import config, paths
 from matalign.data import curate, formulas, reactions, sources, splits
-from matalign.data.skipped import Skipped
+from matalign.data.sources import Skipped
 
 sys.path.insert(0, str(paths.SAMPLE))
 import prototypes

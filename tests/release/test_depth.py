@@ -1,7 +1,6 @@
 """How far crystals are from training, and what predictions say of it."""
 
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,7 @@ import tiny
 
 import matalign
 from matalign.data.structures import Structures
-from matalign.release import build, depth, integrity, released
+from matalign.release import build, depth
 from matalign.release.depth import STRANGE, UNLIKE, Depth
 from matalign.towers import crystal
 
@@ -120,25 +119,6 @@ def test_intervals_are_as_wide_as_distance_says(model, made):
     s = said[:, :, 0].std(0, ddof=1) + (row["floor"] + error) * np.maximum(distance / row["distance"], 0.5)
     half = (found.formation_energy_eV_atom_high - found.formation_energy_eV_atom_low) / 2
     np.testing.assert_allclose(half, row["factor"] * s, rtol=1e-6)
-
-
-def test_a_model_of_the_older_format_says_that_it_does_not_know(made, tmp_path):
-    folder = tmp_path / "old"
-    shutil.copytree(made[0], folder)
-    about = json.loads((folder / "config.json").read_text())
-    about["files"].pop(depth.FILE)
-    del about[integrity.SEAL]  # nor had it a hash of its own
-    (folder / depth.FILE).unlink()
-    about["calibrations"] = {name: {"floor": 0.5, "factor": 2.0} for name in about["calibrations"]}
-    (folder / "config.json").write_text(json.dumps(about | {"format": integrity.OLD}))
-    old = matalign.load(folder)
-    pair = published.curated().structures.take([0, 1])
-    found = old.predict(pair)
-    assert set(found.warning) == {released.UNKNOWN}
-    said, _ = old.predictors[0](crystal.graphs(old.config, pair))
-    half = (found.formation_energy_eV_atom_high - found.formation_energy_eV_atom_low) / 2
-    np.testing.assert_allclose(half, 2 * (said[:, :, 0].std(0, ddof=1) + 0.5), rtol=1e-6)
-    assert len(old.predict([])) == 0
 
 
 def test_what_is_warned_of_is_measured(made, model):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from matalign.release import ensemble, predictors
+from matalign.release import build, predictors
 from matalign.release.depth import Around
 from matalign.release.predictors import Calibration
 
@@ -38,7 +38,7 @@ def test_the_arm_of_least_validation_error_is_taken():
         row("scratch", (0.0, 0.0), percent=20.0),
         row("scratch", (0.0, 0.0), cohort="B"),
     ]
-    found = ensemble.chosen(rows, GROUP)
+    found = build.chosen(rows, GROUP)
     place = {"targets": GROUP, "arm": "pretrained", "split": "random", "label_percent": 100.0}
     assert found == {**place, "val_error": pytest.approx(0.045)}
 
@@ -49,10 +49,10 @@ def test_moduli_are_judged_where_they_were_fitted_by_their_mean():
         row("auxiliary", (0.05, 0.23), targets=MODULI, split="chemsys"),
         row("scratch", (0.0, 0.0), targets=MODULI, split="chemsys", percent=20.0),
     ]
-    found = ensemble.chosen(rows, MODULI)
+    found = build.chosen(rows, MODULI)
     assert (found["arm"], found["split"], found["label_percent"]) == ("auxiliary", "chemsys", 100.0)
     with pytest.raises(ValueError, match=r"no fit of formation_energy_eV_atom, is_metal by any of cgconv, scratch"):
-        ensemble.chosen(rows, GROUP)
+        build.chosen(rows, GROUP)
 
 
 def test_calibration_by_hand():

@@ -345,9 +345,9 @@ def test_a_config_without_its_hash_is_read_with_a_note_and_an_edited_one_is_not(
         released.load(copy)
 
 
-def test_the_committed_model_is_of_the_older_format_and_is_read():
+def test_the_committed_model_is_read():
     model = released.load(REPOSITORY / "results" / "laptop" / "model")
-    assert model.about["format"] in (integrity.OLD, integrity.FORMAT)
+    assert model.about["format"] == integrity.FORMAT
 
 
 class Harmless:

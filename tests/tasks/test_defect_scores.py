@@ -7,8 +7,7 @@ from sklearn.metrics import f1_score, log_loss
 
 from matalign import config, stats
 from matalign.tasks.defects import defect_scores
-from matalign.tasks.defects.contexts import ARMS, PICTURES, TEXT_ARMS
-from matalign.tasks.defects.defects import Predictions
+from matalign.tasks.defects.defects import ARMS, PICTURES, TEXT_ARMS, Predictions
 from matalign.tasks.defects.hosts import DefectSet
 from matalign.views.defect_images import DEFECTS
 

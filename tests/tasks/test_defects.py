@@ -10,8 +10,8 @@ from matalign.data import dataset
 from matalign.data.structures import Structures
 from matalign.pretrain import align, encode
 from matalign.tasks import fit
-from matalign.tasks.defects import contexts, defect_scores, networks, pictures
-from matalign.tasks.defects.contexts import ARMS, PICTURES, TEXT_ARMS
+from matalign.tasks.defects import defect_scores, defects, networks, pictures
+from matalign.tasks.defects.defects import ARMS, PICTURES, TEXT_ARMS
 from matalign.tasks.defects.hosts import DefectSet, Hosts, choose_hosts, render
 from matalign.views import defect_images, draws
 from matalign.views.defect_images import DEFECTS
@@ -214,7 +214,7 @@ def test_references_stand_beside_the_same_images(hosts, shots, cfg, monkeypatch)
 
 def test_contexts(hosts):
     embeddings = np.random.default_rng(0).normal(size=(len(hosts.mp_id), 4))
-    known = contexts.contexts(hosts, embeddings)
+    known = defects.contexts(hosts, embeddings)
     assert set(known) == {*ARMS, *PICTURES} - {"majority", "reference_text"}
     assert known["image"].shape == known["image_reference"].shape == (len(hosts.mp_id), 0)
     np.testing.assert_array_equal(known["image_structure"], embeddings)
@@ -231,7 +231,7 @@ def test_text_arms_know_structure_and_protocol():
     four = Hosts(crystals, np.array(["a", "b", "c", "d"]), np.array(["train"] * 4), crystals, np.zeros(4, bool))
     embeddings = np.arange(8.0).reshape(4, 2)
     texts = np.array([[1.0, 2.0], [0.0, 0.0], [3.0, 4.0], [5.0, 6.0]])
-    known = contexts.contexts(four, embeddings, texts)
+    known = defects.contexts(four, embeddings, texts)
     assert set(known) == {*ARMS, *PICTURES, *TEXT_ARMS} - {"majority"}
     flag = [[1.0], [0.0], [1.0], [1.0]]
     np.testing.assert_array_equal(known["image_text"], np.hstack([embeddings, texts, flag]))
@@ -243,7 +243,7 @@ def test_text_of_a_host_is_the_mean_of_its_protocols(curated, hosts, tmp_path, m
     monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
     about = tiny.pretrain(tiny.bert(tmp_path / "bert"), modalities="crystal text")
     model = encode.Model(about, align.build(about).eval())
-    got = contexts.host_texts(hosts, curated, encode.encoded(model, curated, modality="text")["embeddings"])
+    got = defects.host_texts(hosts, curated, encode.encoded(model, curated, modality="text")["embeddings"])
     assert got.shape == (10, about.embed_dim)
     table = curated.protocols[f"text_L{about.mask_level}"]
     for row, mp_id in enumerate(hosts.mp_id):
@@ -254,7 +254,7 @@ def test_text_of_a_host_is_the_mean_of_its_protocols(curated, hosts, tmp_path, m
 
 
 def test_view_context():
-    known = contexts.view_context(np.array([3, 0]), pixel_A=0.2)
+    known = defects.view_context(np.array([3, 0]), pixel_A=0.2)
     assert known.shape == (2, 14)
     assert known[:, :13].argmax(1).tolist() == [3, 0]
     assert known[:, 13].tolist() == pytest.approx([np.log(0.2)] * 2)

@@ -9,7 +9,7 @@ from numpy.polynomial import legendre
 from scipy.spatial.transform import Rotation
 
 from matalign.data.dataset import Structures
-from matalign.pretrain.auxiliary import Denoiser
+from matalign.pretrain.align import Denoiser
 from matalign.towers.crystal import (
     ILD,
     CGConvTower,

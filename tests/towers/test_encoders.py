@@ -17,7 +17,7 @@ from projects import REPOSITORY
 from matalign import elements, paths, towers
 from matalign.data import chunked, dataset
 from matalign.data.dataset import Structures
-from matalign.data.skipped import Skipped
+from matalign.data.sources import Skipped
 from matalign.pretrain import align, checkpoint, encode, train
 from matalign.pretrain.batches import VALIDATION, Examples
 from matalign.towers import composition, xrd

@@ -12,23 +12,14 @@ import pandas as pd
 from matalign import cache, config
 from matalign.data import dataset, sources
 from matalign.data.dataset import Structures
-from matalign.data.skipped import Skipped
-from matalign.data.sources import Crystal
+from matalign.data.sources import Crystal, Skipped
 
 CRYSTALS_PER_TASK = 256  # what a killed run may lose, in each worker
 Maker = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # numbers, frac_coords, lattice -> floats of a shape
 
 
 def parse_cifs(texts: Sequence[str], *, workers: int) -> dict[str, Crystal | str]:
-    """Parse CIFs in parallel; what a killed run has parsed is found again.
-
-    Args:
-        texts: of the CIFs, distinct.
-        workers: processes; with one, this process does it.
-
-    Returns:
-        Text -> the crystal, or the reason why it has none.
-    """
+    """Text -> its crystal, or the reason why it has none, of distinct CIFs; what a killed run has parsed is found."""
     chunks = _chunks(sources.parse_cif, _pack, texts, key={}, workers=workers, what="crystals")
     return dict(zip(texts, chain.from_iterable(map(_unpacked, chunks))))
 
@@ -49,24 +40,19 @@ def _unpacked(stored: cache.Result) -> Iterator[Crystal | str]:
 def extra(
     makers: Mapping[str, Maker], materials: pd.DataFrame, structures: Structures, skipped: Skipped, *, workers: int
 ) -> dict[str, np.ndarray]:
-    """What modalities need beyond structures and protocols.
+    """Modality -> (M, …), what it needs beyond structures and protocols, NaN in the rows of materials that lack it.
 
     Args:
         makers: modality -> what makes its values of a crystal; ValueError where a crystal has none.
-        materials: column `mp_id`.
-        structures: the same materials.
         skipped: gets the materials that lack a modality.
-        workers: processes; what a killed run has made is found again.
-
-    Returns:
-        Modality -> (M, …), NaN in the rows of the materials that lack it.
 
     Raises:
         ValueError: a modality that no material has.
     """
     extras = {}
     for name, maker in makers.items():
-        chunks = _chunks(maker, _stack, list(structures), key={"modality": name}, workers=workers, what=name)
+        stack = lambda values: {"values": np.array(values)}  # noqa: E731
+        chunks = _chunks(maker, stack, list(structures), key={"modality": name}, workers=workers, what=name)
         reasons = list(chain.from_iterable(chunk["failures"] for chunk in chunks))
         has = np.array([not reason for reason in reasons])
         if not has.any():
@@ -77,10 +63,6 @@ def extra(
         for mp_id, reason in zip(materials.mp_id[~has], filter(None, reasons)):
             skipped.add(name, "not available", f"{mp_id}: {reason}")
     return extras
-
-
-def _stack(values: list[np.ndarray]) -> cache.Result:
-    return {"values": np.array(values)}
 
 
 def _chunks(

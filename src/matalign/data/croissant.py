@@ -23,11 +23,7 @@ LIMITS = (
 
 
 def write(profile: str) -> Path:
-    """Write `results/<profile>/croissant.json` for the set in `data/curated/<profile>`.
-
-    Raises:
-        FileNotFoundError: there is no curated set.
-    """
+    """Write `results/<profile>/croissant.json`; FileNotFoundError where there is no set in `data/curated/<profile>`."""
     folder, target = paths.curated(profile), paths.results(profile) / "croissant.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     cache.write_json(target, _metadata(dataset.read(folder), folder, relative_to=target.parent, profile=profile))

@@ -20,19 +20,14 @@ from matalign.data.dataset import Curated, Structures
 from matalign.data.formulas import reduced, same_composition
 from matalign.data.protocols import METHODS, Protocol
 from matalign.data.reactions import Reaction
-from matalign.data.skipped import Skipped
-from matalign.data.sources import LABELS, Crystal, Material
+from matalign.data.sources import LABELS, Crystal, Material, Skipped
 
 
 def run(cfg: Curate, *, makers: Mapping[str, Maker] | None = None) -> dict[str, Any]:
-    """Curate a profile into `data/curated/<profile>`.
+    """Curate a profile into `data/curated/<profile>`; gives the stage's metrics.
 
     Args:
-        cfg: the stage's parameters.
         makers: modality -> what makes its part of the set (`towers.makers`); a modality without one needs none.
-
-    Returns:
-        The stage's metrics: `counts`, `cohorts`, `splits`, `skipped`, `conflicts`, `audit`.
 
     Raises:
         FileNotFoundError: no raw files.
@@ -49,9 +44,8 @@ def run(cfg: Curate, *, makers: Mapping[str, Maker] | None = None) -> dict[str, 
     materials, structures = materials[kept].reset_index(drop=True), structures.take(np.flatnonzero(kept))
     pairs = pairs[pairs.mp_id.isin(set(materials.mp_id))].reset_index(drop=True)
     extras = chunked.extra(makers or {}, materials, structures, skipped, workers=cfg.workers)
-    synthetic = bool((materials.source == paths.SAMPLE.name).all())
-    about = {"stage": "curate", "profile": cfg.profile, "synthetic": synthetic, "seed": cfg.seed}
-    curated = finished(materials, structures, pairs, skipped, about={**about, "conflicts": conflicts}, extras=extras)
+    about = cfg.head(synthetic=bool((materials.source == paths.SAMPLE.name).all())) | {"conflicts": conflicts}
+    curated = finished(materials, structures, pairs, skipped, about=about, extras=extras)
     metrics = curated.audit
     dataset.write(paths.curated(cfg.profile), curated)
     # The examples name rows of the raw files: they stay beside the curated set and out of what is published.
@@ -67,11 +61,7 @@ def finished(
     about: Mapping[str, Any],
     extras: Mapping[str, np.ndarray] | None = None,
 ) -> Curated:
-    """The set with its splits and its audit; `about` has the splits' `seed` and what else the audit tells.
-
-    Raises:
-        ValueError: the leakage audit fails.
-    """
+    """The set with its splits (seed: `about`) and its audit; ValueError where the leakage audit fails."""
     table, train_ok = splits.build(materials, pairs, seed=about["seed"])
     pairs = pairs.assign(train_ok=train_ok)
     audit = {
@@ -113,8 +103,6 @@ def merge(
     Args:
         listed: preferred sources first.
         crystals: of every CIF text, or the reason why there is none.
-        skipped: gets the CIFs and labels left out.
-        min_formation_energy_eV_atom: below, the label is an outlier.
 
     Returns:
         Materials sorted by mp-id; their structures; rows {source, key, materials}: where a later source says otherwise.
@@ -132,9 +120,8 @@ def merge(
         own, crystal, mine = crystals[material.cif], chosen[material.mp_id][1], labels[material.mp_id]
         other = isinstance(own, Crystal) and own.formula != crystal.formula
         for column, written in material.labels.items():
-            reason, value = "formula mismatch with the structure", math.nan
-            if not other:
-                reason, value = _label(column, written, min_formation_energy_eV_atom)
+            reason, value = _label(column, written, min_formation_energy_eV_atom)
+            reason = "formula mismatch with the structure" if other else reason
             if reason:
                 skipped.add(material.source, f"{column}: {reason}", f"{material.where}: {material.mp_id}: {written!r}")
             else:
@@ -206,14 +193,8 @@ def link(
     formula: to the one that agreeing records name; else to the one of lowest formation energy (an unknown energy last),
     then of lowest number. Either way a protocol knows the composition, not the polymorph.
 
-    Args:
-        records: as the sources give them.
-        materials: columns `mp_id`, `formula`, `formation_energy_eV_atom`.
-        skipped: gets the records and targets left out.
-        max_temperature_C: above, a temperature is absurd.
-
-    Returns:
-        Columns of `dataset.PROTOCOLS` but `train_ok`, sorted by id.
+    Read are the materials' `mp_id`, `formula` and `formation_energy_eV_atom`; what comes out has the columns of
+    `dataset.PROTOCOLS` but `train_ok`, sorted by id.
     """
     formula = dict(zip(materials.mp_id, materials.formula))
     named: list[tuple[str, Protocol]] = []  # mp-id, protocol

@@ -31,13 +31,7 @@ CONNECTIONS = 8  # at once, for a source of many small files
 
 
 def fetch(name: str) -> Path:
-    """Bring one source into `data/raw/<name>` and check it; what is there already and right stays.
-
-    Args:
-        name: a key of `sources.yaml`.
-
-    Returns:
-        The source's folder.
+    """Bring one source into its folder, `data/raw/<name>`, and check it; what is there already and right stays.
 
     Raises:
         ValueError: an unknown source, or a wrong hash (naming file, expected, got); the bad file is renamed to `*.bad`.
@@ -61,12 +55,6 @@ def fetch(name: str) -> Path:
 
 def download(url: str, path: Path, *, expected: str, hashing: Callable[[Path], str] = file_hash) -> None:
     """Download a file, going on where an earlier attempt left `<path>.part`; it gets its name once its hash is right.
-
-    Args:
-        url: where from; read from the mirror where `MATALIGN_MIRROR` is set.
-        path: where to.
-        expected: hex digits of the hash.
-        hashing: how to hash the file.
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: see `fetch`.

@@ -12,12 +12,10 @@ from importlib import resources
 import numpy as np
 import yaml
 
-from matalign.elements import NAMES, NUMBER, PROPERTIES, SYMBOLS, VALUES
+from matalign import elements
+from matalign.elements import NAMES, NUMBER, SYMBOLS, VALUES
 
-ELECTRONEGATIVITY = {
-    symbol: float(np.nan_to_num(VALUES[z, PROPERTIES.index("electronegativity")], nan=np.inf))
-    for symbol, z in NUMBER.items()
-}
+ELECTRONEGATIVITY = {s: float(np.nan_to_num(elements.ELECTRONEGATIVITY[z], nan=np.inf)) for s, z in NUMBER.items()}
 MAX_WITHIN_ANION = 1.65  # difference of electronegativity, as pymatgen has it
 SAME_COMPOSITION = 0.01  # largest difference of an atomic fraction between two spellings of one composition
 COMMON = frozenset("CHON")  # what anions, ligands, water and air are made of: says little about which material it is
@@ -74,16 +72,10 @@ def normalise(formula: str) -> str:
 
 @lru_cache(maxsize=200_000)
 def composition(formula: str) -> dict[str, Fraction]:
-    """Atoms in a formula unit, summed over the parts of a hydrate or a mixture; do not change the returned dict.
+    """Symbol -> amount > 0 in a formula unit, summed over a hydrate's or mixture's parts; do not change the dict.
 
     Groups in brackets, abbreviated ones (`groups.GROUPS`), decimals, fractions ("1/3"), Unicode subscripts and parts
     ("4MgCO3-Mg(OH)2·5H2O") are read; an unknown number of water molecules ("·xH2O") counts as one.
-
-    Args:
-        formula: as written.
-
-    Returns:
-        Element symbol -> amount > 0.
 
     Raises:
         ValueError: not a formula: an unknown element, a variable, an unbalanced bracket, no atom at all.
@@ -159,10 +151,8 @@ def reduced(formula: str) -> str:
 def spelled(atoms: Iterable[int] | str) -> str:
     """A reduced formula as chemists and pymatgen spell it: LiFePO4, Ca3(PO4)2; SrCO3 for C1O3Sr1.
 
-    By electronegativity, the last two elements in brackets where they are an anion.
-
-    Args:
-        atoms: atomic numbers of a cell, or a formula of whole numbers.
+    By electronegativity, the last two elements in brackets where they are an anion; `atoms` are atomic numbers of a
+    cell, or a formula of whole numbers.
 
     Raises:
         ValueError: see `composition`.
@@ -187,11 +177,7 @@ def _spelled(atoms: Mapping[str, int]) -> str:
 
 @lru_cache(maxsize=200_000)
 def fractions(formula: str) -> tuple[tuple[str, float], ...]:
-    """(element, atomic fraction), alphabetical.
-
-    Raises:
-        ValueError: see `composition`.
-    """
+    """(element, atomic fraction), alphabetical; raises as `composition`."""
     atoms = composition(formula)
     total = sum(atoms.values())
     return tuple((symbol, float(atoms[symbol] / total)) for symbol in sorted(atoms))

@@ -23,14 +23,7 @@ def present(raw: Path) -> bool:
 
 
 def read(raw: Path) -> pd.DataFrame:
-    """The recipes of a folder of raw files, columns `COLUMNS`, sorted by id.
-
-    Args:
-        raw: `data/raw`, or the embedded sample.
-
-    Raises:
-        FileNotFoundError: it holds no records.
-    """
+    """Recipes of a folder of raw files, columns `COLUMNS`, sorted by id; FileNotFoundError if it holds no records."""
     if raw == paths.SAMPLE:
         return table(raw)
     file = paths.DATA / "index" / f"{raw.name}.parquet"

@@ -39,9 +39,7 @@ SHOWN = 20  # errors in one message
 LONGEST = 300  # characters of one of them
 LONG = 100  # more rows than this show a progress bar
 PROPERTIES = ("formation_energy", "band_gap", "bulk_modulus", "shear_modulus")
-FIELDS = tuple(
-    name for name in recipe_texts.FIELDS + recipe_texts.STEP if name not in ("operations", *quantities.UNITS)
-)
+FIELDS = tuple(n for n in recipe_texts.FIELDS + recipe_texts.STEP if n not in ("operations", *quantities.UNITS))
 WORDS = ("id", "structure", "protocol", "image", "image_frame", *FIELDS)  # columns that are no quantities
 COLUMNS = WORDS + tuple(
     f"{name}{end}" for name, units in quantities.UNITS.items() for end in ("", "_unit", *(f"_{u}" for u in units))
@@ -52,27 +50,17 @@ LOOK = {"to_pixel_A": 0.2, "px": 64}
 
 @dataclass(frozen=True)
 class Entry:
-    """One row, read and checked.
+    """One row, read and checked."""
 
-    Args:
-        id: unique in the manifest.
-        where: file and row, for messages.
-        structure: the crystal.
-        protocol: a structured one, or text; its target is the crystal's formula where the row names none.
-        image: the file.
-        pixel_A: Å per pixel of the image.
-        frame: which of the file's images; None: the only one.
-        properties: column of `dataset.MATERIALS` -> value.
-    """
-
-    id: str
-    where: str
-    structure: Crystal | None
+    id: str  # unique in the manifest
+    where: str  # file and row, for messages
+    structure: Crystal | None  # the crystal
+    # a structured one, or text; its target is the crystal's formula where the row names none
     protocol: Protocol | str | None
-    image: Path | None
-    pixel_A: float | None
-    frame: int | None
-    properties: dict[str, float]
+    image: Path | None  # the file
+    pixel_A: float | None  # Å per pixel of the image
+    frame: int | None  # which of the file's images; None: the only one
+    properties: dict[str, float]  # column of `dataset.MATERIALS` -> value
 
 
 def read(folder: str | Path) -> list[Entry]:
@@ -109,11 +97,7 @@ def _stop(file: Path, errors: list[str]) -> None:
 
 
 def table(file: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV, cells stripped; blank rows stay, so that row numbers are those of the file.
-
-    Raises:
-        ValueError: not UTF-8, not a CSV, or no rows.
-    """
+    """Header and rows of a CSV, cells stripped, blank rows too; ValueError: not UTF-8, not a CSV, or no rows."""
     csv.field_size_limit(1 << 24)
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:

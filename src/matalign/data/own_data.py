@@ -25,8 +25,7 @@ from matalign.data.manifest import Entry
 from matalign.data.protocols import Protocol
 from matalign.data.readers import crystals
 from matalign.data.readers.micrographs import model_image
-from matalign.data.skipped import Skipped
-from matalign.data.sources import LABELS, Crystal, Material
+from matalign.data.sources import LABELS, Crystal, Material, Skipped
 
 SOURCE = "own"
 SEED = 0  # of the splits: that of all profiles
@@ -76,10 +75,6 @@ def import_csv(file: str | Path, *, workers: int = 2) -> Curated:
     Carbon-24's energies are other quantities than ours. A row whose CIF cannot be used is counted in
     `audit["skipped"]` under its reason.
 
-    Args:
-        file: the CSV.
-        workers: processes that parse; what a killed import has parsed is found again.
-
     Raises:
         FileNotFoundError: no such file.
         ValueError: not UTF-8, no rows, no column of CIFs or of ids, or two of one kind; no readable structure at all.
@@ -95,13 +90,7 @@ def import_csv(file: str | Path, *, workers: int = 2) -> Curated:
 
 
 def import_optimade(provider: str, filter: str, *, max_structures: int = 0, partial: bool = False) -> Curated:
-    """Structures of an OPTIMADE provider; see `providers.download`.
-
-    Args:
-        provider: a name of `providers.URLS`, or a base URL.
-        filter: in OPTIMADE's language, such as ``'elements HAS ALL "Ba","Ti" AND nsites<=20'``; "" for everything.
-        max_structures: take so many, in the provider's order; 0: all.
-        partial: take what came where the provider will not give all of it; `audit["query"]` says so.
+    """Structures of an OPTIMADE provider, as `providers.download` takes them; `audit["query"]` tells what did not come.
 
     Raises:
         ValueError: an unknown name, an unreadable filter, or no usable structure.
@@ -125,11 +114,7 @@ def import_optimade(provider: str, filter: str, *, max_structures: int = 0, part
 
 
 def write(name: str, curated: Curated) -> Path:
-    """Put a set into `data/curated/<name>`, where `dataset.read(paths.curated(name))` and the notebooks find it.
-
-    Raises:
-        ValueError: see `checked_name`.
-    """
+    """Put a set into `data/curated/<name>`, where the notebooks find it; raises as `checked_name`."""
     folder = paths.curated(checked_name(name))
     dataset.write(folder, curated)
     return folder
@@ -145,12 +130,7 @@ def checked_name(name: str) -> str:
 def micrographs(
     curated: Curated, *, pixel_A: float, px: int
 ) -> tuple[Int[np.ndarray, " n"], Float[Tensor, "n 1 height width"]]:
-    """The images of an imported folder, as a model's image tower takes them.
-
-    Args:
-        curated: from `import_folder`.
-        pixel_A: Å per pixel of the model (`model.config.pixel_A`).
-        px: its image size (`model.config.image_px`).
+    """The images of an imported folder, as the image tower of a model with `pixel_A` (Å) and `image_px` takes them.
 
     Returns:
         (n,) rows of the materials that have an image; (n, 1, px, px) for `encode.Model.embed_images`.

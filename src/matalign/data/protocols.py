@@ -54,10 +54,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to make one target: the record of curation, of synthesis recommendation and of the library.
-
-    Two of the same content are equal, whatever file and row they come from.
-    """
+    """One way to make one target, of whatever source; two of the same content are equal, whatever file and row."""
 
     doi: str  # lower case
     method: str  # one of METHODS
@@ -122,13 +119,11 @@ class Protocol:
 def render(protocol: Protocol, *, level: int) -> str:
     """The protocol as text, at a mask level.
 
+    Lower case but for formulas: a language model that lower-cases (Co = CO) finds the element names beside them.
+
     Args:
-        protocol: the record.
         level: 0 as rendered; 1 target masked; 2 precursors by class; 3 conditions only. Amounts and the reaction stand
             at 0 alone.
-
-    Returns:
-        Lower case but for formulas: a language model that lower-cases (Co = CO) finds the element names beside them.
 
     Raises:
         ValueError: no such level.

@@ -140,10 +140,8 @@ def _page(session: requests.Session, url: str, folder: Path, pause: float) -> di
     except ValueError:
         raise ValueError(f"Could not decode response as JSON: {answer.text[:80]!r}") from None
     parts = page if isinstance(page, dict) else {}
-    whole = isinstance(parts.get("data"), list) and all(
-        isinstance(parts.get(n), dict | None) for n in ("links", "meta")
-    )
-    if answer.status_code != 200 or not whole:
+    good = isinstance(parts.get("data"), list) and all(isinstance(parts.get(n), dict | None) for n in ("links", "meta"))
+    if answer.status_code != 200 or not good:
         errors = parts.get("errors")
         raise ValueError(f"{answer.status_code}: {str(errors or page)[:200]}")
     cache.write_json(file, page)

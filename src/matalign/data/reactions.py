@@ -37,15 +37,8 @@ class Skip(Exception):
     """A record, or one of its targets, that is not used; the message is the reason, to be counted."""
 
 
-# Files
-
-
 def read(raw: Path) -> Iterator[Reaction]:
-    """All synthesis records under a folder.
-
-    Raises:
-        FileNotFoundError: the folder holds no source.
-    """
+    """All synthesis records under a folder. Raises FileNotFoundError: the folder holds no source."""
     return sources.every(raw, [("protocols.jsonl", lines), ("solid_state", mined), ("sol_gel", mined)])
 
 
@@ -75,15 +68,8 @@ def named_mp_ids(folder: Path) -> set[str]:
     return {mp_id for mp_id in named if mp_id.startswith("mp-")}
 
 
-# Records
-
-
 def parse(reaction: Reaction, *, max_temperature_C: float = MAX_TEMPERATURE_C) -> tuple[list[Protocol], list[str]]:
     """Protocols of one record, one for each target it names, and why others were left out.
-
-    Args:
-        reaction: the record, of any source.
-        max_temperature_C: above, a temperature is absurd.
 
     Returns:
         The protocols, each with a readable target, their ids in order; and a reason for the record, or for each target,

@@ -29,12 +29,12 @@ def known(raw: Path) -> list[Protocol]:
     Raises:
         FileNotFoundError: see `reactions.read`.
     """
-    return sorted((p for reaction in reactions.read(raw) for p in _by_composition(reaction)), key=_order)
 
+    def order(p: Protocol) -> tuple:
+        heats = [str(p.temperature_C(kind)) for kind in KINDS]
+        return p.fractions, sorted(p.precursor_set), p.target_formula, p.doi, p.equation, heats
 
-def _order(p: Protocol) -> tuple:
-    heats = [str(p.temperature_C(kind)) for kind in KINDS]
-    return p.fractions, sorted(p.precursor_set), p.target_formula, p.doi, p.equation, heats
+    return sorted((p for reaction in reactions.read(raw) for p in _by_composition(reaction)), key=order)
 
 
 def _by_composition(reaction: reactions.Reaction) -> list[Protocol]:
@@ -53,21 +53,13 @@ def _readable(protocol: Protocol) -> bool:
 
 
 def precursor_test(file: Path) -> list[Protocol]:
-    """Rows of `val.csv` or `test_reduced.csv`; only `SET_COLUMNS` are read.
-
-    Raises:
-        ValueError: an unreadable formula.
-    """
+    """Rows of `val.csv` or `test_reduced.csv`, `SET_COLUMNS` alone; ValueError: an unreadable formula."""
     rows = _rows(file, SET_COLUMNS)
     return [_test_row(file, target, precursors, reaction=reaction) for precursors, target, reaction in rows]
 
 
 def condition_test(file: Path) -> list[Protocol]:
-    """Rows of `train_data.csv`, `val_data.csv` or `test_data.csv`; only `CONDITION_COLUMNS` are read.
-
-    Raises:
-        ValueError: an unreadable formula.
-    """
+    """Rows of `train_`, `val_` or `test_data.csv`, `CONDITION_COLUMNS` alone; raises as `precursor_test`."""
     protocols = []
     for precursors, target, doi, sintering_C, calcination_C in _rows(file, CONDITION_COLUMNS):
         steps = (Operation("sintered", float(sintering_C)), Operation("calcined", float(calcination_C)))
@@ -132,10 +124,7 @@ def without(
 
 
 def distinct(rows: Iterable[Protocol]) -> list[Protocol]:
-    """Solid-state protocols that make their target from all of its telling elements and no others.
-
-    One of each (chemical system, set of precursors): series of one paper count once.
-    """
+    """Solid-state protocols, one a (system, precursors), which bring all the target's telling elements, no others."""
     first: dict[tuple, Protocol] = {}
     for row in rows:
         brought = [telling(formulas.symbols(p)) for p in row.precursor_set]

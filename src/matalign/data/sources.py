@@ -10,8 +10,9 @@ import os
 import re
 import tarfile
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from matalign import paths
 from matalign.data import formulas
 from matalign.data.readers import cif
 from matalign.data.readers.unit_cell import Cell
-from matalign.elements import PROPERTIES, SYMBOLS, VALUES
+from matalign.elements import ELECTRONEGATIVITY, SYMBOLS
 
 ARCHIVE = "MEGNet.tar.gz"
 USED = re.compile(  # files of archives, without the top folder
     r"data(_elasticity)?/(.*\.cif|id_prop\.csv|material_id_hash\.csv)|Image Data/.*\.tif|\w+_Training_Image\.\w+"
 )
 SYMPREC_A = 0.1  # of space groups: the Materials Project's own tolerance
+EXAMPLES = 3  # rows named for each reason why some are left out
 LABELS = ("formation_energy_eV_atom", "band_gap_eV", "bulk_modulus_GPa", "shear_modulus_GPa")
 
 
@@ -62,23 +64,36 @@ def used_files(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield name, archive.extractfile(member).read()
 
 
+@dataclass
+class Skipped:
+    """Rows left out, counted by source and reason: nothing is dropped silently."""
+
+    rows: Counter = field(default_factory=Counter)
+    first: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, source: str, reason: str, message: str, *, rows: int = 1) -> None:
+        """Count; keep the message (file, row, value) if it is one of the first."""
+        self.rows[source, reason] += rows
+        if len(self.first[source, reason]) < EXAMPLES:
+            self.first[source, reason].append(message)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Rows {source, reason, rows, first}, sorted."""
+        return [
+            {"source": source, "reason": reason, "rows": count, "first": self.first[source, reason]}
+            for (source, reason), count in sorted(self.rows.items())
+        ]
+
+
 @dataclass(frozen=True)
 class Material:
-    """A crystal as a source gives it, unchecked.
+    """A crystal as a source gives it, unchecked."""
 
-    Args:
-        mp_id: "" where the source has none for it.
-        source: the source's name.
-        where: file and row, for messages.
-        cif: text; None where the source has no file for it.
-        labels: column of `dataset.MATERIALS` -> value as written.
-    """
-
-    mp_id: str
-    source: str
-    where: str
-    cif: str | None
-    labels: dict[str, str]
+    mp_id: str  # "" where the source has none for it
+    source: str  # the source's name
+    where: str  # file and row, for messages
+    cif: str | None  # text; None where the source has no file for it
+    labels: dict[str, str]  # column of `dataset.MATERIALS` -> value as written
 
 
 def megnet(folder: Path) -> Iterator[Material]:
@@ -125,20 +140,12 @@ def table(file: Path) -> Iterator[Material]:
 
 
 def materials(raw: Path) -> Iterator[Material]:
-    """All crystals under a folder, the source to be preferred for a structure first.
-
-    Raises:
-        FileNotFoundError: the folder holds no source.
-    """
+    """All crystals under a folder, the source to be preferred for a structure first; raises as `every`."""
     return every(raw, [("materials.csv", table), ("megnet", megnet), ("topology", topology), ("megnet", elasticity)])
 
 
 def every(raw: Path, readers: list[tuple[str, Callable[[Path], Iterator[Any]]]]) -> Iterator[Any]:
-    """What each reader yields of the files under a folder that are there.
-
-    Raises:
-        FileNotFoundError: none is; the message says how to fetch them.
-    """
+    """What readers yield of the files of a folder that are there; FileNotFoundError, with how to fetch, if none is."""
     there = [(raw / name, read) for name, read in readers if (raw / name).exists()]
     if not there:
         names = ", ".join(dict.fromkeys(name for name, _ in readers))
@@ -146,9 +153,6 @@ def every(raw: Path, readers: list[tuple[str, Callable[[Path], Iterator[Any]]]])
         raise FileNotFoundError(f"{raw} has none of {names}; fetch them with: {fetching}")
     for path, read in there:
         yield from read(path)
-
-
-# One crystal
 
 
 @dataclass(frozen=True)
@@ -170,8 +174,7 @@ def parse_cif(text: str) -> Crystal:
         ValueError: see `readers.cif.read`.
     """
     cell = cif.read(text)
-    electronegativity = np.nan_to_num(VALUES[cell.numbers, PROPERTIES.index("electronegativity")])
-    order = np.lexsort(([SYMBOLS[z] for z in cell.numbers], electronegativity))
+    order = np.lexsort(([SYMBOLS[z] for z in cell.numbers], np.nan_to_num(ELECTRONEGATIVITY[cell.numbers])))
     return described(replace(cell, numbers=cell.numbers[order], frac_coords=cell.frac_coords[order]))
 
 

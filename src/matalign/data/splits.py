@@ -47,7 +47,6 @@ def build(materials: pd.DataFrame, protocols: pd.DataFrame, *, seed: int) -> tup
     Args:
         materials: columns `mp_id`, `chemsys`.
         protocols: columns `mp_id`, `doi` ("" or missing: unknown, shared with nobody).
-        seed: of the hash.
 
     Returns:
         Columns `mp_id`, `random`, `chemsys` (train, val or test) and `pretrain` (train, val or excluded: in a test
@@ -99,9 +98,7 @@ def audit(
     """
     if list(materials.mp_id) != list(splits.mp_id):
         raise ValueError("splits and materials must hold the same mp-ids in the same order")
-    volume = (
-        np.abs(np.linalg.det(np.asarray(lattice, dtype=np.float64).reshape(-1, 3, 3))) / materials.n_atoms.to_numpy()
-    )
+    volume = np.abs(np.linalg.det(np.asarray(lattice, float).reshape(-1, 3, 3))) / materials.n_atoms.to_numpy()
     kind = [(anonymous(f), g, n) for f, g, n in zip(materials.formula, materials.space_group, materials.n_atoms)]
     systems = materials.chemsys.map(chemsys_key)
     rows = []

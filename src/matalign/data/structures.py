@@ -7,22 +7,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Structures:
-    """M periodic crystals with N atoms in all, flat.
+    """M periodic crystals with N atoms in all, flat. Raises ValueError: shapes that do not belong together."""
 
-    Args:
-        numbers: (N,) atomic numbers.
-        frac_coords: (N, 3) fractional coordinates.
-        lattice: (M, 3, 3) rows are the lattice vectors, Å.
-        ptr: (M + 1,) crystal m holds atoms ``ptr[m]:ptr[m + 1]``.
-
-    Raises:
-        ValueError: shapes that do not belong together.
-    """
-
-    numbers: np.ndarray
-    frac_coords: np.ndarray
-    lattice: np.ndarray
-    ptr: np.ndarray
+    numbers: np.ndarray  # (N,) atomic numbers
+    frac_coords: np.ndarray  # (N, 3) fractional coordinates
+    lattice: np.ndarray  # (M, 3, 3) rows are the lattice vectors, Å
+    ptr: np.ndarray  # (M + 1,) crystal m holds atoms ``ptr[m]:ptr[m + 1]``
 
     def __post_init__(self) -> None:
         atoms, crystals = len(self.numbers), len(self.lattice)

@@ -21,8 +21,6 @@ def record(cfg: Stage, *, minutes: float, fits: Path, earlier: Path) -> dict[str
     """What to keep about one run of a stage; no host name, user or path.
 
     Args:
-        cfg: the stage's parameters.
-        minutes: wall time of the run.
         fits: what `cache.note` has written during it.
         earlier: the record of the run before, if there was one. If this run has loaded all its fits, `computed` keeps
             minutes, machine, versions and commit of the run of these parameters that did compute them.

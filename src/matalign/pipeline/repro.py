@@ -21,15 +21,7 @@ LOCK, ASIDE = "dvc.lock", ".dvc/tmp/local.lock"
 
 
 def switch(profile: str, params: Path = paths.PARAMS) -> None:
-    """Rewrite the `profiles:` block of params.yaml, and nothing else in it, so that `dvc repro` runs this one.
-
-    Args:
-        profile: a section of this project's parameters.
-        params: the file that is rewritten.
-
-    Raises:
-        ValueError: no such profile, or a parameter is wrong; or no such block.
-    """
+    """Rewrite the block `profiles:` of params.yaml alone, so that `dvc repro` runs this; ValueError: no profile."""
     block = f"profiles:\n  {profile}:\n    raw: {config.load('curate', profile).raw}\n"
     before = params.read_text()
     text, count = re.subn(r"^profiles:.*\n(?:[ \t]+.*\n)*", block, before, flags=re.M)
@@ -40,14 +32,7 @@ def switch(profile: str, params: Path = paths.PARAMS) -> None:
 
 
 def repro(*args: str) -> int:
-    """`dvc repro`, which finds the entries kept aside and leaves in dvc.lock what git shall hold.
-
-    Args:
-        args: of `dvc repro`.
-
-    Returns:
-        DVC's exit code.
-    """
+    """`dvc repro`'s exit code; it finds the entries kept aside and leaves in dvc.lock what git shall hold."""
     lock, aside = paths.ROOT / LOCK, paths.ROOT / ASIDE
     write(lock, stages_of(aside) | stages_of(lock))
     command = [sys.executable, "-m", "dvc", "repro", *args]

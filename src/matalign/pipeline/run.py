@@ -28,9 +28,7 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 OUTER = (OSError, ValueError, MemoryError)  # input, disk, memory; or a process was killed
-HELP = (
-    "source: notebooks without outputs; embed: features of the model; stale: list results that other code has computed"
-)
+HELP = "source: notebooks without outputs; embed: features of the model; stale: list results of other code"
 
 
 def run(stage: str, profile: str) -> None:
@@ -80,15 +78,9 @@ def source(notebook: Path):
 
 
 def execute(notebook, file: Path, *, profile: str):
-    """Execute a notebook for a profile, in a kernel that ends with this process.
+    """The notebook, executed for a profile, in a kernel that ends with this process; what failed is left in `file`.
 
-    Args:
-        notebook: of `source`.
-        file: what failed is left there, as far as it came.
-        profile: the notebook's one parameter.
-
-    Returns:
-        The executed notebook, without what differs between two runs: standard error, and notes of time.
+    What differs between two runs is taken out: standard error, and notes of time.
 
     Raises:
         ValueError: the notebook has other parameters.

@@ -51,15 +51,7 @@ MADE = ("pretrained", "features")  # by stages whose results git ignores everywh
 
 
 def differences(old: Any, new: Any, *, exact: bool, where: str = "", name: str = "") -> Iterator[str]:
-    """Places where two metrics files differ, a line each.
-
-    Args:
-        old: what is kept.
-        new: what the re-run made.
-        exact: numbers must be equal; else within `TOLERANCES`.
-        where: of the values in the file.
-        name: of the metric.
-    """
+    """Places where two metrics files differ, a line each."""
     allowed = TOLERANCES.get(name, OTHER)
     if not exact and allowed is None:
         return
@@ -88,11 +80,7 @@ def stages(profile: str) -> list[str]:
 
 
 def record(profile: str, stage: str) -> dict[str, Any]:
-    """The provenance of a stage, of the run that computed its result.
-
-    Raises:
-        ValueError: the file is none.
-    """
+    """The provenance of a stage, of the run that computed its result. Raises ValueError: the file is none."""
     file = paths.results(profile) / "provenance" / f"{stage}.json"
     made = json.loads(file.read_text())
     made |= made.get("computed", {})
@@ -206,11 +194,7 @@ class Clone:
                         yield f"{stage}: {name} is not as in the lock"
 
     def rerun(self, stage: str, *, single: bool) -> tuple[list[str], bool]:
-        """Run a stage, and unless single all that stand before it.
-
-        Returns:
-            Each stage that ran, with its minutes; and whether all went well.
-        """
+        """Run a stage, and unless single all before it: each that ran, with its minutes; and whether all went well."""
         start, flags = time.time(), ["--force", *(["--single-item"] if single else [])]
         ended = self.run("dvc", "repro", *flags, f"{stage}@{self.profile}", stdout=sys.stderr)
         records = sorted((self.results / "provenance").glob("*.json"), key=lambda file: file.stat().st_mtime)
@@ -243,11 +227,7 @@ def _ignored(name: str) -> bool:
 
 
 def verify(profile: str, stage: str, *, load: bool) -> list[str]:
-    """Check, re-run, compare, and write the report.
-
-    Returns:
-        What differs; nothing is well.
-    """
+    """Check, re-run, compare, and write the report; gives what differs."""
     then, here = record(profile, stage), {"machine": provenance.machine(), "versions": provenance.versions()}
     exact = all(then[name] == here[name] for name in here)
     found = {

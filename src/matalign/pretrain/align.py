@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matalign import cache
+from matalign import cache, elements
 from matalign import towers as registry
 from matalign.config import Pretrain
-from matalign.pretrain.auxiliary import Denoiser
+from matalign.towers.crystal import Corrupted, envelope, gather, gaussians, pool, radial_linear, table
 
 CRYSTAL = "crystal"  # the modality that the auxiliary objective is about
 
@@ -36,18 +36,11 @@ class AlignModel(nn.Module):
 
     Args:
         towers: modality -> module with `.dim` whose forward returns (pooled (n, dim), named intermediates).
-        embed_dim: size of the shared space.
-        temperature: its initial value.
-        denoiser: heads of the auxiliary objective, if there is one (`auxiliary.Denoiser`).
+        denoiser: heads of the auxiliary objective, if there is one (`Denoiser`).
     """
 
     def __init__(
-        self,
-        towers: Mapping[str, nn.Module],
-        *,
-        embed_dim: int,
-        temperature: float,
-        denoiser: nn.Module | None = None,
+        self, towers: Mapping[str, nn.Module], *, embed_dim: int, temperature: float, denoiser: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
@@ -100,11 +93,7 @@ class AlignModel(nn.Module):
         return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Load what `weights` returned.
-
-        Raises:
-            ValueError: a name is missing or unknown; the message says which.
-        """
+        """Load what `weights` returned. Raises ValueError: a name is missing or unknown; the message says which."""
         wrong = set(weights) ^ set(self.weights())
         if wrong:
             raise ValueError(
@@ -113,12 +102,44 @@ class AlignModel(nn.Module):
         self.load_state_dict(dict(weights), strict=False)
 
 
+class Denoiser(nn.Module):
+    """Heads that tell from a tower's atoms what `corrupt` did: learning from crystals without labels.
+
+    Hidden elements are classified (Hu et al., Strategies for pre-training graph neural networks, ICLR 2020), and
+    displacements, in units of `noise_A`, found as sums of directions to the neighbours, each with an invariant weight
+    (Zaidi et al., Pre-training via denoising, ICLR 2023).
+    """
+
+    def __init__(self, width: int, *, cutoff_A: float, noise_A: float, radial: int = 32) -> None:
+        super().__init__()
+        self.cutoff_A, self.noise_A, self.radial = cutoff_A, noise_A, radial
+        self.element = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, elements.VALUES.shape[0]))
+        self.source, self.centre = nn.Linear(width, width, bias=False), nn.Linear(width, width)
+        self.distance = radial_linear(radial, width)
+        self.push = nn.Linear(width, 1, bias=False)
+
+    def forward(self, atoms: Float[Tensor, "atoms width"], made: Corrupted) -> Float[Tensor, " crystals"]:
+        """Loss of each crystal: mean cross-entropy of its hidden atoms, and mean squared error of its displacements.
+
+        The errors of displacement are in units of the noise, a mean over directions. A crystal without hidden atoms has
+        no cross-entropy.
+        """
+        wrong = F.cross_entropy(self.element(atoms), made.z, reduction="none") * made.hidden
+        hidden = pool(torch.stack([wrong, made.hidden.to(wrong)], 1), made.batch)
+        neighbour, vec = table(made.batch)
+        d = vec.norm(dim=-1)
+        weight = envelope(d / made.batch.edge_cutoff[:, None])[..., None]
+        radial = self.distance(gaussians(d, cutoff_A=self.cutoff_A, count=self.radial))
+        push = self.push(F.silu(gather(self.source(atoms), neighbour) + self.centre(atoms)[:, None] + radial))
+        found = (push * weight * vec / d.clamp(min=1e-3)[..., None]).sum(1)
+        error = ((found - made.displacement / self.noise_A) ** 2).mean(1, keepdim=True)
+        return hidden[:, 0] / hidden[:, 1].clamp(min=1e-9) + pool(error, made.batch)[:, 0]
+
+
 def build(cfg: Pretrain, *, initialise: bool = True) -> AlignModel:
     """The model of a config, its random weights drawn from `cfg.seed` alone.
 
-    Args:
-        cfg: its parameters.
-        initialise: read `cfg.image_weights`; False for a model into which trained weights will be loaded.
+    With `initialise` False, for weights that will be loaded into it, `cfg.image_weights` is not read.
 
     Raises:
         ValueError: an unknown modality; fewer than two, unless it is the crystal with an auxiliary objective; or such
@@ -153,13 +174,7 @@ def part(cfg: Pretrain, modalities: Iterable[str]) -> AlignModel:
 
 
 def save(model: AlignModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write `<modality>.safetensors` for each tower, and `heads.safetensors`.
-
-    Args:
-        model: whose weights.
-        folder: where to.
-        dtype: of the floating-point numbers on disk; None: the model's.
-    """
+    """Write `<modality>.safetensors` for each tower, and `heads.safetensors`; floating-point numbers as `dtype`."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in model.weights().items():
         part, _, rest = name.partition(".")
@@ -171,11 +186,7 @@ def save(model: AlignModel, folder: Path, *, dtype: torch.dtype | None = None) -
 
 
 def load(model: AlignModel, folder: Path) -> None:
-    """Read into `model`, in its precision, what `save` wrote of its parts.
-
-    Raises:
-        ValueError: a file is no safetensors, or its weights are not the model's.
-    """
+    """Read into `model`, in its precision, what `save` wrote of its parts; ValueError: a damaged file, or another's."""
     files = [folder / f"{name}.safetensors" for name in (*model.modalities, "heads")]
     saved = {name: tensor for file in files if file.exists() for name, tensor in cache.tensors(file).items()}
     mine = ("log_temperature", "towers.", *(f"heads.{name}." for name in model.modalities))

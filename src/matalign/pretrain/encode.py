@@ -66,9 +66,7 @@ class Model:
 
     def crystal_readout(self, structures: Structures) -> Float[np.ndarray, "crystals features"]:
         """(M, features) float32: `crystal.statistics` of all layers of the crystal tower."""
-        return self._crystals(
-            structures, lambda batch: crystal.statistics(self._tower("crystal")(batch)[1]["layers"], batch)
-        )
+        return self._crystals(structures, lambda b: crystal.statistics(self._tower("crystal")(b)[1]["layers"], b))
 
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
         """(n, embed_dim) float32 unit vectors of protocols; frozen layers' features are cached in scratch."""
@@ -80,11 +78,7 @@ class Model:
     ) -> Float[Tensor, "n 1 height width"]:
         """One micrograph of each of some materials of a curated set, as the image tower takes them.
 
-        Args:
-            curated: the set.
-            rows: (n,) of it.
-            seed: with epoch and mp-id the key of the view.
-            epoch: `EVALUATION` for a view that no training shows.
+        Seed, epoch (`EVALUATION` for a view that no training shows) and mp-id are the key of the view.
         """
         inputs = towers.load("image").Inputs(self.config, curated, self._tower("image"), self.device)
         ids = curated.materials.mp_id.to_numpy()[rows]
@@ -93,9 +87,8 @@ class Model:
     def embed_images(self, images: Float[Tensor, "images 1 height width"]) -> Float[np.ndarray, "images dim"]:
         """(n, embed_dim) float32 unit vectors of micrographs as `micrographs.render` returns them."""
         self._tower("image")
-        return self._batched(
-            len(images), lambda rows: self.aligned.encode("image", images[rows].to(self.device)), "images"
-        )
+        encode = lambda rows: self.aligned.encode("image", images[rows].to(self.device))  # noqa: E731
+        return self._batched(len(images), encode, "images")
 
     def _tower(self, modality: str) -> nn.Module:
         if modality not in self.towers:
@@ -123,7 +116,6 @@ def load(profile_or_path: str | Path, *, modalities: Iterable[str] = (), device:
     Args:
         profile_or_path: a profile whose model is in `results/<profile>/pretrained`, or a folder of that kind.
         modalities: whose towers are loaded (a text model takes seconds); none named: all.
-        device: where to put it.
 
     Raises:
         FileNotFoundError: there is no model; the message says how to make it.
@@ -157,14 +149,7 @@ def settings(folder: Path) -> tuple[Pretrain, str | None]:
 
 
 def features(profile: str, *, modality: str) -> cache.Result:
-    """What a profile's pretrained model makes of a modality of its curated set, made once: the stage `embed`.
-
-    Args:
-        profile: whose model and set; `results/<profile>/features` is where it is kept.
-        modality: see `encoded`.
-
-    Returns:
-        As `encoded`.
+    """What `encoded` makes of a modality with a profile's pretrained model and set, made once: the stage `embed`.
 
     Raises:
         FileNotFoundError: there is no model.
@@ -197,12 +182,7 @@ def version(modality: str) -> int | str:
 
 @torch.no_grad()
 def encoded(model: Model, curated: Curated, *, modality: str) -> cache.Result:
-    """What a model makes of a modality of a curated set, of what is random the view of evaluation.
-
-    Args:
-        model: trained.
-        curated: the set.
-        modality: of `ENCODED`, and of those the model was trained on; or `crystal.READOUT`.
+    """What a model makes of a modality of a curated set (one of `ENCODED`, or `crystal.READOUT`), as in evaluation.
 
     Returns:
         `pooled` (n, width), the tower's, and `embeddings` (n, embed_dim), unit vectors of the aligned space, both
@@ -239,13 +219,7 @@ def _images(model: Model, curated: Curated) -> cache.Result:
 
 @functools.cache
 def fingerprint(profile: str, folder: str, modality: str = "") -> str:
-    """Hash of the saved weights of a model's tower, or of all its towers and heads.
-
-    Args:
-        profile: whose results hold the model.
-        folder: the model's, in these.
-        modality: whose tower; "": all.
-    """
+    """Hash of the saved weights of a model's tower, or of all its towers and heads."""
     files = sorted((paths.results(profile) / folder).glob(f"{modality}*.safetensors"))
     return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
 
@@ -255,11 +229,6 @@ def nearest(
     queries: Float[np.ndarray, "queries dim"], vectors: Float[np.ndarray, "vectors dim"], k: int
 ) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
     """The k vectors of largest inner product with each query: exact, in memory of one chunk beside the arguments.
-
-    Args:
-        queries: (n, dim) float32.
-        vectors: (m, dim) float32.
-        k: how many, from 1 to m.
 
     Returns:
         Indices (n, k) of vectors, the most similar first, of equals the one with the smaller index; and the inner

@@ -24,16 +24,13 @@ CONTROL = "control"  # subfolder of the model
 
 
 def pretrain(cfg: Pretrain, *, dry_run_ranks: int = 0) -> Path:
-    """Train in subprocesses; a run finished earlier, by hand on several nodes too, is not done again.
+    """The folder of a model trained in subprocesses; a run finished earlier, by hand on several nodes too, stands.
 
     Args:
         cfg: parameters; `results/<profile>/pretrained` is where the model goes, what each epoch took, to
             `results/<profile>/provenance/pretrain_epochs.json`, and the control, if `cfg.control` asks for it, to
             `pretrained/control`.
-        dry_run_ranks: instead, two steps on so many CPU processes: a run of several ranks where there are no GPUs.
-
-    Returns:
-        The model's folder; of a dry run, one in scratch.
+        dry_run_ranks: instead, two steps in scratch on so many CPU processes: several ranks where there are no GPUs.
 
     Raises:
         ValueError: `cfg.gpus` asks for more GPUs than there are.
@@ -58,10 +55,7 @@ def pretrain(cfg: Pretrain, *, dry_run_ranks: int = 0) -> Path:
 
 
 def alone(cfg: Pretrain) -> Pretrain:
-    """The control of a config: the crystal tower with the auxiliary objective alone, shown as many crystals.
-
-    It stops when `cfg.epochs` are over, not early: the loss of the other run is another.
-    """
+    """The control of a config: the tower with the auxiliary objective alone, shown as many crystals, to the end."""
     return dataclasses.replace(cfg, modalities=align.CRYSTAL, control=False, patience=cfg.epochs)
 
 
@@ -141,9 +135,8 @@ def _elastic(run: Path, *, ranks: int, max_steps: int) -> None:
     try:
         elastic_launch(LaunchConfig(**place, **meeting), sys.executable)(*command(run, max_steps=max_steps))
     except ChildFailedError as error:
-        raise RuntimeError(
-            f"training ended with exit code 1; its state is in {run}\n{reason(error.failures)}"
-        ) from None
+        why = reason(error.failures)
+        raise RuntimeError(f"training ended with exit code 1; its state is in {run}\n{why}") from None
 
 
 def reason(failures: Mapping[int, Any]) -> str:

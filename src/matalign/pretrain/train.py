@@ -42,20 +42,12 @@ STATE = ("state.pt", "best.pt")  # to go on from; weights best on validation
 
 
 def train_step(examples: Examples, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> float:
-    """One step on a global batch.
+    """One step on a global batch, of which this rank has `parts`; gives the loss before it, auxiliary one included.
 
     The loss is differentiated with respect to the embeddings, and these then with respect to the weights. If there is
     more than one part, the embeddings are computed without a graph at first, and each part's again, with its graph,
     when its gradient is known: memory is that of one part. The auxiliary loss, a mean over the batch's crystals, is
     differentiated part by part.
-
-    Args:
-        examples: model and loss.
-        parts: this rank's share, from `batches.parts`.
-        optimizer: of the model's parameters.
-
-    Returns:
-        The loss before the step, the auxiliary one with its weight included.
 
     Raises:
         FloatingPointError: loss or gradient is not finite; the message names the materials, the weights are as before.
@@ -143,18 +135,9 @@ def validate(examples: Examples, *, batches: int | None = None) -> dict[str, Any
 
 
 def fit(cfg: Pretrain, folder: Path, *, max_steps: int = 0) -> Path:
-    """Train on this rank, from where `folder` stands; the caller holds the folder and has set up the process group.
+    """Train on this rank, from where `folder` (scratch, the same for all ranks) stands, and give the model's folder.
 
-    Args:
-        cfg: parameters.
-        folder: scratch folder of this run, the same for all ranks.
-        max_steps: stop after so many steps, and validate on one batch; 0: train in full.
-
-    Returns:
-        The finished model's folder.
-
-    Raises:
-        RuntimeError: see `optimise`.
+    The caller holds the folder and has set up the process group. Arguments and errors as `optimise`.
     """
     if (folder / "model").exists():
         return folder / "model"
@@ -175,10 +158,8 @@ def optimise(examples: Examples, folder: Path, *, max_steps: int = 0, quiet: boo
     """Train a model to the weights that are best on validation, from where `folder` stands.
 
     Args:
-        examples: the model, and what it is shown.
         folder: scratch folder of this run, the same for all ranks; `STATE`, `log.jsonl` and `times.jsonl` go there.
         max_steps: stop after so many steps, and validate on one batch; 0: train in full.
-        quiet: show no progress.
 
     Returns:
         Where training ended; on the first rank the model has the best weights.
@@ -216,10 +197,9 @@ def optimise(examples: Examples, folder: Path, *, max_steps: int = 0, quiet: boo
 
 def _optimizer(cfg: Pretrain, model: align.AlignModel) -> torch.optim.Optimizer:
     """AdamW; biases, norms and the temperature do not decay."""
-    decay, plain = (
-        [p for p in model.parameters() if p.requires_grad and (p.ndim > 1) is many] for many in (True, False)
-    )
-    groups = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    plain = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
+    groups = [{"params": [p for p in trained if p.ndim > 1]}, plain]
     return torch.optim.AdamW(groups, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
 
 

@@ -7,8 +7,8 @@ label of a source, no recipe and no DOI.
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +17,78 @@ import pandas as pd
 import torch
 
 import matalign
-from matalign import cache, config, paths, stats
-from matalign.config import Release
+from matalign import cache, config, paths, quantities, stats
+from matalign.config import Release, Run
 from matalign.data import sources
 from matalign.pretrain import encode
-from matalign.quantities import METAL
-from matalign.release import card, depth, ensemble, index, integrity, predictors, released, weights
+from matalign.quantities import ENERGY, METAL
+from matalign.release import card, depth, index, integrity, predictors, released, weights
 from matalign.release.predictors import LEVELS, Calibration
 from matalign.tasks.properties import fits
-from matalign.tasks.properties.arms import NETWORKS, Fit, groups
+from matalign.tasks.properties.arms import NETWORKS, STRUCTURE_ONLY, Fit, groups
 from matalign.tasks.properties.labels import THRESHOLD
-from matalign.tasks.properties.properties import unit
 from matalign.tasks.properties.task import Task, rows, task
 
 SIGNIFICANT = 4  # digits of a prediction in the table of crystals
 NEW = "new chemical systems"  # test materials of elements that no training material combines
 WARNED = "out of depth"  # test materials that predictions warn of
 EVERY = "all"
+SPLIT, PERCENT = "random", 100.0  # what the released predictors are trained on: all labels of its training part
+CANDIDATES = tuple(arm for arm in STRUCTURE_ONLY if arm in NETWORKS)
 
 
 def arms(cfg: Release) -> list[dict[str, Any]]:
-    """Which arm each group of targets is released with; rows as from `ensemble.chosen`.
-
-    Raises:
-        FileNotFoundError: the stage properties has not been run.
-    """
+    """Which arm each group of targets is released with, as `chosen`; FileNotFoundError without the stage properties."""
     file = paths.results(cfg.profile) / "metrics" / "properties.json"
     if not file.exists():
         raise FileNotFoundError(f"{file} is not there; the stage `properties` makes it")
     rows = json.loads(file.read_text())["fits"]
     groups = [dict(targets) for _, targets in config.load("properties", cfg.profile).targets]
-    return [ensemble.chosen(rows, targets) for targets in groups if any(row["targets"] == targets for row in rows)]
+    return [chosen(rows, targets) for targets in groups if any(row["targets"] == targets for row in rows)]
 
 
 def plan(cfg: Release) -> tuple[config.Properties, list[Fit]]:
-    """The fits of the members, with the schedule of the stage properties; and the config that they belong to."""
-    found = {tuple(row["targets"].items()): row["arm"] for row in arms(cfg)}
-    return ensemble.plan(config.load("properties", cfg.profile), found, members=cfg.members)
+    """The fits of the members, with the schedule of the stage properties; and the config that they belong to.
+
+    A fit that the tables of properties hold too is theirs: its weights lie in scratch, and are not trained again.
+    """
+    arm_of = {tuple(row["targets"].items()): row["arm"] for row in arms(cfg)}
+    base = config.load("properties", cfg.profile)
+    names = {targets: name for name, targets in base.targets}
+    runs = tuple((names[targets], (Run(SPLIT, PERCENT, cfg.members, also=(arm,)),)) for targets, arm in arm_of.items())
+    mine = replace(base, targets=tuple((names[targets], targets) for targets in arm_of), arms=(), runs=runs)
+    return mine, fits.plan(mine)
+
+
+def chosen(rows: Sequence[Mapping[str, Any]], targets: Mapping[str, float]) -> dict[str, Any]:
+    """For a group of targets, the arm of least error on validation of those that train a tower on the structure alone.
+
+    Looked for where the predictors are trained (all labels, random split), else at the largest share of labels of the
+    other split. The error is that of E_f where it is among the targets, else the mean over them. Rows are `fits` of
+    `metrics/properties.json`; the answer is {targets, arm, split, label_percent, val_error}, a mean over seeds.
+
+    Raises:
+        ValueError: no such fit.
+    """
+    there = [r for r in rows if (r["targets"], r["cohort"]) == (targets, "A") and r["arm"] in CANDIDATES]
+    if not there:
+        names, arms = ", ".join(targets), ", ".join(CANDIDATES)
+        raise ValueError(f"no fit of {names} by any of {arms} in the metrics of properties")
+    cells = {(r["split"], r["label_percent"]) for r in there}
+    split, percent = max(cells, key=lambda cell: (cell[0] == SPLIT, cell[1]))
+    found: dict[str, list[float]] = {}
+    for r in there:
+        if (r["split"], r["label_percent"]) == (split, percent):
+            error = r["val_error"]
+            mean = error[ENERGY] if ENERGY in error else float(np.mean(list(error.values())))
+            found.setdefault(r["arm"], []).append(mean)
+    arm = min(found, key=lambda name: (np.mean(found[name]), name))
+    place = {"targets": targets, "arm": arm, "split": split, "label_percent": percent}
+    return {**place, "val_error": float(np.mean(found[arm]))}
 
 
 def build(cfg: Release) -> dict[str, Any]:
-    """The whole stage: fit what is not fitted yet, write `results/<profile>/model`, measure it.
-
-    Returns:
-        What `metrics/release.json` holds: {arms, results, coverage, reliability, image, index, files} and the head that
-        every stage has.
-    """
+    """The whole stage: fit what is not fitted yet, write `results/<profile>/model`, measure it; gives the metrics."""
     properties, planned = plan(cfg)
     t = task(properties)
     fitted = fits.fit_all(properties, planned)
@@ -94,7 +120,7 @@ def build(cfg: Release) -> dict[str, Any]:
     about["files"] |= hashes(folder, [*index.write(folder, built), *depth.write(folder, depths)])
     about["calibrations"] = {target: asdict(c) for target, c in calibrations.items()}
     metrics = {
-        **{"stage": "release", "profile": cfg.profile, "synthetic": t.curated.synthetic, "seed": cfg.seed},
+        **cfg.head(synthetic=t.curated.synthetic),
         **{"arms": arms(cfg), "members": cfg.members},
         **{name: [row for table in tables for row in table[name]] for name in ("results", "coverage", "reliability")},
         "image": image_error(cfg, t, model),
@@ -141,9 +167,7 @@ def write_weights(cfg: Release, folder: Path, t: Task, fitted: Mapping[Fit, Mapp
         "matalign": matalign.__version__,
         "profile": cfg.profile,
         "synthetic": t.curated.synthetic,
-        "pretrain": pretrained["pretrain"],
-        "text_model_hash": pretrained["text_model_hash"],
-        "image_init": pretrained["image_init"],
+        **{name: pretrained[name] for name in ("pretrain", "text_model_hash", "image_init")},
         "data": t.curated.digest,
         "recommendation": asdict(config.load("recommendation", cfg.profile)),
         "weights": files,
@@ -151,9 +175,6 @@ def write_weights(cfg: Release, folder: Path, t: Task, fitted: Mapping[Fit, Mapp
         "predictor_weights": members,
         "files": hashes(folder, [*files, *members]),
     }
-
-
-# Measured
 
 
 def known(t: Task, target: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -189,14 +210,7 @@ def scores(
 ) -> dict[str, list[dict[str, Any]]]:
     """Error of a target on the test part, and how far its uncertainty can be trusted.
 
-    Args:
-        cfg: the stage's config.
-        t: data.
-        target: its name.
-        members: (members, M) predictions for all materials.
-        around: what training is around them.
-        warned: (M,) bool.
-        parts: rows of materials.
+    `members` (members, M) predicted all materials, `warned` (M,) says of which predictions warn.
     """
     systems = t.curated.materials.chemsys.to_numpy()
     test, true = known(t, target, parts["test"])
@@ -220,12 +234,16 @@ def scores(
         out["reliability"] = stats.reliability(mean, true, names=("probability", "observed"))
         return out
     for name, which in subsets:
-        row("results", np.abs(mean - true), which, {"materials": name, "metric": "MAE", "unit": unit(target)})
+        row(
+            "results",
+            np.abs(mean - true),
+            which,
+            {"materials": name, "metric": "MAE", "unit": quantities.of(target).fitted_unit},
+        )
     subsets += [(WARNED, warned[test])] if warned[test].any() else []
     for level in LEVELS:
-        half = calibrate(t, target, members, around, parts["val"], level=level).half_width(
-            members[:, test], around.take(test)
-        )
+        calibration = calibrate(t, target, members, around, parts["val"], level=level)
+        half = calibration.half_width(members[:, test], around.take(test))
         for name, which in subsets:
             widths = {"half_width": float(np.median(half[which])), "half_width_mean": float(half[which].mean())}
             held = (np.abs(mean - true) <= half).astype(float)
@@ -234,10 +252,7 @@ def scores(
 
 
 def image_error(cfg: Release, t: Task, model: encode.Model) -> dict[str, Any] | None:
-    """Cosine between the embeddings by the full image tower and by the released one, of unseen materials' micrographs.
-
-    None where the model has no image tower.
-    """
+    """Cosine of embeddings by the full image tower and the released one, of unseen micrographs; None without."""
     if "image" not in model.towers:
         return None
     rows = np.flatnonzero(t.curated.splits.pretrain == "excluded")[: cfg.micrographs]
@@ -265,16 +280,12 @@ def contents(
 
 
 def compared(cfg: Release, built: index.Index, vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Size of the index, and its agreement with the full vectors."""
+    """Size of the index, and its agreement with the full vectors, for queries evenly spaced."""
+    asked = {name: z[np.linspace(0, len(z) - 1, min(cfg.queries, len(z))).astype(int)] for name, z in vectors.items()}
     rows = [
         {"query": query, "among": among, "top": min(index.TOP, len(vectors[among]))}
-        | {"agreement": index.agreement(built, every(vectors[query], cfg.queries), vectors[among], among=among)}
+        | {"agreement": index.agreement(built, asked[query], vectors[among], among=among)}
         for query in vectors
         for among in vectors
     ]
     return {"size": len(built.axes), "rows": {name: len(z) for name, z in vectors.items()}, "agreement": rows}
-
-
-def every(vectors: np.ndarray, count: int) -> np.ndarray:
-    """So many rows, evenly spaced."""
-    return vectors[np.linspace(0, len(vectors) - 1, min(count, len(vectors))).astype(int)]

@@ -65,15 +65,7 @@ class Depth:
         train: Int[np.ndarray, " n"],
         val: Int[np.ndarray, " v"],
     ) -> "Depth":
-        """Of m crystals those of the rows `train`; `val` tells which distances are common.
-
-        Args:
-            features: that the first member pools.
-            errors: of the predictions, NaN where there is no label.
-            crystals: m.
-            train: rows.
-            val: rows.
-        """
+        """Of m crystals those of the rows `train`; `val` tells which distances are common. Errors may be NaN."""
         scale = torch.from_numpy(features[train].std(0)).clamp(min=1e-6)
         rounded = weights.dequantise(*weights.quantise(torch.from_numpy(features[train]) / scale))
         fractions, volumes = crystals.fractions()[train], _volumes(crystals)[train]
@@ -133,11 +125,7 @@ def _expected(fractions: np.ndarray, volume: np.ndarray) -> np.ndarray:
 
 
 def warnings(reasons: Mapping[tuple[str, ...], Sequence[Sequence[str]]]) -> list[str]:
-    """What to say of each crystal: a reason that holds for some groups of targets alone names them.
-
-    Args:
-        reasons: targets of a group -> reasons of each crystal.
-    """
+    """What to say of each crystal: a reason that holds for some groups of targets (the keys) alone names them."""
     out = []
     for each in zip(*reasons.values(), strict=True):
         whose: dict[str, list[str]] = {}

@@ -33,16 +33,7 @@ class Index:
     def nearest(
         self, queries: Float[np.ndarray, "q dim"], k: int, *, among: str
     ) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
-        """Rows of the k most similar, best first, and their cosine similarities.
-
-        Args:
-            queries: unit vectors of the model.
-            k: how many.
-            among: a modality of the index.
-
-        Raises:
-            ValueError: no such modality, or k is not between 1 and its number of rows.
-        """
+        """Rows of the k most similar, best first, and cosines; ValueError: no such modality, or k beyond its rows."""
         if among not in self.vectors:
             raise ValueError(f"among must be one of {', '.join(self.vectors)}, got {among!r}")
         rows, similarity = encode.nearest((queries @ self.axes.T).astype(np.float32), self.vectors[among], k)
@@ -50,22 +41,13 @@ class Index:
 
 
 def build(vectors: Mapping[str, Float[np.ndarray, "n dim"]], tables: Mapping[str, pd.DataFrame], *, size: int) -> Index:
-    """The index of unit vectors, rounded as `write` keeps it.
-
-    Args:
-        vectors: modality -> (n, dim) float32.
-        tables: modality -> n rows.
-        size: d; at most the vectors' own dimension is used.
-    """
+    """The index of unit vectors (n, dim) in `size` dimensions, at most their own, rounded as `write` keeps it."""
     everything = np.concatenate(list(vectors.values())).astype(np.float64)
     axes = np.ascontiguousarray(np.linalg.eigh(everything.T @ everything)[1][:, ::-1].T[:size])
     axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]  # the same sign on every machine
     axes = axes.astype(np.float16).astype(np.float32)
-    return Index(axes, {name: _rounded(z @ axes.T) for name, z in vectors.items()}, tables)
-
-
-def _rounded(vectors: np.ndarray) -> np.ndarray:
-    return weights.dequantise(*weights.quantise(torch.from_numpy(vectors.astype(np.float32)))).numpy()
+    short = {name: torch.from_numpy((z @ axes.T).astype(np.float32)) for name, z in vectors.items()}
+    return Index(axes, {name: weights.dequantise(*weights.quantise(z)).numpy() for name, z in short.items()}, tables)
 
 
 def agreement(

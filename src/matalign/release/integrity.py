@@ -14,12 +14,12 @@ from typing import Any
 
 from matalign import cache, config
 from matalign.config import Pretrain, Recommendation
+from matalign.data import sources
 from matalign.quantities import METAL
 from matalign.release import depth
 from matalign.release.predictors import Calibration
 
 FORMAT = 3  # of the folder
-OLD = 2  # is read too: it keeps no training crystals
 SUFFIXES = (".safetensors", ".parquet")
 READ = ("index.safetensors", "crystals.parquet", "protocols.parquet", depth.FILE)  # whatever else is named
 OPTIONAL = {"protocols.parquet"}  # a model without text tower has none
@@ -57,7 +57,6 @@ class About:
     predictor_weights: tuple[str, ...]
     files: Mapping[str, str]  # name -> sha256
     calibrations: Mapping[str, Calibration]
-    image_weights: str = ""  # of format 2
     sha256: str = ""  # of all the rest
 
 
@@ -78,9 +77,10 @@ def checked(folder: Path) -> dict[str, Any]:
     about = cache.read_json(file)
     if "format" not in about:
         raise ValueError(f"{folder}: not a released model, its config.json has no format")
-    if about["format"] not in (OLD, FORMAT):
-        known = f"this matalign reads {OLD} and {FORMAT}"
-        raise ValueError(f"{folder}: format {about['format']!r}, but {known}; update it or the model")
+    if about["format"] != FORMAT:
+        raise ValueError(
+            f"{folder}: format {about['format']!r}, but this matalign reads {FORMAT}; update it or the model"
+        )
     if SEAL in about and about != sealed(about):
         raise ValueError(f"{file}: changed since it was written: expected sha256 {about[SEAL]}")
     _agrees(config.build(About, about, where=str(file)), str(file))
@@ -88,15 +88,12 @@ def checked(folder: Path) -> dict[str, Any]:
         if not inside(folder, name):
             raise ValueError(f"{file}: {name!r} is no file of this folder that ends in {' or '.join(SUFFIXES)}")
         if (folder / name).exists():
-            with open(folder / name, "rb") as stream:
-                got = hashlib.file_digest(stream, "sha256").hexdigest()
-            if got != expected:
+            if (got := sources.file_hash(folder / name)) != expected:
                 raise ValueError(f"{folder / name}: expected sha256 {expected}, got {got}")
         elif of(name) != "image":
             raise FileNotFoundError(f"{folder}: {name} is missing; of {len(about['files'])} files, all are needed")
     for name in (*about["weights"], *about["predictor_weights"], *READ):
-        needed = name not in OPTIONAL and not (about["format"] == OLD and name == depth.FILE)
-        if name not in about["files"] and (needed or (folder / name).exists()):
+        if name not in about["files"] and (name not in OPTIONAL or (folder / name).exists()):
             raise ValueError(f"{file}: no hash of {name} in `files`")
     return about
 

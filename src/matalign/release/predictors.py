@@ -54,10 +54,8 @@ class Predictor:
     def __call__(
         self, store: Graphs
     ) -> tuple[Float[np.ndarray, "members crystals targets"], Float[np.ndarray, "crystals d"]]:
-        """What each member says of the crystals of a store, in the targets' units; of a class its probability.
-
-        Returns:
-            That, and the features that the first member pools.
+        """What each member says of a store's crystals, in the targets' units, of a class its probability; and what the
+        first member pools.
         """
         classes, said, features = np.array([target == METAL for target in self.targets]), [], []
         parts = torch.arange(len(store)).split(ROWS)
@@ -73,9 +71,6 @@ class Predictor:
 def network(cfg: Pretrain, tower: str, targets: int) -> Regressor:
     """An untrained member: its tower (of `towers.crystal`; "": the config's own) and head."""
     return Regressor(crystal.build(replace(cfg, crystal_tower=tower or cfg.crystal_tower)), targets).eval()
-
-
-# How sure
 
 
 @dataclass(frozen=True)
@@ -115,9 +110,6 @@ def calibrate(
     """Calibrate on validation.
 
     Args:
-        members: predictions by each.
-        true: labels.
-        around: what training is around.
         systems: (n,) chemical system of each crystal.
         level: share of the labels that intervals are to cover. The quantile of n scores is the ⌈(n + 1) · level⌉-th
             smallest; where n is too small for that, the greatest.

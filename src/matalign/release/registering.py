@@ -28,50 +28,32 @@ SCALE = 4  # of the pictures that are written
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """One crystal, registered with one image.
+    """One crystal, registered with one image."""
 
-    Attributes:
-        formula: of the crystal.
-        correlation: normalised, of the image and the pristine picture.
-        zone_axis: [uvw] of the lattice as given, that points to the viewer.
-        rotation_deg: of the crystal in the image plane.
-        shift_A: of the cell's origin from the image's centre, down and right, up to lattice vectors.
-        pixel_A: Å per pixel along the fast scan direction (columns).
-        pixel_error_A: its standard error.
-        anomaly: largest smoothed residual over the pristine picture's standard deviation.
-        candidates: where the image departs from the crystal, strongest first.
-        image: what was looked at.
-        reference: the pristine picture.
-        residual: image - gain · reference - offset.
-    """
-
-    formula: str
-    correlation: float
-    zone_axis: tuple[int, int, int]
-    rotation_deg: float
-    shift_A: tuple[float, float]
-    pixel_A: float
-    pixel_error_A: float
-    anomaly: float
-    candidates: tuple[Anomaly, ...]
-    image: Float[np.ndarray, "height width"]
-    reference: Float[np.ndarray, "height width"]
-    residual: Float[np.ndarray, "height width"]
+    formula: str  # of the crystal
+    correlation: float  # normalised, of the image and the pristine picture
+    zone_axis: tuple[int, int, int]  # [uvw] of the lattice as given, that points to the viewer
+    rotation_deg: float  # of the crystal in the image plane
+    shift_A: tuple[float, float]  # of the cell's origin from the image's centre, down and right, up to lattice vectors
+    pixel_A: float  # Å per pixel along the fast scan direction (columns)
+    pixel_error_A: float  # its standard error
+    anomaly: float  # largest smoothed residual over the pristine picture's standard deviation
+    candidates: tuple[Anomaly, ...]  # where the image departs from the crystal, strongest first
+    image: Float[np.ndarray, "height width"]  # what was looked at
+    reference: Float[np.ndarray, "height width"]  # the pristine picture
+    residual: Float[np.ndarray, "height width"]  # image - gain · reference - offset
 
 
 def register(
     image: Any, structures: Sequence[Any] | Structures, *, pixel_A: float | None = None, frame: int | None = None
 ) -> list[Match]:
-    """Find each crystal in a micrograph, along any zone axis of low index.
+    """Find each crystal in a micrograph, along any zone axis of low index; one match each, in their order.
 
     Args:
         image: path, array (height, width) or `Micrograph`; of more than 256 pixels a side, the middle is looked at.
         structures: n of any kind that `read_structure` takes.
         pixel_A: Å per pixel, right within a few per cent; None: as the file states, and if it states none, unknown.
         frame: which image of a file with several.
-
-    Returns:
-        n matches, in the order of the structures.
 
     Raises:
         ValueError: an image or structure that cannot be read, or an image without contrast.
@@ -119,15 +101,8 @@ def _match(pixels: torch.Tensor, crystals: Structures, row: int, scale: float | 
 
 def summary(match: Match) -> dict[str, Any]:
     """A match as a row of a table."""
-    return {
-        "formula": match.formula,
-        "correlation": match.correlation,
-        "zone_axis": "[{} {} {}]".format(*match.zone_axis),
-        "rotation_deg": match.rotation_deg,
-        "pixel_A": match.pixel_A,
-        "pixel_error_A": match.pixel_error_A,
-        "anomaly": match.anomaly,
-    }
+    names = ("formula", "correlation", "zone_axis", "rotation_deg", "pixel_A", "pixel_error_A", "anomaly")
+    return {name: getattr(match, name) for name in names} | {"zone_axis": "[{} {} {}]".format(*match.zone_axis)}
 
 
 def write_png(match: Match, path: str | Path) -> None:

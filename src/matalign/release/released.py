@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from matalign.pretrain.encode import Model
     from matalign.release.index import Index
     from matalign.release.recipes import Cookbook, Recipes
-    from matalign.release.registering import Match
 
-UNKNOWN = f"not checked: this model is of format {integrity.OLD}, its intervals do not widen"
 PROBABILITY = "metal_probability"
 TRUNK = "the image tower's files {files} are not in {folder}; copy them from results/{profile}/model of the repository"
 
@@ -99,16 +97,13 @@ class Released:
         protocols: Sequence[Any] | None = None,
         images: Sequence[Any] | None = None,
     ) -> Float[np.ndarray, "n dim"]:
-        """Unit vectors in the shared space, compared by their inner product.
+        """(n, embed_dim) float32 unit vectors in the shared space, compared by their inner product.
 
         Args:
             structures: n of them; or
             protocols: n texts or structured records; or
             images: n micrographs, each a pair (path or array, Å per pixel; None: as the file states), or from
                 `matalign.read_micrograph`.
-
-        Returns:
-            (n, embed_dim) float32.
 
         Raises:
             ValueError: not exactly one kind is given, the model lacks its tower, or an item cannot be read.
@@ -138,9 +133,6 @@ class Released:
     def predict(self, structures: Sequence[Any] | Structures) -> "pd.DataFrame":
         """Properties of structures.
 
-        Args:
-            structures: n of them.
-
         Returns:
             n rows: `formula`; of each of formation energy (eV/atom), gap (eV), K and G (GPa) the value, `_low` and
             `_high`, an interval meant to hold 90 %, see the model card for what it does hold; `metal_probability`,
@@ -155,35 +147,26 @@ class Released:
         """The columns of `predict`."""
         crystals = packed(structures)
         out: dict[str, Any] = {"formula": [formulas.spelled(numbers) for numbers, _, _ in crystals]}
-        members = {target: np.zeros((1, 0)) for predictor in self.predictors for target in predictor.targets}
+        groups = [predictor.targets for predictor in self.predictors]
+        members = {target: np.zeros((1, 0)) for targets in groups for target in targets}
         features = [np.zeros((0, 1), np.float32)] * len(self.predictors)
         if len(crystals):
             store = crystal.graphs(self.config, crystals)
             members, features = predictors.member_predictions(self.predictors, store)
-        around, warnings = self._depth(features, crystals)
+        found = [each(z, crystals) for each, z in zip(self.depths, features, strict=True)]
+        around = {t: each for targets, (all_, _) in zip(groups, found) for t, each in zip(targets, all_, strict=True)}
+        warnings = depth.warnings({targets: reasons for targets, (_, reasons) in zip(groups, found)})
         calibrations = {target: Calibration(**row) for target, row in self.about["calibrations"].items()}
         for target, (value, low, high) in predictors.values(members, calibrations, around).items():
             name = PROBABILITY if target == METAL else target
             out |= {name: value, f"{name}_low": low, f"{name}_high": high}
         return out | {"warning": warnings}
 
-    def _depth(self, features: Sequence[np.ndarray], crystals: Structures) -> tuple[dict[str, depth.Around], list[str]]:
-        """Target -> what training is around; and the warning for each crystal."""
-        groups = [predictor.targets for predictor in self.predictors]
-        if self.about["format"] == integrity.OLD:
-            n = len(crystals)
-            nothing = depth.Around(np.ones(n), np.zeros(n), np.zeros((n, 119), bool))
-            return {t: nothing for targets in groups for t in targets}, [UNKNOWN] * n
-        found = [each(z, crystals) for each, z in zip(self.depths, features, strict=True)]
-        around = {t: each for targets, (all_, _) in zip(groups, found) for t, each in zip(targets, all_, strict=True)}
-        return around, depth.warnings({targets: reasons for targets, (_, reasons) in zip(groups, found)})
-
     def neighbours(self, query: Any, k: int = 10, *, among: str = "crystal") -> "pd.DataFrame":
         """What lies nearest in the space.
 
         Args:
             query: one structure, a list of structures, or the (n, dim) vectors that `embed` gives of any modality.
-            k: how many for each.
             among: `crystal`, the materials of the profile (with properties as this model predicts them), or `protocol`.
 
         Returns:
@@ -209,10 +192,6 @@ class Released:
     def recommend(self, structure: Any, k: int = 5) -> "Recipes":
         """How a material might be made: protocols of its neighbours in the space, and precursor sets for its formula.
 
-        Args:
-            structure: one.
-            k: protocols, and precursor sets.
-
         Raises:
             ValueError: the structure cannot be read, k is below 1, or the model has no text tower.
         """
@@ -222,12 +201,6 @@ class Released:
         if len(crystals) != 1:
             raise ValueError(f"expected one structure, got {len(crystals)}")
         return self.cookbook.recommend(crystals, k)
-
-    def register(self, image: Any, structures: Sequence[Any] | Structures, **options: Any) -> "list[Match]":
-        """Each structure as it fits a micrograph; of the model nothing is asked. See `registering.register`."""
-        from matalign.release import registering
-
-        return registering.register(image, structures, **options)
 
     @cached_property
     def _towers(self) -> dict[str, "Model"]:
@@ -245,9 +218,6 @@ def packed(items: Sequence[Any] | Structures) -> Structures:
         except ValueError as error:
             raise ValueError(f"item {number}: {error}") from None
     return Structures.pack(cells)
-
-
-# Reading the folder
 
 
 def load(profile_or_path: str | Path) -> Released:
@@ -302,11 +272,7 @@ def towers(folder: Path, about: dict[str, Any], modalities: Sequence[str]) -> "M
 
 
 def ensembles(folder: Path, about: dict[str, Any]) -> tuple[Predictor, ...]:
-    """The predictors of a folder.
-
-    Raises:
-        ValueError: weights that do not fit.
-    """
+    """The predictors of a folder. Raises ValueError: weights that do not fit."""
     cfg = config.build(Pretrain, about["pretrain"], where=str(folder / "config.json"))
     kept, out = weights.read(folder, about["predictor_weights"]), []
     for number, group in enumerate(about["predictors"]):

@@ -21,11 +21,7 @@ TOP = 127
 
 
 def quantise(values: Float[Tensor, "rows *n"]) -> tuple[Int8[Tensor, "rows *n"], Float[Tensor, " rows"]]:
-    """Rows as int8, and the float32 scale of each.
-
-    Raises:
-        ValueError: a value is not finite.
-    """
+    """Rows as int8, and the float32 scale of each. Raises ValueError: a value is not finite."""
     if not values.isfinite().all():
         raise ValueError("values must be finite to be quantised")
     scale = values.float().flatten(1).abs().amax(1) / TOP
@@ -54,15 +50,7 @@ def stored(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restored(kept: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that `stored` kept, in the types of the model that they are for.
-
-    Args:
-        kept: its result.
-        like: the state of that model: names and shapes.
-
-    Raises:
-        ValueError: a weight is missing, unknown or of another shape.
-    """
+    """What `stored` kept, in the types of a model's state; ValueError: a weight is missing, unknown, or misshapen."""
     if wrong := {name for name in kept if not name.endswith(SCALE)} ^ set(like):
         raise ValueError(f"{len(wrong)} weights are missing or unknown, first {min(wrong)!r}")
     out = {}
@@ -89,9 +77,5 @@ def write(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def read(folder: Path, files: list[str]) -> dict[str, Tensor]:
-    """Read what `write` wrote.
-
-    Raises:
-        ValueError: a file is no safetensors.
-    """
+    """Read what `write` wrote. Raises ValueError: a file is no safetensors."""
     return {key: tensor for file in files for key, tensor in cache.tensors(folder / file).items()}

@@ -49,12 +49,7 @@ def figure(metrics: Metrics, group: str) -> Figure:
 
 
 def tables(metrics: Metrics, *, own: bool) -> dict[str, Table]:
-    """All variants by the measures of the statements and by emergent alignment, and the statements.
-
-    Args:
-        metrics: of the stage; where no variant was run, there is no table.
-        own: give the rows of each group of variants too.
-    """
+    """All variants by the measures of the statements, the statements; with `own` the rows of each group, too."""
     results, pairs = pd.DataFrame(metrics["results"]), pd.DataFrame(metrics["pairs"])
     if results.empty:
         return {}

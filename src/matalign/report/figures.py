@@ -3,7 +3,7 @@
 Nothing is computed here but positions on the page: values, intervals and counts come from the metrics.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from matalign import quantities
-from matalign.report.style import (
-    COLOURS,
-    COLUMN_IN,
-    PAGE_IN,
-    Metrics,
-    Row,
-    arm,
-    bars,
-    beyond_structure,
-    curves,
-    diagonal,
-    dot,
-    legend,
-    ordered,
-    panels,
-    retrieval_rows,
-)
+from matalign.report import style
+from matalign.report.style import ARMS, COLUMN_IN, PAGE_IN, Metrics, Row, bars, curves, legend, ordered, panels
 
 LOSS_COLOURS = {"proposal": "#D55E00", "proposal-noself": "#000000", "pairwise": "#0072B2"}
 TARGETS = [q.column for q in quantities.TARGETS]
@@ -75,11 +60,7 @@ def training(metrics: Metrics) -> Figure:
 
 
 def proposal_loss_faults(faults: Mapping[str, list[dict[str, Any]]]) -> Figure:
-    """Two faults of the proposal's loss: what perfect alignment costs, and how an easy pair starves a hard one.
-
-    Args:
-        faults: as from `losses.proposal_loss_faults`.
-    """
+    """Two faults of the proposal's loss: what perfect alignment costs, and how an easy pair starves a hard one."""
     import seaborn as sns  # here: its import takes a second
 
     floor = pd.DataFrame(faults["floor"])
@@ -100,13 +81,11 @@ def proposal_loss_faults(faults: Mapping[str, list[dict[str, Any]]]) -> Figure:
 
 
 def learning_curve(metrics: Metrics, *, metric: str = "MAE") -> Figure:
-    """Error against the share of labels, cohort A, from the structure alone, on the split with the most label shares.
-
-    One panel a target of those with the most shares there.
-    """
+    """Error against share of labels, cohort A, structure alone, on the split with most shares; a panel a target."""
     rows = [r for r in metrics["results"] if r["metric"] == metric and r["cohort"] == "A" and r["target"] in TARGETS]
-    split = widest_split(rows)
-    rows = [r for r in rows if r["split"] == split and not beyond_structure([r["arm"]])]
+    splits = pd.DataFrame(rows, columns=["split", "label_percent"]).groupby("split").label_percent.nunique()
+    split = splits.idxmax() if len(splits) else ""  # of equals, the first by name
+    rows = [r for r in rows if r["split"] == split and not style.beyond_structure([r["arm"]])]
     shares = {t: sorted({r["label_percent"] for r in rows if r["target"] == t}) for t in TARGETS}
     widest = max(map(len, shares.values()))
     targets = [t for t in CURVES if shares[t] and len(shares[t]) == widest]
@@ -136,30 +115,22 @@ def fusion(metrics: Metrics, *, target: str = quantities.ENERGY, metric: str = "
     Arms that see the structure alone stand above the line.
     """
     rows = [r for r in metrics["results"] if (r["target"], r["metric"]) == (target, metric) and r["arm"] != "dummy"]
-    cells = {(r["cohort"], r["split"], r["label_percent"]) for r in rows if beyond_structure([r["arm"]])}
+    cells = {(r["cohort"], r["split"], r["label_percent"]) for r in rows if style.beyond_structure([r["arm"]])}
     rows = [r for r in rows if (r["cohort"], r["split"], r["label_percent"]) in cells]
     names = ordered(r["arm"] for r in rows)
-    names = [*(n for n in names if not beyond_structure([n])), *beyond_structure(names)]
+    names = [*(n for n in names if not style.beyond_structure([n])), *style.beyond_structure(names)]
     fig, axes = panels(1, max(len(cells), 1), width=PAGE_IN, height=0.75 + 0.17 * len(names), sharey=True)
     for ax, (cohort, split, percent) in zip(axes[0], sorted(cells), strict=False):
         here = [r for r in rows if (r["cohort"], r["split"], r["label_percent"]) == (cohort, split, percent)]
         for r in here:
-            dot(ax, r, names.index(r["arm"]), color=arm(r["arm"]).colour, marker=arm(r["arm"]).marker)
-        ax.axhline(len(names) - len(beyond_structure(names)) - 0.5, color="#888888", lw=0.8, ls=":", zorder=0)
+            style.dot(ax, r, names.index(r["arm"]), color=ARMS[r["arm"]].colour, marker=ARMS[r["arm"]].marker)
+        ax.axhline(len(names) - len(style.beyond_structure(names)) - 0.5, color="#888888", lw=0.8, ls=":", zorder=0)
         seeds = sorted({r["seeds"] for r in here})
         seeds = "–".join(map(str, seeds[:: max(1, len(seeds) - 1)]))
         ax.set(xlabel=_error(here[0]), title=f"cohort {cohort}, {split} {percent:g} %\nseeds: {seeds}")
-    axes[0, 0].set_yticks(range(len(names)), [arm(name).label for name in names])
+    axes[0, 0].set_yticks(range(len(names)), [ARMS[name].label for name in names])
     axes[0, 0].set_ylim(max(len(names), 1) - 0.5, -0.5)
     return fig
-
-
-def widest_split(rows: Iterable[Row]) -> str:
-    """The split evaluated at the most shares of labels; of equals, the first by name."""
-    shares: dict[str, set[float]] = {}
-    for r in rows:
-        shares.setdefault(r["split"], set()).add(r["label_percent"])
-    return min(shares, key=lambda s: (-len(shares[s]), s)) if shares else ""
 
 
 def parity(metrics: Metrics, *, unit: str = "eV/atom") -> Figure:
@@ -169,8 +140,8 @@ def parity(metrics: Metrics, *, unit: str = "eV/atom") -> Figure:
     both = np.concatenate([true, predicted]) if len(true) else np.array([0.0, 1.0])
     margin = 0.05 * (np.ptp(both) or 1.0)
     ends = [both.min() - margin, both.max() + margin]
-    diagonal(ax, ends)
-    ax.scatter(true, predicted, s=5, lw=0, alpha=0.45, color=COLOURS["pretrained"], zorder=2)
+    style.diagonal(ax, ends)
+    ax.scatter(true, predicted, s=5, lw=0, alpha=0.45, color=style.COLOURS["pretrained"], zorder=2)
     ax.set(xlabel=f"true $E_f$ ({unit})", ylabel=f"predicted $E_f$ ({unit})", xlim=ends, ylim=ends, aspect="equal")
     return fig
 
@@ -181,8 +152,8 @@ def calibration(metrics: Metrics) -> Figure:
     Hollow, dashed: of chemical systems that no training material has.
     """
     fig, ((held, metal),) = panels(1, 2, width=PAGE_IN, height=2.4)
-    diagonal(held)
-    diagonal(metal)
+    style.diagonal(held)
+    style.diagonal(metal)
     for q in quantities.TARGETS:
         for every, materials in ((True, "all"), (False, "new chemical systems")):
             rows = [r for r in metrics["coverage"] if (r["target"], r["materials"]) == (q.column, materials)]
@@ -207,7 +178,7 @@ def _stated(ax: Axes, rows: list[Row], x: str, y: str, *, color: str, **look: An
 
 def retrieval(metrics: Metrics, *, query: str = "structure", target: str = "text", metric: str = "MRR") -> Figure:
     """MRR by mask level, full gallery and hard gallery."""
-    rows = retrieval_rows(metrics["results"])
+    rows = style.retrieval_rows(metrics["results"])
     rows = [r for r in rows if (r["query"], r["target"], r["metric"]) == (query, target, metric)]
     galleries = [g for g in ("full", "hard") if any(r["gallery"] == g for r in rows)]
     fig, axes = panels(1, max(len(galleries), 1), width=COLUMN_IN, height=2.05, sharey=True)
@@ -225,7 +196,7 @@ def retrieval(metrics: Metrics, *, query: str = "structure", target: str = "text
 
 def gallery_curve(metrics: Metrics, *, metric: str = "MRR") -> Figure:
     """MRR from structure to protocol against the size of the gallery, a panel a mask level."""
-    rows = [r for r in retrieval_rows(metrics["gallery_curve"]) if r["metric"] == metric]
+    rows = [r for r in style.retrieval_rows(metrics["gallery_curve"]) if r["metric"] == metric]
     levels = sorted({r["level"] for r in rows})
     fig, axes = panels(1, max(len(levels), 1), width=COLUMN_IN, height=2.1, sharey=True)
     for ax, level in zip(axes[0], levels, strict=False):
@@ -241,10 +212,10 @@ def gallery_curve(metrics: Metrics, *, metric: str = "MRR") -> Figure:
 def reliability(metrics: Metrics) -> Figure:
     """Share of right answers against stated confidence; the diagonal is perfect calibration."""
     fig, ((ax,),) = panels(1, 1, width=COLUMN_IN, height=2.3)
-    diagonal(ax)
+    style.diagonal(ax)
     for name in ("image", "image_structure", "image_reference"):
         points = sorted((r for r in metrics["reliability"] if r["arm"] == name), key=lambda r: r["bin_low"])
-        look = {"color": arm(name).colour, "marker": arm(name).marker, "label": arm(name).label}
+        look = {"color": ARMS[name].colour, "marker": ARMS[name].marker, "label": ARMS[name].label}
         _stated(ax, points, "confidence", "accuracy", **look)
     ax.set(xlabel="confidence", ylabel="share of right answers", xlim=(0.15, 1.03), ylim=(-0.03, 1.03))
     legend(fig, [ax], columns=2)
@@ -259,9 +230,9 @@ def defects(metrics: Metrics) -> Figure:
     names = ordered(rows)
     fig, ((score, recall),) = panels(1, 2, width=PAGE_IN, height=0.8 + 0.137 * len(names), width_ratios=[1, 1.2])
     for i, name in enumerate(names):
-        dot(score, rows[name], i, color=arm(name).colour, marker=arm(name).marker, lw=0, elinewidth=0.9)
+        style.dot(score, rows[name], i, color=ARMS[name].colour, marker=ARMS[name].marker, lw=0, elinewidth=0.9)
     score.axvline(1 / len(DEFECTS), color="#888888", lw=0.8, ls=":", zorder=0)
-    score.set_yticks(range(len(names) + 1), [*(arm(name).label for name in names), "visible above the noise"])
+    score.set_yticks(range(len(names) + 1), [*(ARMS[name].label for name in names), "visible above the noise"])
     score.set(xlabel="macro-F1 (dotted: 1/5)", xlim=(0, 1), ylim=(len(names) + 0.5, -0.5))
     table = pd.DataFrame(np.nan, index=[*names, "visible"], columns=DEFECTS)
     for r in metrics["recall"]:
@@ -310,7 +281,7 @@ def recommendation(metrics: Metrics) -> Figure:
     """Precursor sets: exact set among the first k. Temperatures: mean absolute error, by kind and split."""
     fig, ((ranked, heat),) = panels(1, 2, width=PAGE_IN, height=2.4)
     for name in ordered(r["arm"] for r in metrics["precursors"]):
-        points, look = sorted((r for r in metrics["precursors"] if r["arm"] == name), key=lambda r: r["k"]), arm(name)
+        points, look = sorted((r for r in metrics["precursors"] if r["arm"] == name), key=lambda r: r["k"]), ARMS[name]
         drawn = {"color": look.colour, "marker": look.marker, "label": look.label}
         at = [r["k"] for r in points], [r["value"] for r in points]
         if points[0]["published"]:  # many, and much alike: one entry of the legend
@@ -325,7 +296,7 @@ def recommendation(metrics: Metrics) -> Figure:
     for j, name in enumerate(names):  # a group of bars each kind of temperature and split
         here = [r for r in rows if r["arm"] == name]
         x = [places.index((r["split"], r["kind"])) + 0.8 * ((j + 0.5) / len(names) - 0.5) for r in here]
-        look = {"color": arm(name).colour, "label": arm(name).label, "width": 0.8 / len(names)}
+        look = {"color": ARMS[name].colour, "label": ARMS[name].label, "width": 0.8 / len(names)}
         heat.bar(x, [r["value"] for r in here], yerr=bars(here), error_kw={"ecolor": "#444444", "lw": 0.6}, **look)
     heat.set_xticks(range(len(places)), [f"{kind}\n{split}" for split, kind in places])
     heat.set(ylabel="MAE (°C)")

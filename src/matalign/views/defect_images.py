@@ -11,19 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from matalign.data.dataset import Structures
+from matalign.views import micrographs
 from matalign.views.draws import bits, uniforms, view_seed
-from matalign.views.micrographs import (
-    Columns,
-    Optics,
-    View,
-    detect,
-    draw_views,
-    expose,
-    project,
-    projected_lattice,
-    stabilise,
-    standardise,
-)
+from matalign.views.micrographs import Columns, Optics, View, expose, project
 
 DEFECTS = ("pristine", "vacancy", "substitution", "interstitial", "planar_fault")
 MIN_CONTRAST = 0.1  # of a visible defect: largest change of the noiseless image over the pristine image's range
@@ -68,17 +58,14 @@ def render(
     times. The view depends on the key alone: one key with five kinds gives images that differ in defect and noise.
 
     Args:
-        structures: where the hosts are.
         rows: (B,) which host.
         kinds: (B,) row of DEFECTS.
         keys: (B,) from `view_seed`.
-        optics: the microscope.
         held_out: substitute by the element pairs held out for testing, or by the others.
-        device: where to compute.
     """
     rows, kinds = np.asarray(rows, dtype=np.int64), np.asarray(kinds, dtype=np.int64)
     seeds = bits(np.asarray(keys, dtype=np.uint64), len(DEFECTS))[np.arange(len(rows)), kinds]  # a defect's own draws
-    view = draw_views(structures.lattice[rows], keys, optics=optics, device=device)
+    view = micrographs.draw_views(structures.lattice[rows], keys, optics=optics, device=device)
     columns = project(structures, rows, view, optics=optics)
     pristine = expose(columns, view, optics=optics)
     span = (pristine.amax((1, 2)) - pristine.amin((1, 2))).clamp(min=1e-12)
@@ -101,7 +88,7 @@ def render(
 
     noise2 = (expected + pristine).clamp(min=1e-12) / 2  # Poisson
     visibility = ((expected - pristine) ** 2 / noise2).sum((1, 2)).sqrt()
-    images = standardise(stabilise(detect(expected, seeds)))
+    images = micrographs.standardise(micrographs.stabilise(micrographs.detect(expected, seeds)))
     return DefectImages(images, torch.as_tensor(kinds, device=device), view, contrast, visibility)
 
 
@@ -181,7 +168,7 @@ def _other_domain(
     Of the images `fault` (F,): (F, 2) unit vectors along the line, and the other domain's columns over the frame.
     """
     part, p0, v, there = view.take(fault), target[fault], u[fault], rows[fault.cpu().numpy()]
-    _, basis, _ = projected_lattice(torch.as_tensor(structures.lattice[there], device=u.device), part.axis)
+    _, basis, _ = micrographs.projected_lattice(torch.as_tensor(structures.lattice[there], device=u.device), part.axis)
     cos, sin = part.rotation.cos(), part.rotation.sin()
     turn = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2)
     along = (basis.float() @ turn)[torch.arange(len(fault), device=u.device), (v[:, 4] < 0.5).long()]  # (F, 2)
@@ -208,8 +195,7 @@ def _widest_gap(columns: Columns, places: Tensor) -> Tensor:
 def substituents(*, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
     """Elements that may replace an element: |ΔZ| ≥ 5, and the unordered pair on one side of a fixed split by hash.
 
-    Args:
-        held_out: the fifth of the pairs that only test images show, or the others.
+    The fifth of the pairs that only test images show is `held_out`.
 
     Returns:
         options: (119, n) atomic numbers, row Z lists the substituents of Z first.
@@ -230,14 +216,8 @@ def substituents(*, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
 def aperiodic(images: Tensor, *, pixel_A: float) -> Tensor:
     """What does not repeat: each image less the mean of its copies displaced by its own lattice vectors.
 
-    A perfect crystal leaves noise, a defect itself and faint ghosts a lattice vector away.
-
-    Args:
-        images: (B, 1, H, H) standardised.
-        pixel_A: Å per pixel.
-
-    Returns:
-        (B, 1, H, H); zero where no displaced copy covers the pixel.
+    A perfect crystal leaves noise, a defect itself and faint ghosts a lattice vector away. Of standardised images
+    (B, 1, H, H) as many; zero where no displaced copy covers the pixel.
     """
     px = images.shape[-1]
     down, right, valid = _lattice_vectors(images, pixel_A)

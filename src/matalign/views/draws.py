@@ -12,15 +12,7 @@ def view_seed(seed: int, epoch: int, mp_id: str, view: int) -> int:
 
 
 def bits(keys: np.ndarray, n: int) -> np.ndarray:
-    """Keyed random integers: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
-
-    Args:
-        keys: (B,) integers, the seeds.
-        n: how many of each seed's sequence.
-
-    Returns:
-        (B, n) uint64.
-    """
+    """(B, n) uint64, keyed random integers: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
     step = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     x = np.asarray(keys).astype(np.uint64)[:, None] + step
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

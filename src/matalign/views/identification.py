@@ -48,12 +48,7 @@ class Ranking:
 
 
 def library(structures: Structures, **options: float) -> References:
-    """The strongest waves of all crystals along their shortest zone axes of different projected lattices.
-
-    Args:
-        structures: n crystals.
-        options: of `references`.
-    """
+    """The strongest waves of all crystals along their shortest zone axes of different projected lattices."""
     size, count = len(structures), len(ZONE_AXES)
     lattice = torch.as_tensor(structures.lattice).repeat_interleave(count, dim=0)
     _, basis, repeat = projected_lattice(lattice, torch.arange(count).repeat(size))
@@ -69,22 +64,14 @@ def library(structures: Structures, **options: float) -> References:
 
 
 def identify(
-    images: Tensor,
-    structures: Structures,
-    refs: References,
-    *,
-    pixel_A: float | tuple[float, float],
-    **options: float,
+    images: Tensor, structures: Structures, refs: References, *, pixel_A: float | tuple[float, float], **options: float
 ) -> list[Ranking]:
     """Rank crystals by how well they fit each image.
 
     Args:
         images: (B, 1, H, W), H and W about equal and at most about 100.
-        structures: n crystals.
-        refs: their `library`.
         pixel_A: Å per pixel; or the range that it is looked for in. Computed cells are off by some per cent, too, so a
             crystal that needs a pixel size more than 3 % off the one given comes after those that do not.
-        options: that `refs` was made with.
     """
     unit = standardise(images[:, 0])[:, 0]
     low, high = (pixel_A / SLACK, pixel_A * SLACK) if isinstance(pixel_A, int | float) else pixel_A

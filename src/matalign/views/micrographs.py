@@ -100,14 +100,7 @@ class Columns:
 
 
 def draw_views(lattice: np.ndarray, keys: Sequence[int], *, optics: Optics, device: torch.device | str = "cpu") -> View:
-    """Draw how each crystal is looked at.
-
-    Args:
-        lattice: (B, 3, 3) rows are vectors, Å.
-        keys: (B,) from `view_seed`.
-        optics: ranges of the draws.
-        device: where the tensors go.
-    """
+    """How crystals of lattices (B, 3, 3), rows in Å, are looked at, drawn by keys (B,) from `view_seed`."""
     size = len(keys)
     u = uniforms(np.asarray(keys, dtype=np.uint64), 9 + 2 * optics.image_px)
     shortest = by_repeat(lattice)[:, : optics.axes]
@@ -184,18 +177,12 @@ def project(
     mirror: Tensor | None = None,
     offset_A: Tensor | None = None,
 ) -> Columns:
-    """Project crystals along their views' zone axes onto the frame and its margin.
+    """The sites of crystals, seen along their views' zone axes, within the frame and its margin; there may be none.
 
     Args:
-        structures: where the crystals are.
         rows: (B,) which; repeats are allowed.
-        view: of B images.
-        optics: frame, pixel, margin.
         mirror: (B, 2, 2) applied to positions in the image plane (p @ mirror), with `offset_A` after it: a twin.
         offset_A: (B, 2) rigid displacement: an antiphase domain.
-
-    Returns:
-        The sites within the frame and its margin; an image without a site in view has none.
     """
     crystals = structures.take(np.asarray(rows))
     device, size = view.axis.device, len(crystals)
@@ -259,16 +246,7 @@ def _ranges(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def expose(columns: Columns, view: View, *, optics: Optics) -> Tensor:
-    """Expected counts, without noise.
-
-    Args:
-        columns: projected sites of B crystals.
-        view: of the same B images.
-        optics: the microscope.
-
-    Returns:
-        (B, image_px, image_px) expected electrons in each pixel.
-    """
+    """(B, image_px, image_px) expected electrons in each pixel, without noise."""
     size, px = len(view.axis), optics.image_px
     pad = math.ceil(optics.reach_A / optics.pixel_A) + 1
     from scipy.fft import next_fast_len  # here: `scipy.fft` takes as long as a prediction
@@ -309,12 +287,7 @@ def expose(columns: Columns, view: View, *, optics: Optics) -> Tensor:
 
 
 def detect(expected: Tensor, keys: Sequence[int]) -> Tensor:
-    """Poisson counts, one generator an image.
-
-    Args:
-        expected: (B, H, W) expected counts.
-        keys: (B,) seeds.
-    """
+    """Poisson counts of expected ones (B, H, W), one generator, seeded by its key, an image."""
     counts = torch.empty_like(expected)
     for i, key in enumerate(keys):
         counts[i] = torch.poisson(expected[i], torch.Generator(expected.device).manual_seed(int(key)))
@@ -340,17 +313,11 @@ def render(
     optics: Optics,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Noisy micrographs as the image tower takes them.
+    """(B, 1, image_px, image_px) noisy micrographs as the image tower takes them, zero mean and unit variance each.
 
     Args:
-        structures: where the crystals are.
-        rows: (B,) which.
         keys: (B,) from `view_seed`; an image depends on its crystal, its key and the optics alone.
-        optics: the microscope.
         device: where to compute; draws are the same everywhere, the noise only on the same kind of device.
-
-    Returns:
-        (B, 1, image_px, image_px) float32, zero mean and unit variance each.
     """
     view = draw_views(structures.lattice[np.asarray(rows, dtype=np.int64)], keys, optics=optics, device=device)
     expected = expose(project(structures, rows, view, optics=optics), view, optics=optics)

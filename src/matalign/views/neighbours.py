@@ -43,7 +43,6 @@ def neighbour_lists(structures: Structures, *, cutoff_A: float, neighbours: int)
     """Neighbour graphs of crystals.
 
     Args:
-        structures: the crystals; fractional coordinates of any image.
         cutoff_A: no neighbour beyond, angstrom.
         neighbours: the cutoff of an atom is the distance of its next one after these.
 

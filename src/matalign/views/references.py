@@ -47,20 +47,15 @@ def references(
     mirrored: Sequence[bool] | np.ndarray | bool = False,
     optics: Optics | None = None,
     probe_sigma_A: float = 0.52,
-    counts: bool = True,
     waves: int = WAVES,
 ) -> References:
     """The pictures to look for.
 
     Args:
-        structures: where the crystals are.
         rows: (R,) which.
         axes: (R,) row of ZONE_AXES, along which each is seen.
         mirrored: (R,) or for all: seen from behind.
         optics: the microscope: contrast, tails of the probe; thickness and dose from the middle of their ranges.
-        probe_sigma_A: width of the probe's Gaussian part.
-        counts: as `stabilise` makes pictures of counts; else proportional to the intensity.
-        waves: so many of each at most.
     """
     optics = optics or Optics()
     rows, axes = np.asarray(rows, np.int64), np.asarray(axes, np.int64)
@@ -77,7 +72,7 @@ def references(
         numbers, frac_coords, _ = structures[row]
         strength = dose * layers[r] * CROSS_SECTION_A2 * (numbers / 79.0) ** optics.gamma
         site = frac_coords @ plane[r] @ np.linalg.inv(basis[r])
-        parts.append([each[:waves] for each in _waves(site, strength, basis[r], probe, counts=counts)])
+        parts.append([each[:waves] for each in _waves(site, strength, basis[r], probe)])
     index, wave, coefficient = (np.concatenate(part) for part in zip(*parts, strict=True))
     ptr = np.cumsum([0, *(len(part[0]) for part in parts)])
     return References(wave, index, coefficient, ptr, basis, plane, rows, axes, mirrored)
@@ -95,7 +90,7 @@ def _probe(optics: Optics, sigma_A: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _waves(
-    site: np.ndarray, strength: np.ndarray, basis: np.ndarray, probe: tuple[np.ndarray, np.ndarray], *, counts: bool
+    site: np.ndarray, strength: np.ndarray, basis: np.ndarray, probe: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The strongest waves of one picture: (K, 2) indices, (K, 2) vectors in cycles/Å, (K,) coefficients.
 
@@ -103,8 +98,6 @@ def _waves(
         site: (n, 2) of the atoms, fractional in the projected cell.
         strength: (n,) Å², as expected counts.
         basis: (2, 2) of the projected cell, Å.
-        probe: its spectrum.
-        counts: take the root.
     """
     inverse = np.linalg.inv(basis).T  # rows are reciprocal vectors
     h, k = (np.arange(-n, n + 1) for n in np.ceil(np.linalg.norm(basis, axis=1) * FINEST).astype(int))
@@ -113,12 +106,11 @@ def _waves(
     size = np.linalg.norm(wave, axis=2)
     one, two = (np.exp(-2j * np.pi * n[:, None] * site[:, i]) for i, n in enumerate((h, k)))
     found = (one * strength) @ two.T * np.interp(size, *probe) / abs(np.linalg.det(basis))
-    if counts:
-        shape = (3 * len(h), 3 * len(k))  # finer than the waves, as the root sharpens
-        grid = np.zeros(shape, complex)
-        grid[np.ix_(h, k)] = found
-        density = np.fft.ifft2(grid).real.clip(min=0) * grid.size
-        found = np.fft.fft2(2 * np.sqrt(density + 0.375))[np.ix_(h, k)]
+    shape = (3 * len(h), 3 * len(k))  # finer than the waves, as the root sharpens
+    grid = np.zeros(shape, complex)
+    grid[np.ix_(h, k)] = found
+    density = np.fft.ifft2(grid).real.clip(min=0) * grid.size
+    found = np.fft.fft2(2 * np.sqrt(density + 0.375))[np.ix_(h, k)]
     half = ((index[..., 0] > 0) | ((index[..., 0] == 0) & (index[..., 1] > 0))) & (size <= FINEST)
     index, wave, found = index[half], wave[half], found[half]
     order = np.argsort(-np.abs(found), kind="stable")
@@ -128,14 +120,7 @@ def _waves(
 
 
 def low_index(structures: Structures, row: int, *, mirrored: bool = False, **options: Any) -> References:
-    """One crystal along all zone axes of low index; of those that look alike the first, in the usual order.
-
-    Args:
-        structures: where the crystal is.
-        row: which.
-        mirrored: seen from behind.
-        options: of `references`.
-    """
+    """One crystal along all zone axes of low index; of those that look alike the first, in the usual order."""
     axes = sorted(range(len(ZONE_AXES)), key=lambda i: (sum(map(abs, ZONE_AXES[i])), [-n for n in ZONE_AXES[i]]))
     refs = references(structures, [row] * len(axes), axes, mirrored=mirrored, **options)
     length = np.linalg.norm(refs.wave, axis=1)

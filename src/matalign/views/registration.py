@@ -95,12 +95,9 @@ def register(
 
     Args:
         images: (B, 1, H, W), any gain and offset.
-        refs: pictures of crystals.
         which: (B,) reference of each image, or (B, C) several, of which the best is chosen.
         pixel_A: Å per pixel; or the range that it is looked for in.
         tolerance: relative standard deviation of a pixel size that is given as one number.
-        keep: so many of the best places are refined.
-        steps: of the refinement.
     """
     which = np.asarray(which, np.int64)
     which = which[:, None] if which.ndim == 1 else which
@@ -190,12 +187,7 @@ def _sampled(spectrum: Tensor, wave: Tensor, place: Tensor) -> Tensor:
 
 
 def shifts(spectrum: Tensor, waves: Waves, place: Tensor) -> tuple[Tensor, Tensor]:
-    """The best of all shifts at each angle and pixel size.
-
-    Args:
-        spectrum: (N, 2, n, n).
-        waves: of N references.
-        place: (N, K, 2) angles and logarithms of pixel sizes.
+    """The best of all shifts at each angle and logarithm of a pixel size, `place` (N, K, 2), of spectra (N, 2, n, n).
 
     Returns:
         (N, K) correlation, with the reference's variance in the cell for that in the frame; (N, K, 2) q₀ in Å.
@@ -214,17 +206,9 @@ def shifts(spectrum: Tensor, waves: Waves, place: Tensor) -> tuple[Tensor, Tenso
 
 
 def _search(unit: Tensor, waves: Waves, grid: Tensor, *, choices: int, keep: int) -> tuple[Tensor, Tensor]:
-    """The most promising references, angles, pixel sizes and shifts of each image.
+    """(B, M) the most promising references of images (B, H, W), each with `choices`; (B, M, 7) parameters.
 
-    Args:
-        unit: (B, H, W).
-        waves: of B · choices references.
-        grid: (A, S, 2) angles of half a turn and logarithms of pixel sizes.
-        choices: references of each image.
-        keep: at most so many places of an image.
-
-    Returns:
-        (B, M) which references, (B, M, 7) parameters.
+    Tried are angles of half a turn and logarithms of pixel sizes, `grid` (A, S, 2), and all shifts.
     """
     size, spectrum = len(unit), spectra(unit)
     strong = replace(waves, **{name: getattr(waves, name)[:, :STRONG] for name in ("wave", "index", "coefficient")})

@@ -43,17 +43,14 @@ NOT_FULL = {  # items of a site that must not be stated, and what it is otherwis
 
 
 def read(text: str, *, block: str | None = None) -> Cell:
-    """The one crystal of a CIF's text.
-
-    Args:
-        text: of the file.
-        block: the name of the data block to read; asked for where several hold different crystals.
+    """The one crystal of a CIF's text; of one that holds different crystals, that in the data block of this name.
 
     Raises:
         ValueError: "unreadable CIF", "several structures", "no block", "symmetry", "unknown element", "disordered",
             "incomplete", "formula mismatch" or what `unit_cell.checked` says, then ": " and the cause.
     """
-    blocks = [found for found in map(Block, _blocks(text)) if found.has_sites]
+    listing = {"atom_site_fract_x", "atom_site_cartn_x"}
+    blocks = [found for found in map(Block, _blocks(text)) if found.raw.keys() & listing]
     names = [found.name for found in blocks]
     if block is not None:
         chosen = [found for found in blocks if found.name.lower() == block.lower()]
@@ -119,11 +116,6 @@ class Block:
                 if self.raw.setdefault(key, values) != values:
                     self.twice.add(key)
 
-    @property
-    def has_sites(self) -> bool:
-        """Whether it lists atoms."""
-        return bool(self.raw.keys() & {"atom_site_fract_x", "atom_site_cartn_x"})
-
     def column(self, name: str) -> list[str]:
         """Values as text, "" where there is none (`?` or `.`); [] without such an item."""
         if name in self.twice:
@@ -162,8 +154,6 @@ class Block:
         if left:
             notes.append(f"{', '.join('_' + name for name in left)} not stated: 90°, as the dictionary has it")
         return unit_cell.lattice_vectors(lengths, angles)
-
-    # Sites
 
     def _sites(self, lattice: np.ndarray, notes: list[str]) -> Sites:
         labels = self.column("atom_site_label") or self.column("atom_site_label_atom_id")
@@ -231,8 +221,6 @@ class Block:
                 "incomplete: _atom_site_Cartn_x alone, on axes that a cell without right angles leaves open"
             )
         return positions @ np.linalg.inv(lattice)
-
-    # Symmetry
 
     def _settings(self, lattice: np.ndarray, notes: list[str]) -> tuple[list[Setting], str]:
         """What the symmetry may be, and how it is stated."""
@@ -307,12 +295,7 @@ def _number(text: str, name: str, label: str = "") -> float:
 
 @lru_cache(maxsize=4096)
 def element_of_type(text: str, within: frozenset[int] = frozenset()) -> tuple[int, bool] | None:
-    """Atomic number of a type symbol (`Na1+`, `O2-`, `Cval`), and whether it is certain; None: no element.
-
-    Args:
-        text: the symbol.
-        within: atomic numbers of the formula. It decides whether CO is cobalt.
-    """
+    """Atomic number of a type (`Na1+`, `O2-`, `Cval`), and whether it is certain: CO, if `within` a formula's."""
     match = re.fullmatch(r"([A-Za-z]+?)(?:val|iso|ani)?(\d*\.?\d*[+-]|[+-]\d*\.?\d*|0)?", text)
     symbol = match[1] if match else ""
     if symbol in ("D", "d"):
@@ -326,10 +309,7 @@ def element_of_type(text: str, within: frozenset[int] = frozenset()) -> tuple[in
 
 @lru_cache(maxsize=4096)
 def element_of_label(text: str, within: frozenset[int] = frozenset()) -> tuple[int, bool] | None:
-    """As `element_of_type`, of a site's label (`Mg1`, `O1A`, `SiT`); certain if the letters are an element's symbol.
-
-    Of two (`Si/Al`), or of water (`H2O`), it is not certain.
-    """
+    """As `element_of_type`, of a label (`Mg1`, `O1A`); certain if the letters are one symbol, no `Si/Al`, no `H2O`."""
     letters = re.match(r"[A-Za-z]*", text)[0]
     if NUMBER.get(letters, HEAVIEST + 1) <= HEAVIEST:
         several = [word for word in re.findall(r"(?<=[/,&+;|(])[A-Z][a-z]?", text) if word in NUMBER]

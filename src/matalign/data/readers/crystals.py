@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import BytesIO
 from os import PathLike
-from os.path import isdir
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,6 @@ def _of_arrays(item: Any) -> Cell:
     return unit_cell.checked(*map(np.asarray, (item.numbers, item.frac_coords, item.lattice)))
 
 
-# Files and texts
-
-
 def kind_of(text: str, name: str) -> str:
     """What a text holds, by its content first, then by its name: of `CONTENT`, cif, poscar or ""."""
     if re.search(r"(?im)^\s*data_", text) and re.search(r"(?i)(^|\s)_(cell|atom_site|symmetry|space_group)[_.]", text):
@@ -117,7 +114,7 @@ def _of_file(path: Path, block: str | None, frame: int | None) -> Cell:
 
 def _content(path: Path) -> tuple[bytes, bool]:
     """The bytes of a file, unpacked, and whether they were packed."""
-    if not _is_file(path):
+    if not isfile(path):
         what = "is a folder" if isdir(path) else "no such file"
         raise FileNotFoundError(f"{path}: {what}; expected a structure")
     try:
@@ -131,13 +128,6 @@ def _content(path: Path) -> tuple[bytes, bool]:
     if len(content) > MAX_FILE_MB << 20:
         raise ValueError(f"too large: structure files of at most {MAX_FILE_MB} MB are read")
     return content, bool(opener)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name too long, a folder that may not be read
-        return False
 
 
 def _of_text(text: str, name: str, block: str | None, frame: int | None) -> Cell:
@@ -177,9 +167,6 @@ def _check_masses(text: str) -> None:
         mass = line.split()[1] if line.strip() else ""
         if mass and np.abs(atomic_masses[1:] - float(mass)).min() > MASS_TOLERANCE:
             raise ValueError(f"unknown element: LAMMPS data of a type with the mass {mass}, which is no element's")
-
-
-# Libraries
 
 
 def _by_ase(content: bytes, name: str, frame: int | None, *, form: str | None = None) -> Cell:

@@ -26,33 +26,19 @@ Scale = tuple[float, str]  # length of a pixel's side, its unit
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a file, not yet decoded.
+    """One image of a file, not yet decoded."""
 
-    Attributes:
-        shape: (height, width) as stored.
-        dtype: of the numbers that `decode` gives.
-        decode: gives the pixels, (height, width).
-        scales: of rows and columns by the file; () where it states none.
-        orientation: TIFF's number, 1: the first row is the top, the first column the left.
-        notes: what is done to the numbers.
-        samples: numbers that are decoded for each pixel.
-    """
-
-    shape: tuple[int, int]
-    dtype: np.dtype
-    decode: Callable[[], np.ndarray]
-    scales: tuple[Scale, ...] = ()
-    orientation: int = 1
-    notes: tuple[str, ...] = ()
-    samples: int = 1
+    shape: tuple[int, int]  # (height, width) as stored
+    dtype: np.dtype  # of the numbers that `decode` gives
+    decode: Callable[[], np.ndarray]  # gives the pixels, (height, width)
+    scales: tuple[Scale, ...] = ()  # of rows and columns by the file; () where it states none
+    orientation: int = 1  # TIFF's number, 1: the first row is the top, the first column the left
+    notes: tuple[str, ...] = ()  # what is done to the numbers
+    samples: int = 1  # numbers that are decoded for each pixel
 
 
 def read(path: Path) -> list[Frame]:
-    """The images in a file, by what its first bytes and its suffix say it is.
-
-    Raises:
-        ValueError: of no kind that is read, or broken.
-    """
+    """The images in a file, by first bytes and suffix; ValueError if it is of no kind that is read, or broken."""
     with open(path, "rb") as stream:
         head = stream.read(1024)
     reader = _reader(head, path.suffix.lower())
@@ -105,9 +91,6 @@ def luminance(colours: np.ndarray) -> np.ndarray:
     return colours.astype(np.result_type(colours.dtype, np.float32)) @ LUMINANCE
 
 
-# Pillow and torchvision
-
-
 def pillow(path: Path) -> list[Frame]:
     """The images of a PNG, JPEG or TIFF; colours are luminance of 8 bits."""
     from PIL import Image
@@ -141,9 +124,6 @@ def _png16(path: Path) -> list[Frame]:
     coloured, samples = colour != 4, {2: 3, 4: 2, 6: 4}[colour]
     dtype, notes = np.dtype(np.float32), COLOURED if coloured else ()
     return [Frame((height, width), dtype, decode, notes=notes, samples=samples)]
-
-
-# Formats of electron microscopes
 
 
 def _rosetta(path: Path, kind: str, **options: Any) -> list[Frame]:

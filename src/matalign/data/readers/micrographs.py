@@ -33,19 +33,13 @@ PIXELS = ("", "px", "pixel", "pixels", "none", "undefined", "unknown", "<undefin
 
 @dataclass(frozen=True, eq=False)
 class Micrograph:
-    """One image.
+    """One image."""
 
-    Attributes:
-        counts: (height, width) as the file has them, float32 where that holds them exactly, else float64.
-        pixel_A: Å per pixel; None where nobody has said.
-        notes: what was done to the numbers, and where the scale is from.
-        name: of its file, for messages.
-    """
-
+    # (height, width) as the file has them, float32 where that holds them exactly, else float64
     counts: Float[np.ndarray, "height width"]
-    pixel_A: float | None
-    notes: tuple[str, ...] = ()
-    name: str = "image"
+    pixel_A: float | None  # Å per pixel; None where nobody has said
+    notes: tuple[str, ...] = ()  # what was done to the numbers, and where the scale is from
+    name: str = "image"  # of its file, for messages
 
 
 def read_micrograph(item: Any, *, pixel_A: float | None = None, frame: int | None = None) -> Micrograph:
@@ -159,9 +153,6 @@ def _counts(frame: Frame) -> np.ndarray:
     counts = counts.T if frame.orientation in (5, 6, 7, 8) else counts
     counts = counts[::-1] if frame.orientation in (3, 4, 7, 8) else counts
     return np.ascontiguousarray(counts[:, ::-1] if frame.orientation in (2, 3, 6, 7) else counts)
-
-
-# Scales
 
 
 def _scale(scales: tuple[Scale, ...], given: float | None) -> tuple[float | None, tuple[str, ...]]:

@@ -9,15 +9,7 @@ from matalign.elements import NUMBER
 
 
 def read(text: str, *, frame: int | None = None) -> Cell:
-    """The crystal of a PDB file's text; the space group of CRYST1 fills the cell.
-
-    Args:
-        text: of the file.
-        frame: which model, from 0.
-
-    Raises:
-        ValueError: "no lattice", "several structures", "disordered", "unknown element", "symmetry" and the cause.
-    """
+    """The crystal of a PDB file's text; the space group of CRYST1 fills the cell; ValueError with kind and cause."""
     bare = [line for line in text.splitlines() if line.startswith(("ATOM", "HETATM")) and not line[76:78].strip()]
     if bare:
         raise ValueError(f"unknown element: columns 77 and 78 of {bare[0][:30]!r} name none")

@@ -21,11 +21,7 @@ def is_poscar(text: str) -> bool:
 
 
 def read(text: str) -> Cell:
-    """The crystal of a POSCAR's text.
-
-    Raises:
-        ValueError: "unreadable" and what is wrong in which line; see `unit_cell.checked`.
-    """
+    """The crystal of a POSCAR's text; ValueError: "unreadable" with the line, or as `unit_cell.checked`."""
     if not is_poscar(text):
         raise ValueError("unreadable: no POSCAR: expected a scale in line 2 and vectors in lines 3 to 5")
     lines = [line.strip() for line in text.splitlines()]

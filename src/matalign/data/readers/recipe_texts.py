@@ -76,11 +76,7 @@ def _text(written: str) -> str:
 
 
 def load(path: Path) -> str | dict[str, Any]:
-    """The text of a file, or the fields of a .json file; UTF-8, or UTF-16 with its byte order mark.
-
-    Raises:
-        ValueError: of another encoding, not JSON, or far too long.
-    """
+    """The text of a file, or fields of a .json file, in UTF-8, or UTF-16 by its mark; ValueError: neither, too long."""
     if path.stat().st_size > 4 * MAX_CHARACTERS:
         size = path.stat().st_size
         raise ValueError(f"a text of {size:,} bytes; at most {MAX_CHARACTERS:,} characters are taken")
@@ -148,15 +144,8 @@ def record(fields: Mapping[str, Any]) -> Protocol:
 def _check_names(fields: Any, allowed: tuple[str, ...], *, of: str = "") -> None:
     if not isinstance(fields, Mapping):
         raise ValueError(f"{of} {fields!r} is no dict of fields")
-    known = {
-        *allowed,
-        *(
-            f"{name}_{unit}"
-            for name in allowed
-            if name in quantities.UNITS
-            for unit in ("unit", *quantities.UNITS[name])
-        ),
-    }
+    measured = [name for name in allowed if name in quantities.UNITS]
+    known = {*allowed, *(f"{name}_{unit}" for name in measured for unit in ("unit", *quantities.UNITS[name]))}
     if unknown := [key for key in fields if key not in known]:
         raise ValueError(f"unknown field {unknown[0]!r}{of and f' of an {of}'}; known are {', '.join(allowed)}")
 

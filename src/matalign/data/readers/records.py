@@ -17,11 +17,7 @@ SAME_A = 0.01  # lengths and places that are stated twice agree within this
 
 
 def load(text: str) -> Any:
-    """JSON's content.
-
-    Raises:
-        ValueError: no JSON, or too deep.
-    """
+    """JSON's content. Raises ValueError: no JSON, or too deep."""
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -29,15 +25,10 @@ def load(text: str) -> Any:
 
 
 def read(record: Any, *, frame: int | None = None) -> Cell:
-    """The crystal of a record, or of an answer with one.
+    """The crystal of a record, or of an answer with one; ValueError naming the field, or as `unit_cell.checked`.
 
-    Args:
-        record: OPTIMADE structure (with `attributes`, or these alone), an answer (`data`), a list; pymatgen's, ASE's or
-            JARVIS's dictionary of a structure.
-        frame: which of several.
-
-    Raises:
-        ValueError: naming the field; see `unit_cell.checked`.
+    It is an OPTIMADE structure (with `attributes`, or these alone), an answer (`data`), a list; or pymatgen's, ASE's or
+    JARVIS's dictionary of a structure.
     """
     try:
         if isinstance(record, Mapping) and {"ids", "nextid"} <= record.keys():  # a database of ASE

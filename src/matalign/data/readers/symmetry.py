@@ -200,13 +200,7 @@ def fits(found: Setting, lattice: np.ndarray) -> bool:
 def expand(
     sites: np.ndarray, lattice: np.ndarray, group: Setting, *, labels: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """All atoms of the cell.
-
-    Args:
-        sites: (s, 3) fractional, as listed.
-        lattice: (3, 3), Å.
-        group: the symmetry.
-        labels: of the sites, for the notes.
+    """All atoms of the cell with listed `sites` (s, 3), fractional, and `lattice` (3, 3), Å.
 
     Returns:
         (n,) the site of each atom; (n, 3) fractional coordinates in [0, 1); what was merged, by site.

@@ -103,9 +103,7 @@ def _scales(tiff: Any) -> tuple[Scale, ...]:
     if tiff.is_ome and tiff.ome_metadata:
         head = re.search(r"<Pixels\b[^>]*>", tiff.ome_metadata)
         stated = dict(re.findall(r'PhysicalSize(\w+)="([^"]*)"', head[0] if head else ""))
-        return tuple(
-            (float(stated[side]), stated.get(f"{side}Unit", "µm")) for side in "YX" if stated.keys() >= {*"YX"}
-        )
+        return tuple((float(stated[k]), stated.get(f"{k}Unit", "µm")) for k in "YX" if stated.keys() >= {*"YX"})
     if 65009 in page.tags:  # Gatan's, of columns; then of rows
         gatan = [(page.tags.valueof(side), page.tags.valueof(unit)) for side, unit in ((65010, 65004), (65009, 65003))]
         return tuple((float(side or 0), str(unit or "")) for side, unit in gatan)

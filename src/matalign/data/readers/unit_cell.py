@@ -25,19 +25,12 @@ FEW = 100  # atoms, up to which all pairs are faster than a tree
 
 @dataclass(frozen=True)
 class Cell:
-    """A crystal as arrays.
+    """A crystal as arrays."""
 
-    Attributes:
-        numbers: (n,) int16 atomic numbers.
-        frac_coords: (n, 3) float64.
-        lattice: (3, 3) float64, rows are the lattice vectors, Å.
-        notes: what was assumed or merged in reading.
-    """
-
-    numbers: np.ndarray
-    frac_coords: np.ndarray
-    lattice: np.ndarray
-    notes: tuple[str, ...] = ()
+    numbers: np.ndarray  # (n,) int16 atomic numbers
+    frac_coords: np.ndarray  # (n, 3) float64
+    lattice: np.ndarray  # (3, 3) float64, rows are the lattice vectors, Å
+    notes: tuple[str, ...] = ()  # what was assumed or merged in reading
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -47,21 +40,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sites:
-    """Sites as a file lists them.
+    """Sites as a file lists them."""
 
-    Attributes:
-        labels: (s,) of each.
-        numbers: (s,) atomic numbers.
-        frac_coords: (s, 3).
-        multiplicity: (s,) atoms in the cell that the file states; 0: it does not.
-        doubtful: labels whose element is a guess that a formula must confirm.
-    """
-
-    labels: tuple[str, ...]
-    numbers: np.ndarray
-    frac_coords: np.ndarray
-    multiplicity: np.ndarray
-    doubtful: tuple[str, ...] = ()
+    labels: tuple[str, ...]  # (s,) of each
+    numbers: np.ndarray  # (s,) atomic numbers
+    frac_coords: np.ndarray  # (s, 3)
+    multiplicity: np.ndarray  # (s,) atoms in the cell that the file states; 0: it does not
+    doubtful: tuple[str, ...] = ()  # labels whose element is a guess that a formula must confirm
 
 
 @dataclass(frozen=True)
@@ -165,7 +150,6 @@ def checked(
         numbers: (n,) atomic numbers.
         frac_coords: (n, 3).
         lattice: (3, 3), Å.
-        notes: of the reading.
         near: the `pairs` within `MIN_DISTANCE_A`, where they are known.
 
     Raises:
@@ -231,9 +215,8 @@ def pairs(frac_coords: np.ndarray, lattice: np.ndarray, cutoff: float) -> tuple[
     still = np.tile((shifts == 0).all(1), len(inside))[near]
     from scipy.spatial import cKDTree  # here: its import takes as long as a prediction
 
-    found = cKDTree(inside @ lattice).sparse_distance_matrix(
-        cKDTree(images[near] @ lattice), cutoff, output_type="ndarray"
-    )
+    around = cKDTree(images[near] @ lattice)
+    found = cKDTree(inside @ lattice).sparse_distance_matrix(around, cutoff, output_type="ndarray")
     first, image, distance = found["i"], found["j"], found["v"]
     itself = still[image] & (atoms[image] == first)
     return first[~itself], atoms[image[~itself]], distance[~itself]
@@ -243,12 +226,9 @@ def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stat
     """The cell that sites make under a symmetry.
 
     Args:
-        sites: as listed.
         lattice: (3, 3), Å.
         settings: what the symmetry may be. Those that do not fit cell, formula or distances are left out; where more
             than one remains, they must make the same crystal.
-        stated: the symmetry as it is stated, for messages.
-        known: the stated formula.
 
     Raises:
         ValueError: nothing fits, the choice stays open, or an element is a guess that no formula confirms.
@@ -286,7 +266,10 @@ def fill(sites: Sites, lattice: np.ndarray, settings: Sequence[Setting], *, stat
 def _filled(sites: Sites, lattice: np.ndarray, setting: Setting, known: Formula | None) -> Cell:
     origin, frac_coords, notes = symmetry.expand(sites.frac_coords, lattice, setting, labels=sites.labels)
     near = pairs(frac_coords, lattice, MIN_DISTANCE_A)
-    if twins := _twins(sites.numbers[origin], origin, *near):
+    first, second, distance = near
+    kind = sites.numbers[origin]  # listed sites that are images of an earlier site of the same element, with that site
+    same = (distance < DUPLICATE_A) & (origin[first] > origin[second]) & (kind[first] == kind[second])
+    if twins := sorted(dict(zip(origin[first[same]].tolist(), origin[second[same]].tolist(), strict=True)).items()):
         notes += [f"{sites.labels[k]} is listed twice: it is an image of {sites.labels[other]}" for k, other in twins]
         kept = ~np.isin(origin, [k for k, _ in twins])
         origin, frac_coords = origin[kept], frac_coords[kept]
@@ -306,19 +289,8 @@ def _filled(sites: Sites, lattice: np.ndarray, setting: Setting, known: Formula 
     return cell
 
 
-def _twins(
-    numbers: np.ndarray, origin: np.ndarray, first: np.ndarray, second: np.ndarray, distance: np.ndarray
-) -> list[tuple[int, int]]:
-    """Listed sites that are images of an earlier site of the same element, with that site; from near pairs of atoms."""
-    same = (distance < DUPLICATE_A) & (origin[first] > origin[second]) & (numbers[first] == numbers[second])
-    return sorted(dict(zip(origin[first[same]].tolist(), origin[second[same]].tolist(), strict=True)).items())
-
-
 def same_crystal(one: Cell, other: Cell) -> bool:
-    """Whether two cells hold the same crystal, up to its setting (mirror images are the same).
-
-    Compared are volume per atom, composition, and the distances between each pair of elements.
-    """
+    """Whether two cells hold one crystal, or its mirror image, by volume per atom, composition and pairs' distances."""
     atoms = len(one.numbers), len(other.numbers)
     volumes = [abs(np.linalg.det(cell.lattice)) / n for cell, n in zip((one, other), atoms, strict=True)]
     if formula(one.numbers) != formula(other.numbers) or abs(volumes[0] / volumes[1] - 1) > 2e-3:

@@ -76,7 +76,6 @@ class Space:
         """Share of a modality's items whose own crystal is among the `TOP` nearest crystals.
 
         Args:
-            query: the modality.
             centred: subtract each modality's mean first (modalities lie apart: Liang et al., NeurIPS 2022); measured to
                 tell whether it would help.
         """
@@ -91,12 +90,7 @@ class Space:
 
 
 def space(curated: Curated, made: Mapping[str, cache.Result]) -> Space:
-    """The vectors of a set: each crystal, each protocol, and one micrograph of each crystal that no training has shown.
-
-    Args:
-        curated: the set.
-        made: modality -> `encode.encoded` of it.
-    """
+    """The vectors of a set, as `encode.encoded` made them: crystals, protocols, one micrograph of each crystal."""
     thumbnails = made["image"]["thumbnails"] if "image" in made else NO_PICTURES
     rows = np.arange(len(curated.materials))
     of = {"crystal": rows, "text": curated.materials.mp_id.searchsorted(curated.protocols.mp_id), "image": rows}
@@ -118,11 +112,7 @@ class Map:
 
 
 def place(cfg: Atlas, found: Space) -> Map:
-    """The map: crystals by t-SNE, whatever else beside the crystals that are nearest to it.
-
-    Raises:
-        ValueError: fewer than three crystals make no map.
-    """
+    """The map: crystals (ValueError below three) by t-SNE, whatever else beside the crystals that are nearest to it."""
     crystals = found.vectors["crystal"]
     if len(crystals) < 3:
         raise ValueError(f"a map needs three crystals or more, got {len(crystals)}")
@@ -161,8 +151,7 @@ def classes(structures: Structures) -> np.ndarray:
     not. Elements, and compounds whose most electronegative element is no anion, are the last class.
     """
     present = structures.fractions() > 0  # (M, 119)
-    electronegativity = np.nan_to_num(elements.VALUES[:, elements.PROPERTIES.index("electronegativity")], nan=-1)
-    anion = np.where(present, electronegativity, -2).argmax(1)
+    anion = np.where(present, np.nan_to_num(elements.ELECTRONEGATIVITY, nan=-1), -2).argmax(1)
     out = np.full(len(structures), len(CLASSES) - 1)
     for row, symbols in enumerate(ANIONS):
         out[np.isin(anion, [elements.SYMBOLS.index(s) for s in symbols])] = row
@@ -273,11 +262,7 @@ def sheet(pictures: np.ndarray) -> dict[str, Any]:
 
 
 def page(data: Mapping[str, Any]) -> str:
-    """The page: template, style, script and data in one file.
-
-    Raises:
-        ValueError: it would be larger than `MAX_BYTES`.
-    """
+    """The page: template, style, script and data in one file; ValueError if it would be larger than `MAX_BYTES`."""
     folder = Path(__file__).parent
     text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     parts = {
@@ -295,12 +280,7 @@ def page(data: Mapping[str, Any]) -> str:
 
 
 def predictions(profile: str, mp_ids: Iterable[str]) -> pd.DataFrame:
-    """What the profile's released model says of materials; no columns where it has not been made.
-
-    Args:
-        profile: `results/<profile>/model/crystals.parquet` is read.
-        mp_ids: rows of the answer; NaN where the model's table lacks one.
-    """
+    """What the profile's released model says of materials, NaN where it lacks one; no columns without a model."""
     file = paths.results(profile) / "model" / "crystals.parquet"
     if not file.exists():
         return pd.DataFrame(index=range(len(list(mp_ids))))
@@ -308,15 +288,7 @@ def predictions(profile: str, mp_ids: Iterable[str]) -> pd.DataFrame:
 
 
 def gather(cfg: Atlas, *, local: bool = False) -> Content:
-    """Read a profile's curated set, its model and what its model predicts, and make the map.
-
-    Args:
-        cfg: parameters.
-        local: for oneself, with what the sources hold.
-
-    Raises:
-        FileNotFoundError: the set or the model is not there.
-    """
+    """Read a profile's set, its model and its predictions, and make the map; FileNotFoundError: one is not there."""
     torch.set_num_threads(cfg.threads)
     curated = dataset.read(paths.curated(cfg.profile))
     pretrain, _ = encode.settings(paths.results(cfg.profile) / "pretrained")
@@ -327,11 +299,7 @@ def gather(cfg: Atlas, *, local: bool = False) -> Content:
 
 
 def write(content: Content) -> Path:
-    """Write the page: `results/<profile>/atlas.html`; a local one to `data/index/atlas-<profile>.html`, out of git.
-
-    Raises:
-        ValueError: see `page`.
-    """
+    """Write `results/<profile>/atlas.html`, or a local `data/index/atlas-<profile>.html`; raises as `page`."""
     results = paths.results(content.profile) / "atlas.html"
     file = paths.DATA / "index" / f"atlas-{content.profile}.html" if content.local else results
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,6 @@ def tsne(vectors: Float[np.ndarray, "n dim"], *, attracted: int, iterations: int
     """Place points on a map by t-SNE, the same at each call.
 
     Args:
-        vectors: (n, dim) unit vectors.
         attracted: nearest neighbours that each point is drawn towards.
         iterations: steps of gradient descent, a third of them with exaggerated attraction.
     """
@@ -51,14 +50,7 @@ def tsne(vectors: Float[np.ndarray, "n dim"], *, attracted: int, iterations: int
 def place(
     newcomers: Float[np.ndarray, "m dim"], vectors: Float[np.ndarray, "n dim"], points: Points, *, attracted: int
 ) -> Float[np.ndarray, "m 2"]:
-    """Put what is not on a map where the attraction of its nearest vectors and the repulsion of all leave it.
-
-    Args:
-        newcomers: (m, dim) unit vectors.
-        vectors: (n, dim) those that the map was made of.
-        points: (n, 2) the map.
-        attracted: as in `tsne`.
-    """
+    """Put what is not on a map where the attraction of its nearest vectors and the repulsion of all leave it."""
     near = min(attracted, len(vectors) - 1)
     there = _embedding(vectors, points, attracted=attracted)
     found = there.prepare_partial(newcomers, initialization="median", k=near, k_neighbors=near)
@@ -72,8 +64,6 @@ def kept(
 
     Args:
         neighbours: (n, k) of each point the k nearest in the space, itself not among them.
-        vectors: (n, dim) unit vectors.
-        points: (n, 2) the map.
         queries: trustworthiness is taken on so many points, evenly spread over the rows.
 
     Returns:

@@ -145,14 +145,7 @@ def retrieved(source: Source, shown: Shown, crystals: Tensor) -> cache.Result:
 
 
 def predicted(source: Source, shown: Shown, crystals: Tensor, folder: Path) -> cache.Result:
-    """Errors of formation energy (eV/atom) on the chemsys test set: the tower fine-tuned, and frozen under ridge.
-
-    Args:
-        source: says the schedule and the share of the labels.
-        shown: the trained model.
-        crystals: (M, width) its tower's features.
-        folder: of the state of fine-tuning.
-    """
+    """Errors of E_f (eV/atom) on the chemsys test set: of the tower fine-tuned, of its features (M, width) by ridge."""
     cfg, schedule, curated = source.cfg, source.schedule, shown.curated
     fit = arms.Fit(((ENERGY, 1.0),), "pretrained", "A", "chemsys", cfg.label_percent, shown.cfg.seed)
     known = curated.materials[[ENERGY]]

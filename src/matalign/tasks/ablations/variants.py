@@ -58,10 +58,7 @@ GROUPS: dict[str, dict[str, Variant]] = {  # in each the base first
 
 
 def chosen(cfg: Ablations) -> dict[str, dict[str, Variant]]:
-    """The groups and variants that a config names; a group always has its base.
-
-    Returns:
-        Group -> name -> variant, in the order of `GROUPS`.
+    """Group -> name -> variant, those that a config names, in the order of `GROUPS`; a group always has its base.
 
     Raises:
         ValueError: an unknown group or variant; the message has the nearest and lists those there are.

@@ -13,8 +13,7 @@ from scipy.special import log_softmax
 from matalign import stats
 from matalign.claims import claim, locate
 from matalign.config import Defects
-from matalign.tasks.defects.contexts import ARMS, PICTURES, TEXT_ARMS, VECTORS
-from matalign.tasks.defects.defects import Predictions, predict
+from matalign.tasks.defects.defects import ARMS, PICTURES, TEXT_ARMS, VECTORS, Predictions, predict
 from matalign.tasks.defects.hosts import DOSE_DECILES_E_A2
 from matalign.views.defect_images import DEFECTS
 
@@ -28,13 +27,7 @@ LEAST_GAIN = 0.01  # a smaller gain counts as this where shares of it are asked 
 
 
 def macro_f1(true: np.ndarray, predicted: np.ndarray, *, classes: int = len(DEFECTS)) -> float:
-    """Mean over classes of 2 TP / (2 TP + FP + FN); a class neither there nor predicted counts zero.
-
-    Args:
-        true: (N,) class numbers.
-        predicted: (N,) class numbers.
-        classes: how many there are.
-    """
+    """Mean over classes of 2 TP / (2 TP + FP + FN), class numbers (N,); one neither there nor predicted counts zero."""
     table = np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
     marked = table.sum(0) + table.sum(1)
     return float((2 * table.diagonal() / np.maximum(marked, 1)).mean())
@@ -46,12 +39,7 @@ def sharpened(probability: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def fit_temperature(probability: np.ndarray, kind: np.ndarray) -> float:
-    """The T of least log loss on validation images (Guo et al., ICML 2017); 1 without any.
-
-    Args:
-        probability: (N, 5) that an arm gave.
-        kind: (N,) row of DEFECTS.
-    """
+    """The T of least log loss on validation images (Guo et al., ICML 2017), rows `kind` of DEFECTS; 1 without any."""
 
     def log_loss(log_t: float) -> float:
         right = sharpened(probability, np.exp(log_t))[np.arange(len(kind)), kind]
@@ -107,7 +95,7 @@ class Scorer:
 
     def macro_f1(self, arm: str, of: np.ndarray | slice = slice(None)) -> dict[str, float]:
         """Bounds, over some images."""
-        return self.bootstrap(self.label[arm], of, statistic=_macro_f1)
+        return self.bootstrap(self.label[arm], of, statistic=lambda items: macro_f1(*items.T))
 
     def results(self) -> list[dict]:
         """Rows {arm, metric, value, low, high, n_images, n_hosts, seeds} over all test images."""
@@ -115,12 +103,9 @@ class Scorer:
         rows = []
         for arm in self.arms:
             sure, scaled = self.confidence(arm), self.confidence(arm, scaled=True)
-            scores = {
-                "macro_F1": self.macro_f1(arm),
-                "accuracy": self.bootstrap(sure[:, :, 1]),
-                "ECE": self.bootstrap(sure, statistic=_calibration_error),
-                "ECE_scaled": self.bootstrap(scaled, statistic=_calibration_error),
-            }
+            scores = {"macro_F1": self.macro_f1(arm), "accuracy": self.bootstrap(sure[:, :, 1])}
+            for name, values in {"ECE": sure, "ECE_scaled": scaled}.items():
+                scores[name] = self.bootstrap(values, statistic=lambda items: stats.calibration_error(*items.T))
             rows += [{"arm": arm, "metric": metric, **bounds, **n} for metric, bounds in scores.items()]
         return rows
 
@@ -149,8 +134,8 @@ class Scorer:
         hosts, rows = self.predictions.mp_id[of], []
         for arm, baseline in pairs:
             both = (self.label[name][:, of] for name in (arm, baseline))
-            gain = stats.paired(*both, hosts, statistic=_macro_f1, **self.options).bounds("difference")
-            rows.append({"arm": arm, "baseline": baseline, "metric": "macro_F1", **gain})
+            gain = stats.paired(*both, hosts, statistic=lambda items: macro_f1(*items.T), **self.options)
+            rows.append({"arm": arm, "baseline": baseline, "metric": "macro_F1", **gain.bounds("difference")})
         n = {"seeds": self.cfg.seeds, "n_test": len(hosts)}
         return [{**row, **n} for row in stats.adjusted(rows)]
 
@@ -212,18 +197,10 @@ def score(predictions: Predictions, cfg: Defects) -> dict:
     }
 
 
-def _macro_f1(items: np.ndarray) -> float:
-    return macro_f1(items[:, 0], items[:, 1])
-
-
 def _kept(items: np.ndarray) -> float:
     """Of rows (true class, answers of image alone, with the reference, with another)."""
     image, own, other = (macro_f1(items[:, 0], answers) for answers in items[:, 1:].T)
     return (other - image) / max(own - image, LEAST_GAIN)
-
-
-def _calibration_error(items: np.ndarray) -> float:
-    return stats.calibration_error(items[:, 0], items[:, 1])
 
 
 def dose_bins(dose_e_A2: np.ndarray) -> list[tuple[dict[str, float | bool], np.ndarray]]:

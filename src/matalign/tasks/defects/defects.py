@@ -22,11 +22,66 @@ import torch
 from matalign import cache, config, paths
 from matalign.config import Defects
 from matalign.data import dataset
+from matalign.data.dataset import Curated
 from matalign.pretrain import encode
 from matalign.tasks.defects import networks
-from matalign.tasks.defects.contexts import PICTURES, VECTORS, contexts, host_texts, view_context
-from matalign.tasks.defects.hosts import SPLITS, DefectSet, Hosts, choose_hosts, listed, render
+from matalign.tasks.defects.hosts import SPLITS, DefectSet, Hosts, choose_hosts, listed, others, render
 from matalign.views.defect_images import DEFECTS
+from matalign.views.micrographs import ZONE_AXES
+
+VECTORS = ("image_vector", "image_vector_other")  # whose image networks are told the host's vector while they train
+ARMS = ("majority", "context", "image", "image_composition", "image_structure", "image_other", *VECTORS)
+TEXT_ARMS = ("image_text", "image_text_other")  # of a model with a text tower
+PICTURES = {  # arm -> the reference that it sees beside the image
+    "image_reference": "own",
+    "reference_other": "other",
+    "reference_structure": "wrong_structure",
+    "reference_axis": "wrong_axis",
+    "reference_unknown": "unknown_axis",
+    "reference_view": "true_view",
+    "reference_text": "own",  # of a model with a text tower
+}
+
+
+def host_texts(hosts: Hosts, curated: Curated, vectors: np.ndarray) -> np.ndarray:
+    """(n, d) mean of a host's protocols' aligned vectors, (protocols, d); zeros for a host without one."""
+    shown = curated.protocols.mp_id.isin(set(hosts.mp_id)).to_numpy()
+    out = np.zeros((len(hosts.mp_id), vectors.shape[1]), np.float32)
+    row = np.searchsorted(hosts.mp_id, curated.protocols.mp_id[shown].to_numpy(str))
+    np.add.at(out, row, vectors[shown])
+    return out / np.maximum(np.bincount(row, minlength=len(out)), 1)[:, None]
+
+
+def contexts(hosts: Hosts, embeddings: np.ndarray, texts: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Arm -> what it is told of n hosts, (n, c), besides zone axis, pixel size and, of `PICTURES`, a reference.
+
+    In the aligned space lie their structures' embeddings (n, d), and the texts (n, d) of their protocols, zeros
+    without one; None leaves out the arms that read them.
+    """
+    none = np.zeros((len(hosts.mp_id), 0))
+    arms = {
+        "context": embeddings,
+        "image": none,
+        "image_composition": hosts.structures.fractions(),
+        "image_structure": embeddings,
+        "image_other": others(embeddings),
+        "image_vector": embeddings,
+        "image_vector_other": others(embeddings),
+    } | dict.fromkeys(PICTURES, none)
+    del arms["reference_text"]
+    if texts is not None:
+        has = texts.any(1)
+        swapped = texts.copy()
+        swapped[has] = others(texts[has])
+        for arm, read in zip(TEXT_ARMS, (texts, swapped), strict=True):
+            arms[arm] = np.concatenate([embeddings, read, has[:, None]], axis=1)
+        arms["reference_text"] = np.concatenate([texts, has[:, None]], axis=1)
+    return arms
+
+
+def view_context(axis: np.ndarray, *, pixel_A: float) -> np.ndarray:
+    """(N, 14): zone axis one-hot, log of the pixel size."""
+    return np.concatenate([np.eye(len(ZONE_AXES))[axis], np.full((len(axis), 1), np.log(pixel_A))], axis=1)
 
 
 @dataclass(frozen=True)
@@ -67,13 +122,7 @@ class Seed:
         return cache.memo("defects-network", key, partial(_network, self.hosts, self.cfg, **options))
 
     def head(self, arm: str, context: np.ndarray, made_of: dict[str, str]) -> cache.Result:
-        """Class probabilities of validation and test images, and `right` of the test images' `DefectSet`.
-
-        Args:
-            arm: one of `ARMS`, `PICTURES`, `TEXT_ARMS`.
-            context: (n, c) what it knows of the hosts.
-            made_of: fingerprints of what `context` was made with.
-        """
+        """Class probabilities of validation and test images, and the test's `right`; an arm knows `context` (n, c)."""
         kind = {s: listed(self.hosts, s, self.cfg)[2] for s in SPLITS}
 
         def fit() -> cache.Result:
@@ -96,9 +145,6 @@ def predict(cfg: Defects) -> Predictions:
 
     A network, with the features of all images, is asked for only where a head is still to be fitted. Heads that a GPU
     has fitted judged test images of the same views, but of other noise than a processor draws.
-
-    Args:
-        cfg: the stage's parameters; the curated set and the model of its profile must be there.
     """
     torch.set_num_threads(cfg.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -140,11 +186,8 @@ def predict(cfg: Defects) -> Predictions:
 
 def _network(
     hosts: Hosts, cfg: Defects, *, seed: int, reference: str, told: np.ndarray | None, device: str, state: Path
-) -> dict[str, np.ndarray]:
-    """Train one image network; of each split the features of its images and their zone axes, of the test `right`.
-
-    What it is told of the hosts, (n, c), may be None.
-    """
+) -> cache.Result:
+    """Train an image network, told (n, c) of the hosts or nothing; features, zone axes of all, the test's `right`."""
 
     def of(images: DefectSet) -> np.ndarray | None:
         return None if told is None else told[images.host]

@@ -37,9 +37,7 @@ CHANCE_AUC = 0.5
 TRUE = {"CdTe": "mp-406", "SrTiO3": "mp-4651"}  # in the curated set
 LEAVES: dict[str, Callable[[registration.Registration], Tensor]] = {  # scores of what registration leaves
     "largest residual": anomalies.score,
-    "largest significance": lambda found: (
-        anomalies.significance(found, anomalies.smoothed(found)).abs().amax((1, 2, 3))
-    ),
+    "largest significance": lambda f: anomalies.significance(f, anomalies.smoothed(f)).abs().amax((1, 2, 3)),
     "correlation lost": lambda found: 1 - found.correlation,
     "residual": lambda found: found.residual.square().mean((1, 2, 3)) / found.gain**2,
 }
@@ -64,9 +62,6 @@ def run(cfg: Micrographs) -> dict[str, Any]:
         "experimental": real,
         "claims": _claims(rendered, real, cfg),
     }
-
-
-# Rendered pictures: everything is known
 
 
 def calibration(curated: Curated, cfg: Micrographs) -> dict[str, Any]:
@@ -135,9 +130,6 @@ class Space:
 def _rank(score: np.ndarray, row: int) -> int:
     """1 for the largest score."""
     return int(1 + (score > score[row]).sum())
-
-
-# Experimental patches
 
 
 def experimental(curated: Curated, cfg: Micrographs) -> dict[str, Any]:
@@ -222,15 +214,8 @@ def best_score(measured: Measured) -> str:
 def left(material: str, measured: Measured, region: np.ndarray, chosen: str, cfg: Micrographs) -> list[dict]:
     """Areas under the curve of what registration leaves, by class, against the bulk and against unpainted windows.
 
-    Args:
-        material: name.
-        measured: its patches, with `UNPAINTED` windows.
-        region: (n,) of each.
-        chosen: score that was chosen on the other material.
-        cfg: of the bootstrap, over regions.
-
-    Returns:
-        Rows {material, score, chosen_on_other, label ("all" too), against, value, low, high, n, regions}.
+    Rows {material, score, chosen_on_other, label ("all" too), against, value, low, high, n, regions}; the patches lie
+    in `region` (n,), and `chosen` is the score that was best on the other material.
     """
     label, rows = measured.patches.label, []
     flawed = [name for name in patches.labels(measured.patches) if name not in (BULK, UNPAINTED)]
@@ -307,9 +292,6 @@ def ranks(
                 about = {"material": material, "label": label, "scale": scale, "crystals": len(ids)}
                 rows.append({**about, **row, "first": formulas[row["first"]].tolist(), "embedding": near})
     return rows
-
-
-# Claims
 
 
 def _claims(rendered: Mapping[str, Any], real: Mapping[str, Any], cfg: Micrographs) -> list[dict]:

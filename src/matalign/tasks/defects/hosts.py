@@ -46,16 +46,7 @@ class DefectSet:
 
 
 def choose_hosts(curated: Curated, *, hosts: int, seed: int) -> Hosts:
-    """Choose hosts by hash, 70/10/20 of train, val and test of the split by chemical system.
-
-    Args:
-        curated: the materials.
-        hosts: how many at most.
-        seed: of the hash.
-
-    Raises:
-        ValueError: no material to train on, or none to test on.
-    """
+    """Hosts chosen by hash, 70/10/20 of train, val, test by chemical system; ValueError: none to train or test on."""
     ids, split = curated.materials.mp_id.to_numpy(str), curated.splits.chemsys.to_numpy(str)
     order = np.argsort([draws.view_seed(seed, 0, i, -1) for i in ids], kind="stable")
     rows = np.sort(np.concatenate([order[split[order] == s][: max(1, round(f * hosts))] for s, f in SPLITS.items()]))
@@ -95,13 +86,9 @@ def render(
     """Render a split's hosts in all five classes.
 
     Args:
-        hosts: the crystals.
         split: train, val or test; test images have doses and element pairs that the others lack.
-        cfg: views (`images_per_class`), `image_px`, `pixel_A`.
         epoch: another number gives other views.
-        seed: of the views.
         reference: one of `pictures.REFERENCES`, shown beside each image; "": none.
-        device: where to render.
     """
     test = split == "test"
     dose = FULL_DOSE_E_A2 if test else DOSE_DECILES_E_A2

@@ -61,14 +61,8 @@ def fit_network(
 
     Defects below the noise are left out of training: their images are those of a pristine crystal with another name.
     Each batch is turned or mirrored as a whole by one of the square's eight symmetries. AdamW, one-cycle learning rate.
-
-    Args:
-        images: to train on.
-        cfg: depth, epochs, batch size, learning rate.
-        seed: of initialisation, order and symmetries.
-        told: (N, c) what it is told beside each image, of zero mean and unit variance.
-        device: where to train.
-        state: file of the training state after an epoch, from which a killed training goes on to the same weights.
+    From the file `state`, written after each epoch, a killed training goes on to the same weights. `told` (N, c) is of
+    zero mean and unit variance.
     """
     torch.manual_seed(seed)
     tower = ImageTower(depth=cfg.depth, channels=images.images.shape[1])
@@ -96,13 +90,7 @@ def fit_network(
     checkpoint = fit.Checkpoint(state, every=batches, rng=rng) if state else None
     with tqdm(total=steps, desc="image network", mininterval=1) as bar:
         fit.train(
-            net,
-            loss,
-            steps=steps,
-            optimizer=optimizer,
-            schedule=schedule,
-            checkpoint=checkpoint,
-            progress=bar.update,
+            net, loss, steps=steps, optimizer=optimizer, schedule=schedule, checkpoint=checkpoint, progress=bar.update
         )
     return net[0].eval()
 
@@ -142,17 +130,8 @@ def fit_head(
 ) -> dict[str, np.ndarray]:
     """Fit one arm's head; the epoch of lowest validation loss counts (the last, without validation images).
 
-    Args:
-        features: split -> (N, d).
-        context: split -> (N, c).
-        kind: split -> (N,) row of DEFECTS; the test images' is not read.
-        epochs: passes over the training images, 256 at a time.
-        learning_rate: of AdamW, one-cycle.
-        seed: of initialisation, order and dropout.
-        device: where to fit.
-
-    Returns:
-        Class probabilities of the "val" (N_val, 5) and of the "test" images (N_test, 5).
+    Given are, by split, features (N, d), context (N, c) and rows of DEFECTS (N,), the test images' unread; what comes
+    out are class probabilities of the "val" (N_val, 5) and of the "test" images (N_test, 5).
     """
     torch.manual_seed(seed)
     x, c = _scaled(features, device), _scaled(context, device)

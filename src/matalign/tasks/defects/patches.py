@@ -123,9 +123,8 @@ def _chained(unit: Tensor) -> np.ndarray:
     full = (2 * px, 2 * px)
     spectrum, window = torch.fft.rfft2(unit, s=full), torch.fft.rfft2(torch.ones(px, px), s=full)
     shared = torch.fft.irfft2(window * window.conj(), s=full)
-    here = torch.fft.irfft2(
-        torch.fft.rfft2(unit**2, s=full) * window.conj(), s=full
-    )  # energy of what is shared, by lag
+    # energy of what is shared, by lag
+    here = torch.fft.irfft2(torch.fft.rfft2(unit**2, s=full) * window.conj(), s=full)
     corner, todo, queue = np.zeros((size, 2), int), set(range(1, size)), [0]
     while todo:
         if not queue:
@@ -223,15 +222,7 @@ def ranks(
     pixel_A: float | tuple[float, float],
     per_class: int,
 ) -> dict[str, dict[str, Any]]:
-    """Where a crystal comes among many, by how well each fits a patch.
-
-    Args:
-        patches: of the crystal.
-        structures: n crystals.
-        refs: their `identification.library` at PROBE_A.
-        true: which of them it is.
-        pixel_A: Å per pixel, or the range that it is looked for in.
-        per_class: so many patches, evenly out of each class.
+    """Where a crystal comes among many, by how well each fits; `refs`: their `identification.library` at PROBE_A.
 
     Returns:
         Of each class the ranks, the `alike`: how many crystals come within ALIKE of its correlation or above, and the

@@ -23,12 +23,10 @@ def beside(
     """Reference and residual of each image.
 
     Args:
-        made: B images.
         structures: crystals that hosts are taken for.
         row: (n,) which of them each host is taken for.
         host: (B,) of each image.
         reference: one of `REFERENCES`; it says which zone axes are tried.
-        optics: of the images.
 
     Returns:
         (B, 2, px, px) picture of a pristine crystal, of zero mean and unit variance, and what it leaves of the image;

@@ -194,12 +194,8 @@ def drawn(
 
     Args:
         number: (n,) class of each patch; -1: in neither.
-        places: where patches were cut.
-        shots: labelled patches of each class.
-        rng: of the draw.
         apart: label neighbours, and test what shares no pixel with any labelled patch; else label anywhere, and test
             all others.
-        px: side of a patch.
 
     Returns:
         Rows that are labelled and rows to test: of `TRIES` draws the first that leaves every class one to test.

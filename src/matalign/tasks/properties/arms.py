@@ -100,11 +100,7 @@ def groups(cfg: Properties) -> dict[Weights, tuple[Run, ...]]:
 
 
 def read(arm: str, cohort: str, modalities: Collection[str]) -> list[str]:
-    """The modalities of which an arm reads frozen features, of those that the pretrained model has.
-
-    Raises:
-        ValueError: the cohort or the model has none of those that it needs.
-    """
+    """Modalities whose frozen features an arm reads, of those of the model; ValueError without any that it needs."""
     if arm in ("ridge", "probe"):
         return ["crystal" if arm == "ridge" else READOUT]
     wanted = [arm] if arm in SINGLE else list(COHORTS[cohort]) if arm in FUSED else []

@@ -23,12 +23,9 @@ WIDTHS, KERNEL_PENALTIES = (0.5, 1.0, 2.0, 4.0), np.logspace(-5, 1, 13)  # in ro
 
 
 def composition_features(structures: Structures) -> Float[np.ndarray, "crystals features"]:
-    """Magpie-like features of the composition: element fractions and five statistics of each elemental property.
+    """(M, 119 + 5 · 14) Magpie-like features: element fractions, and five statistics of each elemental property.
 
     They are mean, mean deviation, minimum, maximum and range over the atoms, NaN where an element's is unknown.
-
-    Returns:
-        (M, 119 + 5 · 14).
     """
     crystal = np.repeat(np.arange(len(structures)), np.diff(structures.ptr))
     per_atom, first = elements.VALUES[structures.numbers], structures.ptr[:-1]
@@ -51,10 +48,6 @@ def each_target(
     Args:
         baseline: one of those below; takes features by part, known labels of training, a function from predictions for
             validation to their error, and whether the target is a class.
-        features: of all materials.
-        targets: names.
-        labels: NaN where absent.
-        parts: rows.
     """
     found: list[dict[str, np.ndarray]] = []
     for target, column in zip(targets, labels.T, strict=True):
@@ -117,10 +110,7 @@ def ridge(x: Mapping[str, np.ndarray], y: np.ndarray, score: Callable, classes: 
 
 
 def kernel_ridge(x: Mapping[str, np.ndarray], y: np.ndarray, score: Callable, classes: bool) -> dict[str, np.ndarray]:
-    """Ridge regression under a Gaussian kernel of at most LANDMARKS training points (Nyström); otherwise as `ridge`.
-
-    Its width, too, is that of least error on validation.
-    """
+    """As `ridge`, under a Gaussian kernel, its width chosen likewise, of at most LANDMARKS training points."""
     from sklearn.kernel_approximation import Nystroem  # here: takes a second
 
     x = {name: values.clip(-FARTHEST, FARTHEST) for name, values in _standardised(x).items()}

@@ -53,18 +53,6 @@ def plan(cfg: Properties) -> list[Fit]:
     return sorted(set(fits), key=lambda f: (-f.steps, *list(asdict(f).values())[:-1]))
 
 
-def tower_weights(profile: str, folder: str) -> dict[str, Tensor]:
-    """A crystal tower's state, from the folder of a model.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    files = sorted((paths.results(profile) / folder).glob("crystal*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"no crystal tower in {paths.results(profile) / folder}; a pretraining makes it")
-    return {k.removeprefix("towers.crystal."): v for file in files for k, v in cache.tensors(file).items()}
-
-
 def key(t: Task, fit: Fit) -> dict[str, Any]:
     """All that a fit depends on; the pretrained weights only where they are used."""
     out = {"fit": asdict(fit), "data": t.curated.digest, "version": config.version("properties")}
@@ -74,8 +62,7 @@ def key(t: Task, fit: Fit) -> dict[str, Any]:
         out |= {name: getattr(t.cfg, name) for name in ("batch_size", "learning_rate", "weight_decay")}
         if network.weights:
             out["weights"] = encode.fingerprint(t.cfg.profile, network.weights, "crystal")
-    made_of = {"weights": encode.fingerprint(t.cfg.profile, "pretrained")}
-    made_of |= {"data": t.curated.digest}
+    made_of = {"weights": encode.fingerprint(t.cfg.profile, "pretrained"), "data": t.curated.digest}
     for modality in read(fit.arm, fit.cohort, t.modalities):
         out[modality] = cache.digest({"modality": modality, **made_of, "version": encode.version(modality)})
     return out
@@ -84,10 +71,8 @@ def key(t: Task, fit: Fit) -> dict[str, Any]:
 def network(t: Task, fit: Fit, pooled: Sequence[Tensor] = ()) -> nn.Module:
     """The arm's model before training, its random weights drawn from the seed alone.
 
-    Args:
-        t: the task.
-        fit: which arm.
-        pooled: (n, dim) features of each other modality, of the materials trained on.
+    `pooled` are the features (n, dim) of each other modality, of the materials trained on. Raises FileNotFoundError:
+    the arm's pretrained tower is not there.
     """
     arm, cfg = NETWORKS[fit.arm], t.model.config
     with torch.random.fork_rng(devices=[]):
@@ -95,7 +80,11 @@ def network(t: Task, fit: Fit, pooled: Sequence[Tensor] = ()) -> nn.Module:
         tower = towers.build("crystal", replace(cfg, crystal_tower=arm.tower) if arm.tower else cfg)
         out = arm.model(tower, len(fit.weights), *([pooled] if arm.others else []))
     if arm.weights:
-        tower.load_state_dict(tower_weights(t.cfg.profile, arm.weights))
+        folder = paths.results(t.cfg.profile) / arm.weights
+        if not (files := sorted(folder.glob("crystal*.safetensors"))):
+            raise FileNotFoundError(f"no crystal tower in {folder}; a pretraining makes it")
+        saved = {k.removeprefix("towers.crystal."): v for file in files for k, v in cache.tensors(file).items()}
+        tower.load_state_dict(saved)
     return out.to(t.device)
 
 
@@ -141,10 +130,7 @@ def _baseline(t: Task, fit: Fit, labels: np.ndarray, parts: Mapping[str, np.ndar
 
 
 def fit_all(cfg: Properties, fits: Sequence[Fit]) -> dict[Fit, dict[str, Any]]:
-    """Fits, up to `cfg.threads` at a time (one on a GPU); see `fit_or_load` for what each gives.
-
-    Frozen features are made before, on all threads.
-    """
+    """What `fit_or_load` gives, up to `cfg.threads` fits at a time (one on a GPU); frozen features are made before."""
     t = task(cfg)
     pending = [fit for fit in fits if not cache.has("properties", key(t, fit))]
     for modality in sorted({m for fit in pending for m in read(fit.arm, fit.cohort, t.modalities)}):

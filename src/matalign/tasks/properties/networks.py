@@ -43,10 +43,7 @@ class Projection(nn.Module):
 class Fusion(nn.Module):
     """Early fusion: the tower's pooled features beside those of the other modalities, then two layers.
 
-    Args:
-        tower: trained with the rest.
-        targets: how many.
-        others: (n, dim) of each other modality, pooled, of the materials trained on.
+    `others` are (n, dim) of each other modality, pooled, of the materials trained on.
     """
 
     def __init__(self, tower: nn.Module, targets: int, others: Sequence[Float[Tensor, "n _"]]):
@@ -72,10 +69,7 @@ def _dense(x: Float[Tensor, "atoms width"], batch: Batch) -> tuple[Tensor, Tenso
 
 
 class CrossAttention(nn.Module):
-    """The atoms attend, in one block with residual, over the other modalities' tokens and over themselves.
-
-    Arguments as in `Fusion`.
-    """
+    """The atoms attend, in one block with residual, over the other modalities' tokens and themselves; as `Fusion`."""
 
     def __init__(self, tower: nn.Module, targets: int, others: Sequence[Float[Tensor, "n _"]]):
         super().__init__()
@@ -97,13 +91,7 @@ class CrossAttention(nn.Module):
 
 
 class Inputs:
-    """What a network takes, by rows of materials.
-
-    Args:
-        store: graphs of all materials.
-        others: (M, tokens, dim) of each other modality.
-        device: where the network is.
-    """
+    """What a network takes, by rows of materials."""
 
     def __init__(
         self,
@@ -120,9 +108,6 @@ class Inputs:
     def pooled(self, rows: Int[np.ndarray, " n"]) -> list[Float[Tensor, "n _"]]:
         """Of each other modality, the mean over its tokens."""
         return [x[torch.from_numpy(rows)].mean(1, dtype=torch.float32) for x in self.others]
-
-
-# Training
 
 
 def draw(train: Int[np.ndarray, " n"], step: int, *, batch_size: int, seed: int) -> Int[Tensor, " b"]:
@@ -151,14 +136,7 @@ def train(
     That is decided by the error of E_f where it is among the targets, else by the loss.
 
     Args:
-        model: before training.
-        inputs: rows -> what it takes.
-        labels: of all materials, NaN where absent.
-        parts: rows.
         targets: name -> weight in the loss.
-        schedule: its batch size, highest learning rate and weight decay.
-        steps: of the optimiser.
-        seed: of the order of the rows.
         state: file of the training state, from which a killed fit goes on to the same weights.
         tower_rate: the rate of `model.tower`, of the learning rate.
     """

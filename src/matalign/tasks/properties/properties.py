@@ -54,15 +54,7 @@ class Scores:
 
 
 def metrics(cfg: Properties, results: Result) -> dict[str, Any]:
-    """Tables, comparisons and claims from the fits' predictions.
-
-    Args:
-        cfg: the stage's config.
-        results: as from `fits.fit_all`.
-
-    Returns:
-        `results`, `comparisons`, `claims`, `fits`, `parity` (and the head every stage has): plain values, rows sorted.
-    """
+    """Tables, comparisons and claims from the fits' predictions, as plain values, rows sorted."""
     t = task(cfg)
     by: dict[Place, dict[str, dict[Fit, Any]]] = {}
     for fit in sorted(results, key=lambda f: (ARMS.index(f.arm), f.seed)):
@@ -83,11 +75,6 @@ def metrics(cfg: Properties, results: Result) -> dict[str, Any]:
 def run(cfg: Properties) -> dict[str, Any]:
     """The whole stage: fit every arm, then `metrics`."""
     return metrics(cfg, fits.fit_all(cfg, fits.plan(cfg)))
-
-
-def unit(target: str) -> str:
-    """The unit that a target is fitted and scored in: of moduli log10(GPa)."""
-    return quantities.of(target).fitted_unit
 
 
 def _scores(t: Task, results: Result, target: str) -> Scores:
@@ -118,7 +105,7 @@ def _key(place: Place, arm: str) -> dict[str, Any]:
 def _results(cfg: Properties, places: Mapping[Place, Mapping[str, Scores]]) -> list[dict[str, Any]]:
     table = []
     for place, arms in places.items():
-        about = {"unit": unit(place[-1])}
+        about = {"unit": quantities.of(place[-1]).fitted_unit}
         for arm, s in arms.items():
             n = {"n_train": s.n_train, "n_test": len(s.true), "n_chemsys": len(set(s.clusters)), "seeds": len(s.errors)}
             for metric in ("accuracy", "F1") if place[-1] == METAL else ("MAE", "RMSE"):
@@ -151,10 +138,7 @@ def _comparisons(cfg: Properties, places: Mapping[Place, Mapping[str, Scores]]) 
 
 
 def _claims(places: Mapping[Place, Mapping[str, Scores]], tables: Mapping[str, list]) -> list[dict[str, Any]]:
-    """The pre-registered cell and what its control shares, the proposal's claim, the error of the best arm, the probe.
-
-    All from cohort A, from the structure alone.
-    """
+    """Of cohort A, structure alone: pre-registered cell and control, the proposal's claim, best arm, probe."""
     by = {
         (r["arm"], r["baseline"], r["split"], r["label_percent"]): r
         for r in tables["comparisons"]
@@ -206,7 +190,7 @@ def _claims(places: Mapping[Place, Mapping[str, Scores]], tables: Mapping[str, l
                     metric=locate("results", "value", **cell),
                     threshold=0.1,
                     passed=row["high"] < 0.1,
-                    unit=unit(ENERGY),
+                    unit=quantities.of(ENERGY).fitted_unit,
                     control=f"composition alone: {least['value']:.3f}" if least else "",
                     note=f"{arm}, best on validation of the structure-only arms; {percent:g} % of labels",
                 )

@@ -42,10 +42,7 @@ class Task:
 
     @cached_property
     def protocols(self) -> pd.DataFrame:
-        """The protocols that a material shows: of one that has any to train on those, else all.
-
-        A test material has none to train on.
-        """
+        """The protocols that a material shows: if it has any to train on those, else (a test material) all."""
         table = self.curated.protocols
         return table[table.train_ok | ~table.mp_id.isin(set(table.mp_id[table.train_ok]))]
 

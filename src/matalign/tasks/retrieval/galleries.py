@@ -15,21 +15,13 @@ COMMON = [NUMBER[symbol] for symbol in sorted(formulas.COMMON)]
 
 @dataclass(frozen=True)
 class Gallery:
-    """The materials with a protocol, and their protocols' texts at a mask level.
+    """The materials with a protocol, and their protocols' texts at a mask level."""
 
-    Args:
-        curated: the curated set.
-        level: mask level.
-        hard: size of the hard gallery.
-        protocols_per_material: keep so many of a material's protocols; 0: all.
-        asking: keep so many of the queries, chosen by hash; 0: all.
-    """
-
-    curated: Curated
-    level: int
-    hard: int
-    protocols_per_material: int = 0
-    asking: int = 0
+    curated: Curated  # the curated set
+    level: int  # mask level
+    hard: int  # size of the hard gallery
+    protocols_per_material: int = 0  # keep so many of a material's protocols; 0: all
+    asking: int = 0  # keep so many of the queries, chosen by hash; 0: all
 
     @cached_property
     def protocols(self) -> pd.DataFrame:

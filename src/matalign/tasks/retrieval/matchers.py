@@ -29,9 +29,6 @@ WEIGHTS = np.logspace(-2, 1, 7)  # of a similarity beside Jaccard; the first doe
 FLOOR = 0.02  # of a feature's standard deviation: an element absent from training is not blown up
 
 
-# Scores: (n, d), (m, d) -> (n, m), higher is closer
-
-
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Dot products of unit vectors."""
     return np.asarray((a @ b.T).todense()) if sparse.issparse(a) else a @ b.T
@@ -88,9 +85,6 @@ def baselines(gallery: Gallery) -> dict[str, Arm]:
     }
 
 
-# Trained
-
-
 class Matcher(nn.Module):
     """Two heads into one space, over fixed features of a material and of a text."""
 
@@ -113,11 +107,7 @@ def train(
     Args:
         material: (N, d) features of the gallery's materials.
         text: (distinct texts, e) features of its texts.
-        gallery: which pairs there are, and which may be trained on.
-        epochs: passes over the training materials.
-        batch_size: materials in a batch.
         learning_rate: at the start; falls to zero as a cosine.
-        seed: of weights, order and choice of protocols.
 
     Returns:
         `materials` (N, 256) and `texts` (distinct texts, 256) unit vectors, `loss` of each epoch.
@@ -174,18 +164,12 @@ def hybrid(counted: Arm, learned: Arm, weight: float) -> Arm:
 
 
 def validated(gallery: Gallery, counted: Arm, learned: Arm) -> np.ndarray:
-    """(weights,) MRR from structure to protocol of the hybrid with each of `WEIGHTS`, on validation materials.
-
-    They rank the full gallery. Without any, 0 for every weight.
-    """
+    """(weights,) MRR, structure to protocol, on validation, of the hybrid with each of `WEIGHTS`; 0 without any."""
     asked = gallery.validation
     right = np.arange(len(gallery.rows)) == asked[:, None]
     one, other = (arm.score(arm.materials[asked], arm.texts) for arm in (counted, learned))
     found = [Ranks.of(_best(gallery, one + weight * other), right).metric("MRR") for weight in WEIGHTS]
     return np.array([scores.sum() / max(len(asked), 1) for scores in found])
-
-
-# Ranking
 
 
 def rank_protocols(gallery: Gallery, arm: Arm) -> dict[str, Ranks]:

@@ -1,6 +1,6 @@
 """Where the right answer stands: ranks with ties, Recall@k and the mean reciprocal rank."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,25 +11,15 @@ QUERIES = 256  # ranked at once
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the best correct answer of each query stands.
+    """Where the best correct answer of each query stands."""
 
-    Args:
-        above: (Q,) wrong answers scored higher than it.
-        wrong: (Q,) wrong answers that tie with it.
-        right: (Q,) correct answers that tie with it, itself included.
-    """
-
-    above: np.ndarray
-    wrong: np.ndarray
-    right: np.ndarray
+    above: np.ndarray  # (Q,) wrong answers scored higher than it
+    wrong: np.ndarray  # (Q,) wrong answers that tie with it
+    right: np.ndarray  # (Q,) correct answers that tie with it, itself included
 
     @classmethod
     def of(cls, scores: np.ndarray, correct: np.ndarray) -> "Ranks":
-        """Rank (Q, N) scores, higher is better; `correct` (Q, N) marks one or more answers of each query.
-
-        Raises:
-            ValueError: a query without a correct answer, or a score that is not a number.
-        """
+        """Rank (Q, N) scores, higher is better; `correct` (Q, N), one or more a query. ValueError: none, or a NaN."""
         if np.isnan(scores).any():
             raise ValueError(f"{np.isnan(scores).any(1).sum()} of {len(scores)} queries have a score that is NaN")
         if not correct.any(1).all():
@@ -37,12 +27,6 @@ class Ranks:
         best = np.where(correct, scores, -np.inf).max(1, keepdims=True)
         tied = scores == best
         return cls((~correct & (scores > best)).sum(1), (~correct & tied).sum(1), (correct & tied).sum(1))
-
-    @classmethod
-    def join(cls, parts: Iterable["Ranks"]) -> "Ranks":
-        """The queries of several parts, one after the other."""
-        fields = zip(*((p.above, p.wrong, p.right) for p in parts), strict=True)
-        return cls(*(np.concatenate(f) for f in fields))
 
     def metric(self, name: str, *, pessimistic: bool = False) -> np.ndarray:
         """(Q,) score of each query: "R@k", a correct answer is among the first k; or "MRR", 1 / rank of the first.
@@ -67,13 +51,8 @@ class Ranks:
     def metric_among(self, name: str, n: int, *, gallery: int) -> np.ndarray:
         """(Q,) the expectation of `metric` over all galleries of n drawn at random: the right answer, n − 1 others.
 
-        Of x wrong answers ahead in the whole gallery of N, a hypergeometric number H is drawn. So "R@k" is P(H < k);
+        Of x wrong answers ahead in the whole `gallery`, N, a hypergeometric number H is drawn. So "R@k" is P(H < k);
         and for "MRR" the sum over H closes: E[1 / (H + 1)] = N / n / (x + 1) · (1 − C(N − 1 − x, n) / C(N, n)).
-
-        Args:
-            name: as in `metric`; ties are broken at random.
-            n: size of the galleries drawn.
-            gallery: N, of the gallery that was ranked.
 
         Raises:
             ValueError: several right answers may tie, or n is not from 1 to N.
@@ -97,16 +76,13 @@ class Ranks:
 def rank(
     score: Callable[[np.ndarray], np.ndarray], asked: np.ndarray, own: np.ndarray, hard: np.ndarray
 ) -> dict[str, Ranks]:
-    """Rank the materials for some queries, part by part, so that the whole matrix is never held.
+    """The ranks of the materials for some queries in the "full" and in the "hard" gallery, part by part.
 
     Args:
         score: queries -> (queries, N) scores of all materials.
         asked: (Q, ...) queries, as `score` takes them.
         own: (Q,) the right material of each.
         hard: (Q, H) the hard gallery of each, the right one included.
-
-    Returns:
-        The ranks in the "full" and in the "hard" gallery.
     """
     parts: dict[str, list[Ranks]] = {"full": [], "hard": []}
     for start in range(0, len(asked), QUERIES):
@@ -115,4 +91,4 @@ def rank(
         right = np.arange(scores.shape[1]) == own[part, None]
         parts["full"].append(Ranks.of(scores, right))
         parts["hard"].append(Ranks.of(*(np.take_along_axis(a, hard[part], axis=1) for a in (scores, right))))
-    return {name: Ranks.join(ranks) for name, ranks in parts.items()}
+    return {name: Ranks(*map(np.concatenate, zip(*(vars(r).values() for r in ranks)))) for name, ranks in parts.items()}

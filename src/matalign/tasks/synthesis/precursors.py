@@ -35,9 +35,6 @@ from matalign.elements import NUMBER
 from matalign.tasks import fit
 
 TOP = (1, 5, 10)
-ELECTRONEGATIVITY = {
-    symbol: elements.VALUES[z][elements.PROPERTIES.index("electronegativity")] for symbol, z in NUMBER.items()
-}
 PROPERTIES = elements.standardised()
 LIGANDS = [NUMBER[symbol] for symbol in sorted(COMMON)]
 FRESH = 3  # precursors that one element may add
@@ -97,10 +94,7 @@ class Vocabulary:
 
 def order(system: frozenset[str]) -> list[str]:
     """Telling elements, the most electronegative first: an anion is settled before what it binds."""
-    return sorted(telling(system), key=lambda s: (-np.nan_to_num(ELECTRONEGATIVITY[s]), s))
-
-
-# Assembling
+    return sorted(telling(system), key=lambda s: (-np.nan_to_num(elements.ELECTRONEGATIVITY[NUMBER[s]]), s))
 
 
 def assemble(
@@ -108,12 +102,7 @@ def assemble(
 ) -> list[list[tuple[frozenset[str], float]]]:
     """The k most probable sets of each target with their log-probabilities, best first.
 
-    Args:
-        targets: compositions.
-        vocabulary: what sets are made of.
-        score: of each choice, before the softmax over the candidates.
-        beam: partial sets kept at each step.
-        k: sets returned, at most.
+    A choice's score counts before the softmax over the candidates; `beam` partial sets are kept at each step.
     """
     systems = [frozenset(symbol for symbol, _ in t) for t in targets]
     steps = [order(system) for system in systems]
@@ -149,9 +138,6 @@ def _add(beam: dict, key: Any, value: float) -> None:
 
 def _best(beam: dict, size: int) -> dict:
     return dict(sorted(beam.items(), key=lambda item: (-item[1], sorted(item[0])))[:size])
-
-
-# Baselines
 
 
 def popular(training: Sequence[Protocol]) -> dict[str, Counter]:
@@ -219,9 +205,6 @@ def fused(arms: Sequence[Sequence[Sequence[frozenset[str]] | None]]) -> list[lis
 def hits(ranked: Sequence[Sequence[frozenset[str]]], truth: Sequence[frozenset[str]]) -> np.ndarray:
     """(3, N) whether the exact set, in any order, is among the first 1, 5 and 10."""
     return np.array([[t in sets[:k] for sets, t in zip(ranked, truth, strict=True)] for k in TOP], dtype=float)
-
-
-# The learned scorer
 
 
 class Towers(nn.Module):

@@ -167,9 +167,8 @@ def unknown(study: Study, ranked: Mapping[str, Sequence]) -> dict[str, Any]:
         found[arm] = float(precursors.hits([sets[i] for i in asked], truth)[-1].mean()) if asked else None
     names = Counter(name for row in missing for name in row)
     once = sum(len(names) == 1 for names in missing)
-    listed = [
-        {"precursor": name, "n": n} for name, n in sorted(names.items(), key=lambda item: (-item[1], item[0]))[:20]
-    ]
+    most = sorted(names.items(), key=lambda item: (-item[1], item[0]))[:20]
+    listed = [{"precursor": name, "n": n} for name, n in most]
     return {"targets": len(rows), "one_missing": once, "precursors": listed, f"top_{precursors.TOP[-1]}": found}
 
 
@@ -205,10 +204,8 @@ def _precursor_rows(study: Study, ranked: Mapping[str, Sequence]) -> tuple[list[
     shape = {"resamples": study.cfg.bootstrap, "seed": study.cfg.seed}
     pairs = [("popularity", "assembled", "popularity")]
     pairs += [("models", "assembled", model) for model in study.proposed]
-    pairs += [
-        ("models", arm, base)
-        for arm, base in (("assembled", FUSED[0]), *((FUSED[1], b) for b in ("assembled", FUSED[0])))
-    ]
+    fused = (("assembled", FUSED[0]), (FUSED[1], "assembled"), (FUSED[1], FUSED[0]))
+    pairs += [("models", *pair) for pair in fused]
     rows, compared = [], {"popularity": [], "models": []}
     for i, k in enumerate(precursors.TOP):
         for arm, score in scores.items():
@@ -286,11 +283,6 @@ def claims(table: Sequence[dict], heat: Sequence[dict], differences: Sequence[di
 
 def recommend(study: Study, formula: str, *, k: int) -> dict[str, Any]:
     """Ranked precursor sets for a composition, the temperatures of each, and the nearest known materials.
-
-    Args:
-        study: what `prepare` read; the networks are trained at the first call.
-        formula: of the target.
-        k: sets, and known materials.
 
     Returns:
         `sets`: rows {precursors, probability, and for each kind of temperature `<kind>_C`, `<kind>_low_C`,

@@ -48,17 +48,7 @@ class Split:
 
 
 def split(name: str, own: Sequence[Protocol], test: Sequence[Protocol], known: Sequence[Protocol]) -> Split:
-    """Training rows of a split; see the module.
-
-    Args:
-        name: official or strict.
-        own: the test's own training rows.
-        test: its test rows.
-        known: text-mined reactions.
-
-    Raises:
-        ValueError: no such split, or nothing is left to train on.
-    """
+    """Training rows of a split; see the module. Raises ValueError: no such split, or nothing is left to train on."""
     if name not in SPLITS:
         raise ValueError(f"split {name!r}; one of {', '.join(SPLITS)}")
     strict = name == "strict"
@@ -177,11 +167,5 @@ def spread(
 ) -> dict[str, tuple[float, float]]:
     """Kind -> `PERCENTILES` of true less predicted temperature on validation rows, °C."""
     training = split("official", train, val, known)
-    return {
-        kind: tuple(
-            np.percentile(
-                labels(val, kind) - fit(training, kind, trees=trees, seed=seed).predict(val), PERCENTILES
-            ).tolist()
-        )
-        for kind in KINDS
-    }
+    errors = {kind: labels(val, kind) - fit(training, kind, trees=trees, seed=seed).predict(val) for kind in KINDS}
+    return {kind: tuple(np.percentile(each, PERCENTILES).tolist()) for kind, each in errors.items()}
