@@ -9,17 +9,20 @@ is no part of a key: a move, a new name or a comment re-runs nothing.
 import ctypes
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -27,6 +30,7 @@ from tqdm import tqdm
 
 from matalign import paths
 
+CONNECT_S, WORKERS_S = 60, 3600  # to wait for a scheduler, and for its first worker, which may stand in a queue
 Result = dict[str, Any]  # arrays and JSON values
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -107,7 +111,7 @@ def each(
         work: a function of a module, or a partial of one; it and the items are sent to the processes.
         items: in the order in which they start.
         processes: one or fewer: all is done here. Those of this machine (loky's) end with this one; under
-            `joblib.parallel_config` they are a cluster's.
+            `on_cluster` they are the cluster's, as many as it has threads.
         title: of the bar.
         unit: that it counts.
         size: of an item, in units.
@@ -120,6 +124,55 @@ def each(
         for item, result in zip(items, made):
             bar.update(size(item))
             yield result
+
+
+@contextmanager
+def on_cluster(where: str) -> Iterator[None]:
+    """Have `each` send its items to a Dask cluster, whose workers see the same files under the same names.
+
+    What a lost worker had is done again by another, three times at most.
+
+    Args:
+        where: address of a scheduler; a YAML file {class of dask_jobqueue: {jobs: how many, and its options}}, whose
+            jobs are queued and end with this process; or "": stay on this machine.
+
+    Raises:
+        OSError: there is no scheduler or no worker, or they are lost.
+        ValueError: the file holds something else.
+    """
+    if not where:
+        yield
+        return
+    import distributed
+    import joblib
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what ends a run is told by the error
+    try:
+        with ExitStack() as stack:
+            if where.endswith((".yaml", ".yml")):
+                where = stack.enter_context(_queued(Path(where)))
+            stack.enter_context(distributed.Client(where, timeout=CONNECT_S))
+            stack.enter_context(joblib.parallel_config("dask", wait_for_workers_timeout=WORKERS_S))
+            yield
+    except (CancelledError, distributed.scheduler.KilledWorker) as error:
+        why = str(error).strip().splitlines()[0]
+        raise OSError(f"the cluster is lost: {why}; the same command goes on from what is done") from None
+
+
+def _queued(file: Path) -> Any:
+    """A cluster of the jobs that a file describes."""
+    import dask_jobqueue
+
+    try:
+        ((kind, options),) = yaml.safe_load(file.read_text()).items()
+        cluster = getattr(dask_jobqueue, kind)
+        options = dict(options)
+        jobs = options.pop("jobs")
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        raise ValueError(f"{file}: expected {{class of dask_jobqueue: {{jobs: number, and its options}}}}") from None
+    made = cluster(**options)
+    made.scale(jobs=jobs)
+    return made
 
 
 def _work(starter: int, work: Callable[[Item], Made], item: Item) -> Made:
@@ -165,7 +218,11 @@ def save(path: Path, result: Result) -> None:
     arrays = {k: np.ascontiguousarray(v) for k, v in result.items() if isinstance(v, np.ndarray)}
     rest = {k: v for k, v in result.items() if k not in arrays}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(arrays, temporary, metadata={"json": json.dumps(rest, default=_plain)})
+    try:
+        save_file(arrays, temporary, metadata={"json": json.dumps(rest, default=_plain)})
+    except SafetensorError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written: {error}") from None
     temporary.rename(path)
 
 
@@ -187,6 +244,12 @@ def tensors(path: Path) -> dict[str, Any]:
     """The torch tensors of a safetensors file; raises as `opened`."""
     with opened(path, "pt") as file:
         return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+
+
+def about(path: Path) -> dict[str, Any]:
+    """The JSON values of what `save` wrote, without the arrays; raises as `opened`."""
+    with opened(path, "numpy") as file:
+        return json.loads(file.metadata()["json"])
 
 
 def load(path: Path) -> Result:

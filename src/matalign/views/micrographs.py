@@ -352,6 +352,6 @@ def render(
     Returns:
         (B, 1, image_px, image_px) float32, zero mean and unit variance each.
     """
-    view = draw_views(structures.lattice[np.asarray(rows, dtype=np.int64)], keys, optics=optics, device=device)
+    view = draw_views(structures.take(rows).lattice, keys, optics=optics, device=device)
     expected = expose(project(structures, rows, view, optics=optics), view, optics=optics)
     return standardise(stabilise(detect(expected, keys)))
