@@ -82,9 +82,7 @@ def cluster(folder, *, file_bytes=None):
         for number, part in enumerate(parts):
             command = [sys.executable, "-m", "dask", *part, "--no-dashboard"]
             log = stack.enter_context(open(folder / f"{number}.log", "w"))
-            processes.append(
-                subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log, preexec_fn=small)  # noqa: PLW1509
-            )
+            processes.append(subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log, preexec_fn=small))
         try:
             yield address, processes
         finally:
@@ -136,7 +134,11 @@ def test_what_is_lost_is_told_in_one_line_and_the_rest_goes_on_later(model, shar
         said = ask.communicate(timeout=300)[1]
     assert ask.returncode == 1
     lines = [line for line in re.split(r"[\n\r]", said) if line and not line.startswith("embed:")]
-    message = {"scheduler": "the cluster is lost: ", "disk": "cannot be written: ", "never there": "Timed out"}[lost]
+    message = {
+        "scheduler": "the cluster is lost .scheduler",
+        "disk": "cannot be written: ",
+        "never there": "Timed out",
+    }[lost]
     assert len(lines) == 1, said
     assert re.match(f"error: .*{message}", lines[0])
     assert not list(tmp_path.glob("out/.*"))

@@ -34,7 +34,7 @@ TABLES = {table: {name: TYPES[kind] for name, (kind, _) in columns.items()} for 
 MATERIALS, PROTOCOLS, SPLITS = TABLES.values()
 STRUCTURES = "structures.safetensors"
 FILES = ("materials.parquet", STRUCTURES, "protocols.parquet", "splits.parquet", "extras.safetensors")
-SHARD = 1 << 17  # crystals in a file of structures, at most
+SHARD = 1 << 16  # crystals in a file of structures, at most
 TENSORS = {"numbers": np.int16, "frac_coords": np.float64, "lattice": np.float64, "ptr": np.int64}
 
 

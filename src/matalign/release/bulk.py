@@ -46,6 +46,7 @@ def _embedded(model: Path, out: Path, shard: Path) -> int:
     key = cache.digest({"shard": content, "model": loaded.about["files"]})
     target = out / shard.name
     if not target.exists() or cache.about(target)["key"] != key:
+        cache.keep_memory()
         with checkpoint.on_threads(1):
             cache.save(target, {"embeddings": loaded.embed(structures=structures), "key": key})
     return len(structures)
