@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from matalign import paths
 
+FITS = "MATALIGN_FITS"  # see `note`
 CONNECT_S, WORKERS_S = 60, 3600  # to wait for a scheduler, and for its first worker, which may stand in a queue
 Result = dict[str, Any]  # arrays and JSON values
 Item = TypeVar("Item")
@@ -111,31 +112,36 @@ def each(
     title: str,
     unit: str = "fit",
     size: Callable[[Item], int] = lambda item: 1,
+    cluster: str = "",
 ) -> Iterator[Made]:
-    """What is made of each item, in order, side by side in processes of joblib's backend.
+    """What is made of each item, in order, side by side in processes of this machine or on a Dask cluster.
 
     Args:
         work: a function of a module, or a partial of one; it and the items are sent to the processes.
         items: in the order in which they start.
-        processes: one or fewer: all is done here. Those of this machine (loky's) end with this one; under
-            `on_cluster` they are the cluster's, as many as it has threads.
+        processes: one or fewer: all is done here. Those of this machine (joblib's, loky) end with this one.
         title: of the bar.
         unit: that it counts.
         size: of an item, in units.
+        cluster: see `on_cluster`, as many processes as it has threads; "": what `MATALIGN_CLUSTER` says, if anything.
+
+    Raises:
+        OSError: see `on_cluster`; and what `work` raises.
     """
     import joblib  # here: the command `predict` has no use for it
 
-    parallel = joblib.Parallel(max(processes, 1), return_as="generator", batch_size=1)
-    made = parallel(joblib.delayed(_work)(os.getpid(), work, item) for item in items)
-    with tqdm(total=sum(map(size, items)), desc=title, unit=unit, mininterval=1) as bar:
-        for item, result in zip(items, made):
-            bar.update(size(item))
-            yield result
+    with on_cluster(cluster or os.environ.get("MATALIGN_CLUSTER", "")):
+        parallel = joblib.Parallel(max(processes, 1), return_as="generator", batch_size=1)
+        made = parallel(joblib.delayed(_work)(os.getpid(), os.environ.get(FITS), work, item) for item in items)
+        with tqdm(total=sum(map(size, items)), desc=title, unit=unit, mininterval=1) as bar:
+            for item, result in zip(items, made):
+                bar.update(size(item))
+                yield result
 
 
 @contextmanager
 def on_cluster(where: str) -> Iterator[None]:
-    """Have `each` send its items to a Dask cluster, whose workers see the same files under the same names.
+    """Have joblib send its tasks to a Dask cluster, whose workers see the same files under the same names.
 
     What a lost worker had is done again by another, three times at most.
 
@@ -182,7 +188,9 @@ def _queued(file: Path) -> Any:
     return made
 
 
-def _work(starter: int, work: Callable[[Item], Made], item: Item) -> Made:
+def _work(starter: int, fits: str | None, work: Callable[[Item], Made], item: Item) -> Made:
+    if fits:
+        os.environ[FITS] = fits
     # not so here, nor in a process of a cluster; one of ours may begin when its starter is gone already
     if multiprocessing.current_process().name.startswith("Loky"):
         die_with_parent(starter)
@@ -296,7 +304,7 @@ def note(stage: str, state: str, seconds: float) -> None:
         state: ``"computed"`` now, or ``"loaded"`` from an earlier run.
         seconds: what it cost when it was computed.
     """
-    if log := os.environ.get("MATALIGN_FITS"):
+    if log := os.environ.get(FITS):
         line = {"stage": stage, "state": state, "seconds": round(seconds, 3)}
         with open(log, "a") as file:
             file.write(json.dumps(line) + "\n")

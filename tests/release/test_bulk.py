@@ -3,8 +3,6 @@
 import contextlib
 import os
 import re
-import resource
-import signal
 import socket
 import subprocess
 import sys
@@ -14,9 +12,10 @@ import numpy as np
 import published
 import pytest
 import tiny
+from salt import CIF
 
-from matalign import cache
-from matalign.data import dataset
+from matalign import cache, paths
+from matalign.data import chunked, dataset
 from matalign.release import bulk, released
 
 CRYSTALS = tiny.curated().structures
@@ -65,24 +64,21 @@ def test_only_what_is_absent_or_of_other_crystals_is_made_again(model, shards, t
 
 
 @contextlib.contextmanager
-def cluster(folder, *, file_bytes=None):
+def cluster(folder):
     """A scheduler and two workers in processes of their own: address, and the three."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{s.getsockname()[1]}"
     parts = [["scheduler", "--host", address], *2 * [["worker", address, "--nthreads", "1", "--no-nanny"]]]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-
-    def small():
-        if file_bytes:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    env["MATALIGN_SCRATCH"] = str(folder / "scratch-there")
 
     with contextlib.ExitStack() as stack:
         processes = []
         for number, part in enumerate(parts):
             command = [sys.executable, "-m", "dask", *part, "--no-dashboard"]
             log = stack.enter_context(open(folder / f"{number}.log", "w"))
-            processes.append(subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log, preexec_fn=small))
+            processes.append(subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log))
         try:
             yield address, processes
         finally:
@@ -100,47 +96,82 @@ def command(model, shards, out, address):
     )
 
 
-def test_workers_make_what_this_process_makes(model, shards, tmp_path):
+def test_workers_make_what_this_process_makes(model, shards, tmp_path, monkeypatch):
     bulk.embed(model, shards, tmp_path / "here")
-    with cluster(tmp_path) as (address, _), cache.on_cluster(address):
-        assert bulk.embed(model, shards, tmp_path / "there") == 24
+    texts = [CIF.replace("3.99", f"3.9{number}") for number in range(6)]
+    monkeypatch.setattr(chunked, "CRYSTALS_PER_TASK", 2)
+    monkeypatch.setattr(paths, "SCRATCH", tmp_path / "scratch")
+    parsed = chunked.parse_cifs(texts, workers=1)
+    with cluster(tmp_path) as (address, _):
+        assert bulk.embed(model, shards, tmp_path / "there", cluster=address) == 24
+        monkeypatch.setenv("MATALIGN_CLUSTER", address)
+        again = chunked.parse_cifs(texts, workers=1)
     assert (vectors(tmp_path / "there") == vectors(tmp_path / "here")).all()
+    assert len(list((tmp_path / "scratch-there").glob("curate/*/result.safetensors"))) == 3
+    assert list(again) == list(parsed)
+    for a, b in zip(again.values(), parsed.values(), strict=True):
+        assert a.formula == b.formula == "NaCl"
+        assert (a.lattice == b.lattice).all()
+
+
+def test_a_scheduler_that_is_not_there_is_told(model, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "CONNECT_S", 0.5)
+    with pytest.raises(OSError, match="Timed out trying to connect to tcp"):
+        bulk.embed(model, shards, tmp_path / "out", cluster="tcp://127.0.0.1:9")
+
+
+def test_a_folder_without_shards_is_told(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no shards, expected files structures"):
+        bulk.embed(model, tmp_path, tmp_path / "out")
+
+
+def ended(ask):
+    """What a command said besides its bar, when it has ended, and its exit code."""
+    lines = re.split(r"[\n\r]+", ask.communicate(timeout=300)[1])
+    return [line for line in lines if line and not line.startswith("embed:")], ask.returncode
+
+
+def first_made(ask, out):
+    """Wait until the command has made a file."""
+    while not list(out.glob("*.safetensors")):
+        assert ask.poll() is None, ask.stderr.read()
+        time.sleep(0.005)
 
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing(model, shards, expected, tmp_path):
     with cluster(tmp_path) as (address, (_, worker, _)):
-        ask = command(model, shards, tmp_path / "out", address)
-        while not list(tmp_path.glob("out/*.safetensors")):
-            assert ask.poll() is None, ask.stderr.read()
-            time.sleep(0.005)
-        worker.send_signal(signal.SIGKILL)
-        said = ask.communicate(timeout=300)[1]
-    assert (ask.returncode, said.splitlines()[-1]) == (0, f"24 vectors in {tmp_path / 'out'}"), said
-    np.testing.assert_allclose(vectors(tmp_path / "out"), expected, rtol=0, atol=1e-6)
+        ask = command(model, shards, out := tmp_path / "out", address)
+        first_made(ask, out)
+        worker.kill()
+        assert ended(ask) == ([f"24 vectors in {out}"], 0)
+    np.testing.assert_allclose(vectors(out), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", ["scheduler", "disk", "never there"])
-def test_what_is_lost_is_told_in_one_line_and_the_rest_goes_on_later(model, shards, tmp_path, lost):
-    with cluster(tmp_path, file_bytes=400 if lost == "disk" else None) as (address, (scheduler, *_)):
-        if lost == "never there":
-            scheduler.kill()
-        ask = command(model, shards, tmp_path / "out", address)
-        while lost == "scheduler" and not list(tmp_path.glob("out/*.safetensors")):
-            assert ask.poll() is None, ask.stderr.read()
-            time.sleep(0.005)
-        scheduler.send_signal(signal.SIGKILL if lost == "scheduler" else signal.SIGCONT)
-        said = ask.communicate(timeout=300)[1]
-    assert ask.returncode == 1
-    lines = [line for line in re.split(r"[\n\r]", said) if line and not line.startswith("embed:")]
-    message = {
-        "scheduler": "the cluster is lost .scheduler",
-        "disk": "cannot be written: ",
-        "never there": "Timed out",
-    }[lost]
-    assert len(lines) == 1, said
-    assert re.match(f"error: .*{message}", lines[0])
-    assert not list(tmp_path.glob("out/.*"))
-    assert bulk.embed(model, shards, tmp_path / "out") == 24
-    assert len(vectors(tmp_path / "out")) == 24
+def test_a_lost_scheduler_is_told_in_one_line_and_the_rest_is_made_later(model, shards, expected, tmp_path):
+    with cluster(tmp_path) as (address, (scheduler, *_)):
+        ask = command(model, shards, out := tmp_path / "out", address)
+        first_made(ask, out)
+        scheduler.kill()
+        (line,), code = ended(ask)
+    assert line.startswith("error: the cluster is lost (scheduler-connection-lost")
+    assert code == 1
+    bulk.embed(model, shards, out)
+    np.testing.assert_allclose(vectors(out), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="root mounts the disk that is full")
+def test_a_full_disk_is_told_in_one_line(model, shards, tmp_path):
+    (out := tmp_path / "out").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", out], check=True)
+    try:
+        (out / "full").write_bytes(bytes(4096))
+        with cluster(tmp_path) as (address, _):
+            (line,), code = ended(command(model, shards, out, address))
+        assert [file.name for file in out.iterdir()] == ["full"]
+    finally:
+        subprocess.run(["umount", "-l", out], check=True)
+    assert re.match(r"error: .*structures-0000\d.safetensors cannot be written: .*No space left on device", line)
+    assert code == 1

@@ -8,15 +8,15 @@ from matalign import cache
 from matalign.data import dataset
 
 
-def embed(model: Path, folder: Path, out: Path, *, processes: int = 1) -> int:
+def embed(model: Path, folder: Path, out: Path, *, processes: int = 1, cluster: str = "") -> int:
     """Embed each shard of a folder, on one thread each; what an earlier run has made stays.
 
     Args:
         model: folder of a released model.
         folder: with `structures*.safetensors`, as a curated set has them: the tensors of `dataset.TENSORS`.
         out: folder; `<shard>.safetensors` there gets `embeddings` (M, embed_dim) float32, and `key`, of what they are.
-        processes: shards at a time, on this machine; on a cluster (`cache.on_cluster`) as many as it has threads. All
-            must see the three folders under these names.
+        processes: shards at a time, on this machine.
+        cluster: see `cache.on_cluster`; its workers must see the three folders under these names.
 
     Returns:
         How many crystals the shards hold.
@@ -24,15 +24,14 @@ def embed(model: Path, folder: Path, out: Path, *, processes: int = 1) -> int:
     Raises:
         FileNotFoundError: there are no shards.
         ValueError: one is unreadable.
-        OSError: a file cannot be written.
+        OSError: a file cannot be written, or the cluster is lost.
     """
     if not (shards := dataset.shards(folder)):
         raise FileNotFoundError(f"{folder}: no shards, expected files structures*.safetensors")
     out.mkdir(parents=True, exist_ok=True)
     work = partial(_embedded, model.resolve(), out.resolve())
-    return sum(
-        cache.each(work, [shard.resolve() for shard in shards], processes=processes, title="embed", unit="shard")
-    )
+    how = {"processes": processes, "title": "embed", "unit": "shard", "cluster": cluster}
+    return sum(cache.each(work, [shard.resolve() for shard in shards], **how))
 
 
 def _embedded(model: Path, out: Path, shard: Path) -> int:

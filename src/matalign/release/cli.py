@@ -82,11 +82,9 @@ def embed(
     if files[0].is_dir() and out is not None:
         if len(files) > 1 or as_json or as_csv:
             raise typer.BadParameter("expected one folder of shards and --out, nothing else")
-        from matalign import cache
         from matalign.release import bulk
 
-        with cache.on_cluster(cluster):
-            count = bulk.embed(load(model).folder, files[0], out, processes=workers)
+        count = bulk.embed(load(model).folder, files[0], out, processes=workers, cluster=cluster)
         print(f"{count:,} vectors in {out}", file=sys.stderr)
         return
     if cluster or workers > 1:
