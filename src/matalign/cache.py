@@ -9,17 +9,20 @@ is no part of a key: a move, a new name or a comment re-runs nothing.
 import ctypes
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -27,6 +30,8 @@ from tqdm import tqdm
 
 from matalign import paths
 
+FITS = "MATALIGN_FITS"  # see `note`
+CONNECT_S, WORKERS_S = 60, 3600  # to wait for a scheduler, and for its first worker, which may stand in a queue
 Result = dict[str, Any]  # arrays and JSON values
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -42,6 +47,13 @@ def die_with_parent(parent: int | None = None) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed for the next step: to give it back and ask again takes half of a small step."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        for parameter, value in ((-4, 0), (-1, 1 << 30), (-2, 1 << 26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            mallopt(parameter, value)
 
 
 def digest(value: Any) -> str:
@@ -90,26 +102,82 @@ def each(
     title: str,
     unit: str = "fit",
     size: Callable[[Item], int] = lambda item: 1,
+    cluster: str = "",
 ) -> Iterator[Made]:
-    """What is made of each item, in order, side by side in processes of joblib's backend.
+    """What is made of each item, in order, side by side in processes of this machine or on a Dask cluster.
 
     Args:
         work: a function of a module, or a partial of one; it and the items are sent to the processes.
-        processes: one or fewer: all is done here. Those of this machine (loky's) end with this one; under
-            `joblib.parallel_config` they are a cluster's.
+        processes: one or fewer: all is done here. Those of this machine (loky's) end with this one.
         size: of an item, in units.
+        cluster: see `on_cluster`, as many processes as it has threads; "": what `MATALIGN_CLUSTER` says, if anything.
+
+    Raises:
+        OSError: see `on_cluster`; and what `work` raises.
     """
     import joblib  # here: the command `predict` has no use for it
 
-    parallel = joblib.Parallel(max(processes, 1), return_as="generator", batch_size=1)
-    made = parallel(joblib.delayed(_work)(os.getpid(), work, item) for item in items)
-    with tqdm(total=sum(map(size, items)), desc=title, unit=unit, mininterval=1) as bar:
-        for item, result in zip(items, made):
-            bar.update(size(item))
-            yield result
+    with on_cluster(cluster or os.environ.get("MATALIGN_CLUSTER", "")):
+        parallel = joblib.Parallel(max(processes, 1), return_as="generator", batch_size=1)
+        made = parallel(joblib.delayed(_work)(os.getpid(), os.environ.get(FITS), work, item) for item in items)
+        with tqdm(total=sum(map(size, items)), desc=title, unit=unit, mininterval=1) as bar:
+            for item, result in zip(items, made):
+                bar.update(size(item))
+                yield result
 
 
-def _work(starter: int, work: Callable[[Item], Made], item: Item) -> Made:
+@contextmanager
+def on_cluster(where: str) -> Iterator[None]:
+    """Have joblib send its tasks to a Dask cluster, whose workers see the same files under the same names.
+
+    What a lost worker had is done again by another, three times at most.
+
+    Args:
+        where: address of a scheduler; a YAML file {class of dask_jobqueue: {jobs: how many, and its options}}, whose
+            jobs are queued and end with this process; or "": stay on this machine.
+
+    Raises:
+        OSError: there is no scheduler or no worker, or they are lost.
+        ValueError: the file holds something else.
+    """
+    if not where:
+        yield
+        return
+    import distributed
+    import joblib
+
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # the error tells what was lost
+    try:
+        with ExitStack() as stack:
+            if where.endswith((".yaml", ".yml")):
+                where = stack.enter_context(_queued(Path(where)))
+            stack.enter_context(distributed.Client(where, timeout=CONNECT_S))
+            stack.enter_context(joblib.parallel_config("dask", wait_for_workers_timeout=WORKERS_S))
+            yield
+    except (CancelledError, distributed.scheduler.KilledWorker) as error:
+        why = str(error).strip().splitlines()[0].rpartition("reason: ")[2].rstrip(".")
+        raise OSError(f"the cluster is lost ({why}); the same command goes on from what is done") from None
+
+
+def _queued(file: Path) -> Any:
+    """A cluster of the jobs that a file describes."""
+    import dask_jobqueue
+
+    try:
+        ((kind, options),) = yaml.safe_load(file.read_text()).items()
+        cluster = getattr(dask_jobqueue, kind)
+        options = dict(options)
+        jobs = options.pop("jobs")
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        raise ValueError(f"{file}: expected {{class of dask_jobqueue: {{jobs: number, and its options}}}}") from None
+    made = cluster(**options)
+    made.scale(jobs=jobs)
+    return made
+
+
+def _work(starter: int, fits: str | None, work: Callable[[Item], Made], item: Item) -> Made:
+    if fits:
+        os.environ[FITS] = fits
     # not so here, nor in a process of a cluster; one of ours may begin when its starter is gone already
     if multiprocessing.current_process().name.startswith("Loky"):
         die_with_parent(starter)
@@ -152,7 +220,11 @@ def save(path: Path, result: Result) -> None:
     arrays = {k: np.ascontiguousarray(v) for k, v in result.items() if isinstance(v, np.ndarray)}
     rest = {k: v for k, v in result.items() if k not in arrays}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(arrays, temporary, metadata={"json": json.dumps(rest, default=_plain)})
+    try:
+        save_file(arrays, temporary, metadata={"json": json.dumps(rest, default=_plain)})
+    except SafetensorError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written: {error}") from None
     temporary.rename(path)
 
 
@@ -170,6 +242,12 @@ def tensors(path: Path) -> dict[str, Any]:
     """The torch tensors of a safetensors file; raises as `opened`."""
     with opened(path, "pt") as file:
         return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+
+
+def about(path: Path) -> dict[str, Any]:
+    """The JSON values of what `save` wrote, without the arrays; raises as `opened`."""
+    with opened(path, "numpy") as file:
+        return json.loads(file.metadata()["json"])
 
 
 def load(path: Path) -> Result:
@@ -196,8 +274,8 @@ def memo(stage: str, key: Mapping[str, Any], compute: Callable[[], Result]) -> R
 
 
 def note(stage: str, state: str, seconds: float) -> None:
-    """Tell the running stage of a fit ("computed", or "loaded"), by a line in the file that `MATALIGN_FITS` names."""
-    if log := os.environ.get("MATALIGN_FITS"):
+    """Tell the running stage of a fit ("computed" or "loaded"), by a line in the file that `FITS` names, if it does."""
+    if log := os.environ.get(FITS):
         line = {"stage": stage, "state": state, "seconds": round(seconds, 3)}
         with open(log, "a") as file:
             file.write(json.dumps(line) + "\n")

@@ -24,6 +24,39 @@ def test_a_round_trip_keeps_everything(curated, tmp_path):
     assert back.materials.formula[0] == "NaN"
 
 
+def test_shards_hold_what_one_file_holds(curated, tmp_path, monkeypatch):
+    dataset.write(tmp_path, curated)
+    monkeypatch.setattr(dataset, "SHARD", 2)
+    dataset.write(tmp_path, curated)
+    assert [file.name for file in dataset.shards(tmp_path)] == [
+        "structures-00000.safetensors",
+        "structures-00001.safetensors",
+    ]
+    back, whole = dataset.read(tmp_path), curated.structures
+    assert back.digest == curated.digest
+    for rows in ([2, 0, 2, 1], [1], []):
+        got, want = back.structures.take(rows), whole.take(rows)
+        for name, dtype in dataset.TENSORS.items():
+            np.testing.assert_array_equal(getattr(got, name), np.asarray(getattr(want, name), dtype))
+    for name in dataset.TENSORS:
+        np.testing.assert_array_equal(getattr(back.structures, name), getattr(whole, name))
+    for got, want in zip(back.structures, whole, strict=True):
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_array_equal(a, b)
+    monkeypatch.undo()
+    dataset.write(tmp_path, back)
+    assert [file.name for file in dataset.shards(tmp_path)] == [dataset.STRUCTURES]
+    assert dataset.read(tmp_path).digest == curated.digest
+
+
+def test_a_shard_that_is_lost_is_missed(curated, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "SHARD", 2)
+    dataset.write(tmp_path, curated)
+    dataset.shards(tmp_path)[0].unlink()
+    with pytest.raises(ValueError, match=r"3 materials, but 1 structures.*`curate` makes it"):
+        dataset.read(tmp_path)
+
+
 def test_the_same_content_gives_the_same_bytes(curated, tmp_path):
     dataset.write(tmp_path / "a", curated)
     dataset.write(tmp_path / "b", dataset.read(tmp_path / "a"))

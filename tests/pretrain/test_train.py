@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 
 from matalign import cache, paths
 from matalign.data import dataset
-from matalign.pretrain import align, checkpoint, encode, launch, losses, train
+from matalign.pretrain import align, batches, checkpoint, encode, launch, losses, train
 from matalign.pretrain.batches import Examples
 
 
@@ -341,6 +341,9 @@ def test_two_nodes_are_the_run_of_one_process(project, bert):
 
 def test_a_killed_rank_ends_the_job_and_resume_goes_on(project, bert):
     cfg = tiny.pretrain(bert, epochs=40, patience=40, checkpoint_steps=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "SHARD", 5)
+        dataset.write(paths.curated("tiny"), tiny.curated())  # in five files
     folder = launch.folder(cfg)
 
     def kill():
@@ -452,6 +455,25 @@ def test_epoch_shows_each_training_material_and_repeats_those_with_a_protocol(pr
     assert len({text for row, text in shown if row == 5}) == 2  # each of its protocols comes up
     assert not np.array_equal(ex.views("train", 1).rows, views.rows)
     assert set(ex.views("val", -1).rows.tolist()) == set(range(16, 21))
+
+
+def test_a_set_of_several_files_is_shuffled_by_block(project, bert, monkeypatch):
+    ex = examples(tiny.pretrain(bert))
+    one = ex.views("train", 0)
+    monkeypatch.setattr(dataset, "SHARD", 8)
+    monkeypatch.setattr(batches, "BLOCK", 2)
+    monkeypatch.setattr(batches, "TOGETHER", 3)
+    by_block = [ex.views("train", epoch) for epoch in range(5)]
+    assert sorted(zip(by_block[0].keys, by_block[0].text)) == sorted(zip(one.keys, one.text))
+    assert not np.array_equal(by_block[0].rows, by_block[1].rows)
+
+    def spans(views):
+        """Of the views of each block the places from the first to the last."""
+        return [np.ptp(np.flatnonzero(views.rows // 2 == block)) + 1 for block in range(8)]
+
+    assert max(spans(one)) > 9  # three blocks of 1 + 2 views each
+    assert all(max(spans(views)) <= 9 for views in by_block)
+    assert max(map(max, map(spans, by_block))) > 3
 
 
 def test_protocol_that_shares_its_doi_with_a_test_protocol_is_never_shown(project, bert):

@@ -2,7 +2,8 @@
 
 A folder holds `materials.parquet`, `structures.safetensors`, `protocols.parquet`, `splits.parquet`, `audit.json` and
 `extras.safetensors` (what single modalities need beyond these; often nothing); `data/README.md` says where the rows
-come from. Writing the same content twice gives the same bytes.
+come from. Structures of a large set are in shards, `structures-00000.safetensors` and so on; they are mapped, not read.
+Writing the same content twice gives the same bytes.
 """
 
 import functools
@@ -23,7 +24,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from matalign import cache, paths
-from matalign.data.structures import Structures
+from matalign.data.structures import FLAT, Sharded, Structures
 
 TYPES = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "bool": pa.bool_()}
 TYPES["texts"] = pa.list_(pa.string())
@@ -33,6 +34,7 @@ TABLES = {table: {name: TYPES[kind] for name, (kind, _) in columns.items()} for 
 MATERIALS, PROTOCOLS, SPLITS = TABLES.values()
 STRUCTURES = "structures.safetensors"
 FILES = ("materials.parquet", STRUCTURES, "protocols.parquet", "splits.parquet", "extras.safetensors")
+SHARD = 1 << 16  # crystals in a file of structures, at most
 TENSORS = {"numbers": np.int16, "frac_coords": np.float64, "lattice": np.float64, "ptr": np.int64}
 
 
@@ -64,10 +66,10 @@ class Curated:
             missing = [c for c in columns if c not in getattr(self, name)]
             if missing:
                 raise ValueError(f"{name}: no column {missing[0]!r}; the contract asks for {', '.join(columns)}")
-        ids = list(self.materials.mp_id)
-        if ids != sorted(set(ids)):
+        ids = self.materials.mp_id
+        if not (ids.is_monotonic_increasing and ids.is_unique):
             raise ValueError("materials: mp_id must be sorted and unique")
-        if len(self.structures) != len(ids) or list(self.splits.mp_id) != ids:
+        if len(self.structures) != len(ids) or not np.array_equal(self.splits.mp_id, ids):
             raise ValueError(
                 f"{len(ids)} materials, but {len(self.structures)} structures and {len(self.splits)} rows of splits"
             )
@@ -89,10 +91,15 @@ class Curated:
                 numeric = pd.api.types.is_numeric_dtype(frame[column]) if made is None else pa.types.is_primitive(made)
                 values = frame[column].to_numpy(np.float64).tobytes() if numeric else repr(list(frame[column])).encode()
                 hasher.update(column.encode() + values)
-        arrays = {name: np.asarray(getattr(self.structures, name), dtype) for name, dtype in TENSORS.items()}
-        for name, values in sorted((arrays | self.extras).items()):
+        parts = getattr(self.structures, "parts", [self.structures])
+        for name in sorted([*TENSORS, *self.extras]):
             hasher.update(name.encode())
-            hasher.update(np.ascontiguousarray(values))
+            if name in FLAT:
+                pieces = (np.asarray(getattr(part, name), TENSORS[name]) for part in parts)
+            else:
+                pieces = [self.structures.ptr if name == "ptr" else self.extras[name]]
+            for piece in pieces:
+                hasher.update(np.ascontiguousarray(piece))
         return hasher.hexdigest()
 
     @property
@@ -112,16 +119,25 @@ class Curated:
 
 
 def write(folder: Path, curated: Curated) -> None:
-    """Write the six files, each under a temporary name and then renamed."""
+    """Write the files, each under a temporary name and then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: np.ascontiguousarray(getattr(curated.structures, k), dtype=v) for k, v in TENSORS.items()}
-    extras = {name: np.ascontiguousarray(values) for name, values in curated.extras.items()}
-    files = {f"{name}.parquet": _parquet(getattr(curated, name), types) for name, types in TABLES.items()}
-    files |= {STRUCTURES: save_tensors(tensors), "extras.safetensors": save_tensors(extras)}
-    for name, content in files.items():
+    made, n = [], len(curated.structures)
+
+    def put(name: str, content: bytes) -> None:
         temporary = folder / f".{name}"
         temporary.write_bytes(content)
-        temporary.rename(folder / name)
+        made.append(temporary.rename(folder / name))
+
+    for number, start in enumerate(range(0, max(n, 1), SHARD)):
+        part = curated.structures.take(np.arange(start, min(start + SHARD, n)))
+        tensors = {k: np.ascontiguousarray(getattr(part, k), dtype=v) for k, v in TENSORS.items()}
+        put(STRUCTURES if n <= SHARD else f"structures-{number:05d}.safetensors", save_tensors(tensors))
+    for stale in set(shards(folder)) - set(made):
+        stale.unlink()
+    extras = {name: np.ascontiguousarray(values) for name, values in curated.extras.items()}
+    put("extras.safetensors", save_tensors(extras))
+    for name, types in TABLES.items():
+        put(f"{name}.parquet", _parquet(getattr(curated, name), types))
     cache.write_json(folder / "audit.json", curated.audit)
 
 
@@ -135,17 +151,23 @@ def read(folder: Path) -> Curated:
     folder = Path(folder)
     try:
         files = {name: (folder / name).read_bytes() for name in FILES if name != STRUCTURES}
-        audit, file = cache.read_json(folder / "audit.json"), (folder / STRUCTURES).resolve(strict=True)
+        audit = cache.read_json(folder / "audit.json")
+        parts = shards(folder) or [(folder / STRUCTURES).resolve(strict=True)]
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error.filename}: no curated set here; the stage `curate` makes it") from None
     try:
-        structures = mapped(file)
+        structures = Sharded([mapped(part) for part in parts]) if len(parts) > 1 else mapped(parts[0])
         tables = {name: pq.read_table(io.BytesIO(files[f"{name}.parquet"])).to_pandas() for name in TABLES}
         tables["protocols"]["precursors"] = [list(p) for p in tables["protocols"].precursors]
         extras = load_tensors(files["extras.safetensors"])
         return Curated(structures=structures, audit=audit, extras=extras, **tables)
     except (ValueError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a whole curated set ({error}); the stage `curate` makes it") from None
+
+
+def shards(folder: Path) -> list[Path]:
+    """Files of structures, in order."""
+    return sorted(folder.glob(f"{Path(STRUCTURES).stem}*.safetensors"))
 
 
 def mapped(file: Path) -> Structures:

@@ -1,8 +1,11 @@
 """Periodic crystals as flat arrays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+FLAT = ("numbers", "frac_coords", "lattice")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,47 @@ class Structures:
     def take(self, rows: np.ndarray) -> "Structures":
         """The crystals of these rows, in this order; a row may come twice."""
         rows = np.asarray(rows, dtype=np.int64)
-        sizes = np.diff(self.ptr)[rows]
+        sizes = self.ptr[rows + 1] - self.ptr[rows]
         ptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         atoms = np.repeat(self.ptr[rows] - ptr[:-1], sizes) + np.arange(ptr[-1])
         return Structures(self.numbers[atoms], self.frac_coords[atoms], self.lattice[rows], ptr)
+
+
+class Sharded(Structures):
+    """The crystals of several parts, one part after the other; parts that are mapped from disk stay there.
+
+    Crystals and rows are read from their parts alone; a whole array is a copy, made when it is asked for.
+
+    Args:
+        parts: at least one.
+    """
+
+    def __init__(self, parts: Sequence[Structures]) -> None:
+        atoms = np.cumsum([0, *(part.ptr[-1] for part in parts)])
+        ptr = [part.ptr[1:] + before for part, before in zip(parts, atoms)]
+        vars(self).update(parts=tuple(parts), first=np.cumsum([0, *map(len, parts)]), ptr=np.concatenate([[0], *ptr]))
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name not in FLAT:
+            raise AttributeError(name)
+        return np.concatenate([getattr(part, name) for part in self.parts])
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        row = range(len(self))[row]
+        part = np.searchsorted(self.first, row, side="right") - 1
+        return self.parts[part][row - self.first[part]]
+
+    def take(self, rows: np.ndarray) -> Structures:
+        """See `Structures.take`."""
+        rows = np.asarray(rows, dtype=np.int64)
+        part = np.searchsorted(self.first, rows, side="right") - 1
+        taken = [self.parts[p].take(rows[part == p] - self.first[p]) for p in np.unique(part)] or [
+            self.parts[0].take(rows)
+        ]
+        flat = {name: np.concatenate([getattr(each, name) for each in taken]) for name in FLAT}
+        sizes = np.concatenate([np.diff(each.ptr) for each in taken])
+        joined = Structures(**flat, ptr=np.concatenate([[0], np.cumsum(sizes)]))
+        return joined.take(np.argsort(np.argsort(part, kind="stable")))

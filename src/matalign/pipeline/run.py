@@ -47,7 +47,7 @@ def run(stage: str, profile: str) -> None:
     executed, made = (paths.results(profile) / part for part in (f"notebooks/{name}", f"provenance/{stage}.json"))
     with cache.held(folder):
         fits.unlink(missing_ok=True)
-        os.environ["MATALIGN_FITS"] = str(fits)
+        os.environ[cache.FITS] = str(fits)
         settle(cfg.threads)
         start = time.monotonic()
         notebook = execute(source(paths.NOTEBOOKS / name), folder / name, profile=profile)

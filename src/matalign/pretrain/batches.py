@@ -4,7 +4,8 @@ An epoch shows each training material once, one with a protocol `protocol_repeat
 seven has any, and pairs with a text would else be few). Shown are the crystal; for a share `image_fraction` an image,
 rendered in the step; one of its protocols that may be trained on, if it has any. A material without image and text
 still serves the others to be told apart from. Each draw is keyed by (seed, epoch, mp-id, view): the same on any number
-of ranks, and after a resume.
+of ranks, and after a resume. A set too large for one file of structures is shuffled by block: blocks of neighbouring
+rows in random order, the rows of `TOGETHER` of them mixed, so that what is read at a time lies in few places.
 """
 
 import os
@@ -21,12 +22,14 @@ from torch import Tensor, nn
 
 from matalign import config, towers
 from matalign.config import Pretrain
+from matalign.data import dataset
 from matalign.data.dataset import Curated
 from matalign.pretrain import losses
 from matalign.pretrain.align import AlignModel
 from matalign.towers.text import Texts
 from matalign.views import draws
 
+BLOCK, TOGETHER = 4096, 32  # rows of a block; blocks whose rows are mixed
 VALIDATION = -1  # the epoch whose key the views of validation have: the same each time
 
 
@@ -135,7 +138,11 @@ class Examples:
         keys = np.fromiter(draw, np.uint64, len(rows))
         u = draws.uniforms(~keys, 3)  # not of the keys themselves: those make the image; the second chooses the text
         text = self.texts.chosen(rows, keys)
-        views = Views(rows, keys, u[:, 0] < self.cfg.image_fraction, text)[np.argsort(u[:, 2], kind="stable")]
+        place = u[:, 2]
+        if len(ids) > dataset.SHARD:
+            block = np.arange(-(-len(ids) // BLOCK)) ^ draws.view_seed(self.cfg.seed, epoch, "block", 0)
+            place = place + (draws.uniforms(block, 1)[:, 0].argsort().argsort() // TOGETHER)[rows // BLOCK]
+        views = Views(rows, keys, u[:, 0] < self.cfg.image_fraction, text)[np.argsort(place, kind="stable")]
         return views if split == "train" else views[: self.cfg.val_materials]
 
     def parts(self, views: Views) -> list[Part]:

@@ -6,6 +6,7 @@ standardised micrographs. What it returns lies in one space: unit vectors, compa
 
 import functools
 import hashlib
+import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,12 +103,15 @@ class Model:
 
     @torch.no_grad()
     def _batched(self, n: int, encode: Callable[[Tensor], Tensor], what: str) -> np.ndarray:
-        out = []
-        with tqdm(total=n, desc=what, mininterval=1, disable=n <= LONG) as bar:
+        out = np.zeros((0, self.config.embed_dim), np.float32)
+        quiet = n <= LONG or multiprocessing.current_process().name != "MainProcess"
+        with tqdm(total=n, desc=what, mininterval=1, disable=quiet) as bar:
             for rows in torch.arange(n).split(ROWS) if n else ():
-                out.append(encode(rows).float().cpu().numpy())
+                made = encode(rows).float().cpu().numpy()
+                out = out if len(out) else np.empty((n, made.shape[1]), np.float32)
+                out[rows] = made
                 bar.update(len(rows))
-        return np.concatenate(out) if out else np.zeros((0, self.config.embed_dim), np.float32)
+        return out
 
 
 def load(profile_or_path: str | Path, *, modalities: Iterable[str] = (), device: str = "cpu") -> Model:

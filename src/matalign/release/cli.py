@@ -71,9 +71,24 @@ def embed(
     frame: Frame = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
+    cluster: Annotated[str, typer.Option(help="of a folder: Dask scheduler (tcp://…), or YAML for dask-jobqueue")] = "",
+    workers: Annotated[int, typer.Option(min=1, help="of a folder: processes on this machine")] = 1,
 ) -> None:
-    """Vectors of crystals, images (.tif, .dm4, .png …) and protocols (.txt, .json) in the shared space."""
+    """Vectors of crystals, images (.tif, .dm4, .png …) and protocols (.txt, .json) in the shared space.
+
+    A folder of structures*.safetensors, such as a curated set: --out is a folder, which gets a file for each of them.
+    """
     one_of(as_json, as_csv)
+    if files[0].is_dir() and out is not None:
+        if len(files) > 1 or as_json or as_csv:
+            raise typer.BadParameter("expected one folder of shards and --out, nothing else")
+        from matalign.release import bulk
+
+        count = bulk.embed(load(model).folder, files[0], out, processes=workers, cluster=cluster)
+        print(f"{count:,} vectors in {out}", file=sys.stderr)
+        return
+    if cluster or workers > 1:
+        raise typer.BadParameter("--cluster and --workers are for a folder of shards")
     if out is None and not (as_json or as_csv):
         raise typer.BadParameter("expected --out, --json or --csv")
     if out is not None and out.suffix not in SUFFIXES:

@@ -140,7 +140,7 @@ def graphs(
 ) -> Graphs:
     """Graphs of all structures, kept if they cannot take more than `kept_bytes`; else made for each batch."""
     edge, atom = 4 * 4, 2 + 4 + 8  # bytes of a `GraphStore`
-    if len(structures.numbers) * (neighbours * edge + atom) > kept_bytes:
+    if structures.ptr[-1] * (neighbours * edge + atom) > kept_bytes:
         return GraphsOnDemand(structures, cutoff_A, neighbours)
     return GraphStore.build(structures, cutoff_A=cutoff_A, neighbours=neighbours, workers=workers)
 

@@ -319,6 +319,6 @@ def render(
         keys: (B,) from `view_seed`; an image depends on its crystal, its key and the optics alone.
         device: where to compute; draws are the same everywhere, the noise only on the same kind of device.
     """
-    view = draw_views(structures.lattice[np.asarray(rows, dtype=np.int64)], keys, optics=optics, device=device)
+    view = draw_views(structures.take(rows).lattice, keys, optics=optics, device=device)
     expected = expose(project(structures, rows, view, optics=optics), view, optics=optics)
     return standardise(stabilise(detect(expected, keys)))
