@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import io
 import json
 import re
 import zlib
@@ -10,10 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import torch.nn.functional as F
 from browser import browsing, chromium
+from PIL import Image
 
 from matalign import config, paths
 from matalign.data.dataset import Curated, Structures
+from matalign.pretrain import align, encode
 from matalign.report.atlas import build
 
 CFG = dataclasses.replace(config.load("atlas", "tiny"), neighbours=3, iterations=60)
@@ -184,6 +188,27 @@ def test_a_local_page_has_everything_and_lies_where_git_does_not_look(tmp_path, 
     assert len(data["recipes"]) == 24
     assert data["micrographs"]["image"].startswith("data:image/jpeg;base64,")
     assert build.write(content()) == tmp_path / "results" / "laptop" / "atlas.html"
+
+
+def test_beside_a_micrograph_stands_what_its_crystal_explains_of_it():
+    made, pretrain = tiny.curated(), config.load("pretrain", "sample")
+    model = encode.Model(pretrain, align.build(dataclasses.replace(pretrain, modalities="crystal image")))
+    rows = np.arange(len(made.materials))
+    images = model.micrographs(made, rows, seed=pretrain.seed, epoch=encode.EVALUATION)
+    small = F.adaptive_avg_pool2d(images, build.THUMBNAIL_PX)[:, 0]
+    shown = (127.5 + 40 * small / small.std((1, 2), keepdim=True)).clamp(0, 255).round().byte().numpy()
+    strips = build.beside(shown, made, pretrain)
+    image, picture, left = np.split(strips.astype(float), 3, axis=2)
+    np.testing.assert_array_equal(image, shown)
+    explained = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(image, picture)]
+    other = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(image, np.roll(picture, 5, axis=0))]
+    assert np.median(explained) > 0.8
+    assert np.median(other) < 0.3
+    rest = np.sqrt(1 - np.square(explained))
+    np.testing.assert_allclose(left.std((1, 2)) / image.std((1, 2)), rest, atol=0.1)
+    across = build.sheet(strips)
+    with Image.open(io.BytesIO(base64.b64decode(across["image"].partition(",")[2]))) as whole:
+        assert whole.size == (across["across"] * 3 * build.THUMBNAIL_PX, across["across"] * build.THUMBNAIL_PX)
 
 
 def test_local_pages_are_ignored_by_git():

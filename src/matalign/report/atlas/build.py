@@ -11,7 +11,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from matalign.data import dataset
 from matalign.data.dataset import Curated, Structures
 from matalign.pretrain import encode
 from matalign.report.atlas import layout
+from matalign.views import draws, micrographs, references, registration
 
 NAMES = {"crystal": "crystals", "text": "protocols", "image": "micrographs"}  # of modalities, on the page
 MAX_BYTES = 15_000_000
@@ -61,7 +62,7 @@ class Space:
 
     vectors: Mapping[str, np.ndarray]  # modality -> (n, dim) float32
     of: Mapping[str, np.ndarray]  # modality -> (n,)
-    thumbnails: np.ndarray  # (images, THUMBNAIL_PX, THUMBNAIL_PX) uint8; the micrographs as the model was shown them
+    thumbnails: np.ndarray  # (images, THUMBNAIL_PX, width) uint8; micrographs as the model was shown them, or `beside`
 
     def nearest(self, query: str, target: str, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows and cosines (n, k) of each query's nearest of a modality, less itself."""
@@ -233,8 +234,32 @@ def opened(content: Content, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     if "text" in content.map.points:
         out["recipes"] = protocols[["text_L0", "method", "doi"]].to_numpy().tolist()
     if len(content.space.thumbnails):
-        out["micrographs"] = {"px": THUMBNAIL_PX, **sheet(content.space.thumbnails)}
+        out["micrographs"] = {"px": THUMBNAIL_PX, "wide": content.space.thumbnails.shape[2]}
+        out["micrographs"] |= sheet(content.space.thumbnails)
     return out
+
+
+def beside(thumbnails: np.ndarray, curated: Curated, pretrain: Pretrain) -> np.ndarray:
+    """Micrographs (n, px, px), and right of each its crystal's pristine picture registered with it, and the residual.
+
+    Args:
+        thumbnails: uint8, as `encode.encoded` makes them of all crystals.
+        curated: the crystals.
+        pretrain: of the model whose views they are.
+
+    Returns:
+        (n, px, 3 px) uint8.
+    """
+    optics = micrographs.Optics(image_px=pretrain.image_px, pixel_A=pretrain.pixel_A)
+    keys = [draws.view_seed(pretrain.seed, encode.EVALUATION, mp_id, 0) for mp_id in curated.materials.mp_id]
+    axis = micrographs.draw_views(curated.structures.lattice, np.array(keys, np.uint64), optics=optics).axis.numpy()
+    coarse = replace(optics, image_px=THUMBNAIL_PX, pixel_A=pretrain.pixel_A * pretrain.image_px / THUMBNAIL_PX)
+    rows, images = np.arange(len(axis)), torch.from_numpy(thumbnails)[:, None].float()
+    refs = references.references(curated.structures, rows, axis, optics=coarse)
+    found = registration.register(images, refs, rows, pixel_A=coarse.pixel_A, tolerance=0.01)
+    spread = images.std((1, 2, 3), keepdim=True).clamp(min=1.0)
+    shown = torch.cat([images, 127.5 + spread * found.reference, 127.5 + found.residual], dim=3)[:, 0]
+    return shown.clamp(0, 255).round().byte().numpy()
 
 
 def fitting(index: np.ndarray) -> np.ndarray:
@@ -250,12 +275,12 @@ def encoded(array: np.ndarray) -> dict[str, Any]:
 
 
 def sheet(pictures: np.ndarray) -> dict[str, Any]:
-    """Grey pictures (n, px, px) side by side in one JPEG: how many stand in a row, and the image as an address."""
-    n, px, _ = pictures.shape
+    """Grey pictures (n, px, width) side by side in one JPEG: how many stand in a row, and the image as an address."""
+    n, px, wide = pictures.shape
     across = int(np.ceil(np.sqrt(n)))
-    padded = np.zeros((across * across, px, px), np.uint8)
+    padded = np.zeros((across * across, px, wide), np.uint8)
     padded[:n] = pictures
-    whole = padded.reshape(across, across, px, px).swapaxes(1, 2).reshape(across * px, across * px)
+    whole = padded.reshape(across, across, px, wide).swapaxes(1, 2).reshape(across * px, across * wide)
     file = io.BytesIO()
     Image.fromarray(whole).save(file, format="JPEG", quality=60)
     return {"across": across, "image": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"}
@@ -294,6 +319,8 @@ def gather(cfg: Atlas, *, local: bool = False) -> Content:
     pretrain, _ = encode.settings(paths.results(cfg.profile) / "pretrained")
     made = {m: encode.features(cfg.profile, modality=m) for m in modalities(curated, pretrain)}
     found = space(curated, made)
+    if (local or curated.synthetic) and len(found.thumbnails):
+        found = replace(found, thumbnails=beside(found.thumbnails, curated, pretrain))
     told = predictions(cfg.profile, curated.materials.mp_id)
     return Content(cfg.profile, curated, found, place(cfg, found), told, local)
 

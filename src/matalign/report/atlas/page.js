@@ -556,7 +556,7 @@ function panel() {
   const row = layers[item.name].of[item.row], recipe = item.name === "protocols" ? data.recipes?.[item.row] : null;
   const views = [
     [cell(row, 160, 140), "unit cell"],
-    [item.name === "protocols" ? null : micrograph(row, 112), "simulated micrograph"],
+    [item.name === "protocols" ? null : micrograph(row, 112, true), "simulated micrograph; its crystal's picture, registered; what is left"],
   ].filter(([view]) => view);
   const facts = known(row);
   side.replaceChildren(
@@ -626,11 +626,12 @@ function sharp(width, height) {
   return [made, context];
 }
 
-function micrograph(row, size) {
+// Alone, or with what stands beside it: the pristine picture and the residual.
+function micrograph(row, size, whole = false) {
   if (!sheet) return null;
-  const { px, across: wide } = data.micrographs;
-  const made = element("canvas", { class: "micrograph", width: px, height: px, role: "img", "aria-label": `simulated micrograph of ${formulas[row]}`, style: `width: ${size}px; height: ${size}px` });
-  sheet.decode().then(() => made.getContext("2d").drawImage(sheet, (row % wide) * px, Math.floor(row / wide) * px, px, px, 0, 0, px, px));
+  const { px, wide, across } = data.micrographs, width = whole ? wide : px;
+  const made = element("canvas", { class: "micrograph", width, height: px, role: "img", "aria-label": `simulated micrograph of ${formulas[row]}`, style: `width: ${size * width / px}px; height: ${size}px` });
+  sheet.decode().then(() => made.getContext("2d").drawImage(sheet, (row % across) * wide, Math.floor(row / across) * px, width, px, 0, 0, width, px));
   return made;
 }
 
