@@ -19,6 +19,7 @@ SYMBOLS = {3: "Li", 6: "C", 8: "O", 9: "F", 11: "Na", 12: "Mg", 13: "Al", 14: "S
 SYMBOLS |= {22: "Ti", 26: "Fe", 29: "Cu", 30: "Zn", 31: "Ga", 33: "As", 38: "Sr", 42: "Mo", 50: "Sn", 55: "Cs"}
 SYMBOLS |= {56: "Ba", 74: "W", 79: "Au", 82: "Pb"}
 REPEATS = 5
+BATCH = 13  # of the twenty, drawn at once by ours; STEMConv draws one picture at a time, whatever their number
 FACE = [(0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0)]
 
 
@@ -112,16 +113,25 @@ def correlations(*, px=64, pixel_A=0.2):
 
 
 def measure(settings: Settings, *, px=64, pixel_A=0.2) -> dict:
-    """Pictures a second, one thread (STEMConv has no more), and the correlations."""
-    torch.set_num_threads(1)
-    table = crystals()
-    sides = {
-        "imaging": lambda: pictures(table, np.zeros((len(table), 2)), px=px, pixel_A=pixel_A, margin_A=None),
-        "jarvis STEMConv": lambda: [stem(crystal, px=px, pixel_A=pixel_A) for _, crystal in table],
-    }
+    """Pictures a second, ours on one thread and on two (STEMConv has no more than one), and the correlations."""
+    table = crystals() * BATCH
+
+    def ours(threads: int) -> None:
+        torch.set_num_threads(threads)
+        pictures(table, np.zeros((len(table), 2)), px=px, pixel_A=pixel_A, margin_A=None)
+
+    peer = "jarvis STEMConv"
+    sides = {"imaging": lambda: ours(1), "imaging, two threads": lambda: ours(2)}
+    sides[peer] = lambda: [stem(crystal, px=px, pixel_A=pixel_A) for _, crystal in table]
     seconds = alternate(sides, repeats=REPEATS, desc="stem")
+    torch.set_num_threads(1)
     found = correlations(px=px, pixel_A=pixel_A)
+    what = f"STEM pictures, {px} px, {len(table)} at once"
     return {
         "correlation": {name: {"same_margin": same, "every_atom": full} for name, same, full in found},
-        "comparisons": rates(f"STEM pictures, {px} px, one thread", "pictures/s", len(table), seconds, "imaging"),
+        "comparisons": [
+            row
+            for side in ("imaging", "imaging, two threads")
+            for row in rates(what, "pictures/s", len(table), {s: seconds[s] for s in (side, peer)}, side)
+        ],
     }
