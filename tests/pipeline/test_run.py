@@ -96,6 +96,23 @@ def test_a_failing_cell_stops_the_stage_and_shows_its_traceback(project, tmp_pat
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        'raise ImportError("libtorch_cpu.so: failed to map segment from shared object")',
+        'raise RuntimeError("training ended with exit code 1\\nDefaultCPUAllocator: can\'t allocate memory")',
+    ],
+)
+def test_short_memory_is_told_in_one_line(project, body):
+    """What libraries raise where `ulimit -v` leaves them too little: seen in tests/campaign.py."""
+    project(cells(body=body))
+    with pytest.raises(
+        RuntimeError, match=r"06_paper\.ipynb failed.*: memory is short: .*(segment|allocate)"
+    ) as raised:
+        run.run("paper", "sample")
+    assert len(str(raised.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("parameters", ['profile = "sample"\nseed = 1', 'profil = "sample"', ""])
 def test_another_parameter_than_the_profile_stops_the_stage(project, parameters):
     project(cells(parameters=parameters))

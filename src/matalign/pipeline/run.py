@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 OUTER = (OSError, ValueError, MemoryError)  # input, disk, memory; or a process was killed
+SHORT = ("failed to map segment", "allocate memory", "bad_alloc", "MemoryError")  # what libraries say without memory
 HELP = "source: notebooks without outputs; embed: features of the model; stale: list results of other code"
 
 
@@ -112,6 +113,8 @@ def execute(notebook, file: Path, *, profile: str):
     except papermill.PapermillExecutionError as error:
         outer = issubclass(getattr(builtins, error.ename, Exception), OUTER) or "SIGKILL" in error.evalue
         why = f": {error.ename}: {error.evalue}" if outer else f"\n{error}"
+        if any(sign in error.evalue for sign in SHORT):
+            why = f": memory is short: {error.evalue.strip().splitlines()[-1]}"
         raise RuntimeError(f"{file.name} failed; as far as it came: {file}{why}") from None
     for cell in executed.cells:
         if "injected-parameters" in cell.metadata.get("tags", ()):
