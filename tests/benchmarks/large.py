@@ -33,7 +33,7 @@ from matalign.data.structures import Sharded
 from matalign.pipeline import provenance, run
 from matalign.pretrain import batches
 
-SIZES, STEPS, NAME = (21_764, 1_000_000), 200, "large"
+SIZES, STEPS, NAME, MANY = (21_764, 1_000_000), 200, "large", 10**8
 
 
 def main() -> None:
@@ -55,6 +55,7 @@ def main() -> None:
             print(rows[-1], flush=True)
         rows.append(embedding(args.folder, args.profile, size, max(args.ranks)))
         cache.write_json(FOLDER / f"{NAME}.json", made | {"rows": rows})
+        table(rows).to_csv(FOLDER / f"{NAME}.csv", index=False)
 
 
 def write(folder: Path, profile: str, size: int) -> Path:
@@ -78,6 +79,23 @@ def write(folder: Path, profile: str, size: int) -> Path:
     protocols = protocols.assign(mp_id=protocols.mp_id.map(known))
     dataset.write(target, Curated(structures=structures, protocols=protocols, audit={}, **tables))
     return target
+
+
+def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """A row for each command: memory of the process that holds most, time of all, and what embedding scales to."""
+    lines = []
+    for row in [row for row in rows if row["what"] != "reading"]:
+        most = max(row["processes"], key=lambda process: process["GiB"])
+        used = sum(process["processor_s"] for process in row["processes"])
+        hours = used / row["crystals"] * MANY / 3600
+        line = {
+            "what": row["what"] + f", {STEPS} steps" * (row["what"] == "training"),
+            "crystals": f"{row['crystals']:,}",
+        }
+        line |= {"processes": str(row["ranks"]), "GiB in one": f"{most['GiB']:.2f}"}
+        line |= {"of mapped files": f"{most['file_GiB']:.2f}", "processor s": f"{used:,.0f}"}
+        lines.append(line | {"processor h for 100 M": f"{hours:,.0f}" if row["what"] == "embedding" else ""})
+    return pd.DataFrame(lines)
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import dask_jobqueue.local
 import psutil
 import pytest
 
@@ -42,3 +43,20 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path):
         process.kill()
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the queue here: it closes no pipes
+def test_jobs_that_a_file_describes_do_the_work(tmp_path: Path, monkeypatch):
+    """A queue that starts its jobs here, instead of SLURM's."""
+    monkeypatch.setattr(dask_jobqueue, "LocalQueue", dask_jobqueue.local.LocalCluster, raising=False)
+    options = "cores: 1, processes: 1, memory: 1GB, interface: lo, scheduler_options: {dashboard_address: ':0'}"
+    (file := tmp_path / "queue.yaml").write_text(f"LocalQueue: {{jobs: 2, {options}}}")
+    made = cache.each(operator.neg, [1, 2, 3], processes=1, title="negatives", cluster=str(file))
+    assert list(made) == [-1, -2, -3]
+
+
+@pytest.mark.parametrize("content", ["SLURM: {jobs: 2}", "SLURMCluster: {cores: 1}", "16", "a: [", "SLURMCluster: x"])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str):
+    (file := tmp_path / "queue.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"queue.yaml: expected {class of dask_jobqueue: {jobs: number"):
+        list(cache.each(operator.neg, [1], processes=1, title="negatives", cluster=str(file)))

@@ -65,9 +65,9 @@ def test_every_pin_carries_hashes_and_names_no_index(name):
 
 def test_what_the_package_needs_is_in_the_pinned_set():
     optional = PYPROJECT["optional-dependencies"]
-    for line in PYPROJECT["dependencies"] + optional["pipeline"]:
+    for line in PYPROJECT["dependencies"] + optional["pipeline"] + optional["cluster"]:
         assert canonicalize_name(Requirement(line).name) in LOCK, line
-    for extra in set(optional) - {"pipeline"}:  # what the pipeline does not need
+    for extra in set(optional) - {"pipeline", "cluster"}:  # what neither pipeline nor tests need
         for line in optional[extra]:
             assert canonicalize_name(Requirement(line).name) not in LOCK, line
 

@@ -65,7 +65,7 @@ def _metadata(curated: dataset.Curated, folder: Path, *, relative_to: Path, prof
         date_published=datetime.datetime(2026, 11, 1),
         data_limitations=[LIMITS],
         data_collection_raw_data="; ".join(s["title"] for s in sources) or "data/sample/make.py",
-        distribution=[file(folder / name) for name in dataset.FILES],
+        distribution=[file(path) for path in dataset.files_of(folder)],
         record_sets=[records(table) for table in dataset.CONTRACT],
     )
     return json.loads(json.dumps(described.to_json(), default=str))

@@ -149,10 +149,10 @@ def read(folder: Path) -> Curated:
         ValueError: see `Curated`.
     """
     folder = Path(folder)
+    parts = shards(folder)
     try:
-        files = {name: (folder / name).read_bytes() for name in FILES if name != STRUCTURES}
+        files = {file.name: file.read_bytes() for file in files_of(folder) if file not in parts}
         audit = cache.read_json(folder / "audit.json")
-        parts = shards(folder) or [(folder / STRUCTURES).resolve(strict=True)]
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error.filename}: no curated set here; the stage `curate` makes it") from None
     try:
@@ -168,6 +168,12 @@ def read(folder: Path) -> Curated:
 def shards(folder: Path) -> list[Path]:
     """Files of structures, in order."""
     return sorted(folder.glob(f"{Path(STRUCTURES).stem}*.safetensors"))
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files of a set but the audit, in the order of `FILES`; structures of which there are none by their name."""
+    found = shards(folder) or [folder / STRUCTURES]
+    return [file for name in FILES for file in (found if name == STRUCTURES else [folder / name])]
 
 
 def mapped(file: Path) -> Structures:

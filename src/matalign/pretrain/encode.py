@@ -245,8 +245,10 @@ def nearest(
         raise ValueError(f"k must be between 1 and the {len(vectors)} vectors, got {k}")
     queries, vectors = torch.from_numpy(queries), torch.from_numpy(vectors)
     value, index = torch.full((len(queries), k), -torch.inf), torch.zeros((len(queries), k), dtype=torch.long)
+    # products by oneDNN: on AMD's processors twice as fast as by MKL, which `@` takes
+    queries = queries.to_mkldnn() if torch.backends.mkldnn.is_available() and len(queries) else queries
     for chunk, where in zip(vectors.split(CHUNK), torch.arange(len(vectors)).split(CHUNK)):
-        product = queries @ chunk.T  # (n, chunk)
+        product = F.linear(queries, chunk).to_dense()  # (n, chunk)
         rows = (product.amax(1) > value[:, -1]).nonzero().squeeze(1)  # an equal in a later chunk has a larger index
         v, i = _top(product[rows], min(k, len(chunk)))
         v, i = torch.cat([value[rows], v], 1), torch.cat([index[rows], where[i]], 1)

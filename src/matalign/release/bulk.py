@@ -1,6 +1,7 @@
 """Vectors of many crystals: a file for each shard of structures, on the cores of this machine or on a Dask cluster."""
 
 import hashlib
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def embed(model: Path, folder: Path, out: Path, *, processes: int = 1, cluster: 
     if not (shards := dataset.shards(folder)):
         raise FileNotFoundError(f"{folder}: no shards, expected files structures*.safetensors")
     out.mkdir(parents=True, exist_ok=True)
+    # joblib starts a process anew that keeps memory, as ours are asked to
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
     work = partial(_embedded, model.resolve(), out.resolve())
     how = {"processes": processes, "title": "embed", "unit": "shard", "cluster": cluster}
     return sum(cache.each(work, [shard.resolve() for shard in shards], **how))
