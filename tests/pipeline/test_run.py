@@ -223,11 +223,16 @@ def test_results_of_other_code_are_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.py").write_text("1\n")
+    golden = tmp_path / "tests" / "golden"
+    golden.mkdir(parents=True)
+    for name in ("old", "loaded"):
+        (golden / f"{name}.json").write_text("1\n")
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "one")
     first = git("rev-parse", "HEAD").stdout.strip()
     (tmp_path / "src" / "a.py").write_text("2\n")
+    (golden / "loaded.json").write_text("2\n")
     git("commit", "-qam", "two")
     second = git("rev-parse", "HEAD").stdout.strip()
     result("now", second)
@@ -238,7 +243,7 @@ def test_results_of_other_code_are_listed(tmp_path, monkeypatch):
     git("commit", "-qm", "results")  # no code
     result("not_in_git", first)
     assert provenance.stale() == [
-        f"p/loaded: computed by commit {first[:12]}, 1 commits to src ago",
+        f"p/loaded: computed by commit {first[:12]}, 1 commits to src ago; awaits its re-run",
         f"p/lost: computed by commit {'0' * 12}, which is not in the history",
-        f"p/old: computed by commit {first[:12]}, 1 commits to src ago",
+        f"p/old: computed by commit {first[:12]}, 1 commits to src ago; golden numbers unchanged since",
     ]

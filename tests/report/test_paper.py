@@ -199,11 +199,15 @@ def test_the_readme_of_results_says_what_was_claimed_what_it_took_and_who_comput
     metrics = plausible.metrics()
     folder = results(metrics)
     provenance(folder)
-    said = readme.write(folder, paper.read(folder / "metrics"), stale={"defects"}).read_text()
+    said = readme.write(
+        folder,
+        paper.read(folder / "metrics"),
+        stale={"defects": "computed by commit 0123456789ab, 3 commits to src ago; awaits its re-run"},
+    ).read_text()
     for claim in (c for stage in ("properties", "retrieval", "defects") for c in metrics[stage]["claims"]):
         assert any(claim["claim"] in line and claim["verdict"] in line for line in said.splitlines())
     lines = {line.split(" | ")[0].strip("| "): line for line in said[said.index("## Which code") :].splitlines()}
-    assert "computed by commit 0123456789ab; awaits its re-run" in lines["defects"]
+    assert "3 commits to src ago; awaits its re-run" in lines["defects"]
     assert "ffffffffffff | computed by the code as it is" in lines["pretrain"]
     assert "| pretrain | 77.5 | 2 | 0 | x |" in said
 

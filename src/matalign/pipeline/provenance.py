@@ -16,6 +16,8 @@ import joblib
 from matalign import paths
 from matalign.config import Stage
 
+GOLDEN = "tests/golden/{kind}.json"
+
 
 def record(cfg: Stage, *, minutes: float, fits: Path, earlier: Path) -> dict[str, Any]:
     """What to keep about one run of a stage; no host name, user or path.
@@ -107,7 +109,8 @@ def answer(*command: str) -> str | None:
 def stale() -> list[str]:
     """One line for each result that git holds and whose computing code differs from HEAD's.
 
-    Says by how many commits to `src`, or that the commit is not in the history (a shallow clone, or a lost branch).
+    Says by how many commits to `src`, and whether the kind's golden numbers, which HEAD's code is tested to give, have
+    changed since; or that the commit is not in the history (a shallow clone, or a lost branch).
     """
     lines, now = [], git("rev-parse", "HEAD:src")
     for file in sorted(paths.ROOT.glob("results/*/provenance/*.json")):
@@ -122,5 +125,9 @@ def stale() -> list[str]:
         elif code != now or at.get("dirty"):
             changed = " with changes" if at.get("dirty") else ""
             count = git("rev-list", "--count", f"{sha}..HEAD", "--", "src")
-            lines.append(f"{name}: computed by commit {sha[:12]}{changed}, {count} commits to src ago")
+            golden = GOLDEN.format(kind="synthesis" if file.stem == "recommendation" else file.stem)
+            numbers = [git("rev-parse", "--verify", "--quiet", f"{commit}:{golden}") for commit in (sha, "HEAD")]
+            same = not changed and None is not numbers[0] == numbers[1]
+            state = "golden numbers unchanged since" if same else "awaits its re-run"
+            lines.append(f"{name}: computed by commit {sha[:12]}{changed}, {count} commits to src ago; {state}")
     return lines

@@ -1,6 +1,6 @@
 """The README of a profile's results: what was run, what it claims, what it cost, and which commit computed it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,18 @@ def cost(made: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown(["stage", "minutes", "cores", "GPUs", "processor"], [*cells, everything])
 
 
-def commits(made: Mapping[str, Mapping[str, Any]], *, stale: Collection[str]) -> str:
-    """A table of the commit that computed each stage's numbers; of the stages `stale` the code is another today."""
+def commits(made: Mapping[str, Mapping[str, Any]], *, stale: Mapping[str, str]) -> str:
+    """A table of the commit that computed each stage's numbers; `stale`: stage -> how its code is another today."""
     cells = []
     for stage, record in made.items():
         git = record["git"] or {"sha": "none", "dirty": False}
         name = git["sha"][:12] + (" with changes" if git["dirty"] else "")
-        state = f"computed by commit {name}; awaits its re-run" if stage in stale else "computed by the code as it is"
-        cells.append([stage, name, state])
+        cells.append([stage, name, stale.get(stage, "computed by the code as it is")])
     return markdown(["stage", "commit", "state"], cells)
 
 
-def write(folder: Path, metrics: Mapping[str, Any], *, stale: Collection[str] = ()) -> Path:
-    """Write the README of `results/<profile>`; stages `stale` await a re-run; FileNotFoundError: no provenance."""
+def write(folder: Path, metrics: Mapping[str, Any], *, stale: Mapping[str, str] | None = None) -> Path:
+    """Write the README of `results/<profile>`; `stale`: see `commits`; FileNotFoundError: no provenance."""
     stages = [stage for stage in config.STAGES if stage not in ("paper", *paper.LATER)]
     curate, made = metrics["curate"], paper.provenance(folder, [*stages, *paper.there(folder)])
     counts, claims = curate["counts"], tables.claims(metrics)
@@ -60,7 +59,7 @@ def write(folder: Path, metrics: Mapping[str, Any], *, stale: Collection[str] = 
         cost(made),
         "Of a stage that loaded all its fits: minutes and machine of the run that computed them.",
         "## Which code computed this",
-        commits(made, stale=stale),
+        commits(made, stale=stale or {}),
     ]
     file = folder / "README.md"
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
