@@ -143,9 +143,12 @@ def on_cluster(where: str) -> Iterator[None]:
     if not where:
         yield
         return
-    import distributed
     import joblib
 
+    try:
+        import distributed
+    except ImportError:
+        raise OSError("a cluster needs the extra `cluster`: distributed and dask-jobqueue") from None
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # the error tells what was lost
     try:
         with ExitStack() as stack:

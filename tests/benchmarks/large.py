@@ -94,7 +94,14 @@ def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         }
         line |= {"processes": str(row["ranks"]), "GiB in one": f"{most['GiB']:.2f}"}
         line |= {"of mapped files": f"{most['file_GiB']:.2f}", "processor s": f"{used:,.0f}"}
-        lines.append(line | {"processor h for 100 M": f"{hours:,.0f}" if row["what"] == "embedding" else ""})
+        lines.append(
+            line
+            | {
+                "processor h for 100 M": f"{hours:,.0f}"
+                if row["what"] == "embedding" and row["crystals"] > dataset.SHARD
+                else ""
+            }
+        )
     return pd.DataFrame(lines)
 
 

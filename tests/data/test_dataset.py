@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from matalign.data import dataset
 from matalign.data.dataset import Structures
@@ -152,3 +153,9 @@ def test_tables_that_do_not_fit_are_refused(curated, change, message):
 def test_a_missing_set_says_what_makes_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"materials\.parquet: no curated set here; .*`curate`"):
         dataset.read(tmp_path)
+
+
+def test_a_shard_of_something_else_is_refused(tmp_path):
+    save_file({"lattice": np.eye(3)[None]}, file := tmp_path / "structures.safetensors")
+    with pytest.raises(ValueError, match=r"structures.safetensors: expected tensors numbers, .*ptr, got lattice"):
+        dataset.mapped(file)

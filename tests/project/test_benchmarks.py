@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pandas as pd
 import pytest
 import torch
-from benchmarks import comparison, run, scale
+from benchmarks import comparison, large, run, scale
 from projects import REPOSITORY
 from test_house import lock
 
@@ -200,6 +200,14 @@ def test_committed_outlook_is_that_of_its_measurements():
     table = pd.read_csv(FOLDER / "scale.csv", dtype=str, keep_default_na=False)
     again = scale.outlook(json.loads((FOLDER / "scale.json").read_text()))
     assert table.to_dict("records") == again.to_dict("records")
+
+
+def test_committed_table_of_a_large_set_is_that_of_its_measurements_and_within_three_gigabytes():
+    rows = json.loads((FOLDER / "large.json").read_text())["rows"]
+    table = pd.read_csv(FOLDER / "large.csv", dtype=str, keep_default_na=False)
+    assert table.to_dict("records") == large.table(rows).to_dict("records")
+    assert {row["what"] for row in rows if row["crystals"] == 10**6} == {"training", "embedding", "reading"}
+    assert all(process["GiB"] + process["file_GiB"] < 3 for row in rows for process in row.get("processes", ()))
 
 
 def test_committed_table_names_what_it_was_measured_with(committed):

@@ -106,6 +106,7 @@ def test_environment_variables_are_the_codes(variable):
     [
         ("scale.md", "results/bench/bench.csv"),
         ("scale.md", "results/bench/scale.csv"),
+        ("scale.md", "results/bench/large.csv"),
         ("reproducibility.md", "paper/deviations.csv"),
     ],
 )
@@ -123,6 +124,12 @@ def test_trials_are_those_of_the_bench():
         assert f"| validation | {trial['mae_val_eV_atom']:.4f} | {trial['core_minutes']:.1f} |" in PAGES["scale.md"]
     error = found["final"]["mae_test_eV_atom"]
     assert f"| test | {error['value']:.4f} [{error['low']:.4f}, {error['high']:.4f}] |" in PAGES["scale.md"]
+
+
+def test_reading_is_that_of_the_bench():
+    rows = json.loads((REPOSITORY / "results" / "bench" / "large.json").read_text())["rows"]
+    for row in (row for row in rows if row["what"] == "reading"):
+        assert f"{row['MB']:.2g} MB in {row['ms']:.2g} ms" in PAGES["scale.md"]
 
 
 def test_every_modality_is_named():

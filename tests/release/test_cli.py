@@ -87,6 +87,8 @@ def test_usage_is_checked(run, files):
     assert run("predict", files[0], "--json", "--csv").exit_code == 2
     assert run("embed", files[0]).exit_code == 2
     assert run("embed", files[0], "--out", "vectors.txt").exit_code == 2
+    assert run("embed", files[0], "--out", "vectors.npy", "--workers", 2).exit_code == 2
+    assert run("embed", files[0].parent, "--out", "vectors", "--json").exit_code == 2
     assert run("neighbours", files[0], "-k", 0).exit_code == 2
     ended = run("neighbours", files[0], "--among", "image", "-k", 1)
     assert ended.exit_code == 2

@@ -177,8 +177,11 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def mapped(file: Path) -> Structures:
-    """Structures whose arrays stay on disk, each page until it is read."""
-    return Structures(**{name: tensor.numpy() for name, tensor in cache.tensors(file).items()})
+    """Structures whose arrays stay on disk, each page until it is read; ValueError if the file holds something else."""
+    found = {name: tensor.numpy() for name, tensor in cache.tensors(file).items()}
+    if found.keys() != TENSORS.keys():
+        raise ValueError(f"{file}: expected tensors {', '.join(TENSORS)}, got {', '.join(found) or 'none'}")
+    return Structures(**found)
 
 
 def _parquet(frame: pd.DataFrame, types: dict[str, pa.DataType]) -> bytes:
