@@ -78,6 +78,7 @@ def test_what_was_tampered_with_is_found(copy):
         assert f"- {line}" in report, line
 
 
+@pytest.mark.slow
 def test_the_paper_is_made_from_the_metrics_that_are_here(copy):
     code, output, report = verified(copy, "--stage", "paper")
     assert code == 0, output[-3000:]
@@ -85,6 +86,7 @@ def test_the_paper_is_made_from_the_metrics_that_are_here(copy):
     assert f"data/curated/{PROFILE}" in report  # said to be loaded
 
 
+@pytest.mark.slow
 def test_without_history_it_says_so_in_a_line(copy, tmp_path):
     (copy.root / "results" / "note").write_text("a second commit\n")
     for command in (["add", "-f", "."], ["commit", "-q", "-m", "second"]):

@@ -296,6 +296,7 @@ def test_dry_run_takes_two_steps_and_publishes_nothing(project, bert, monkeypatc
     assert not paths.results("tiny").exists()
 
 
+@pytest.mark.slow
 def test_two_nodes_are_the_run_of_one_process(project, bert):
     # 24 views in batches of 7: shares of 4 and 3 rows
     cfg = tiny.pretrain(bert, batch_size=7, gpus="2")
@@ -339,6 +340,7 @@ def test_two_nodes_are_the_run_of_one_process(project, bert):
     assert not torch.allclose(w[0]["heads.text.1.weight"], w[2]["heads.text.1.weight"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_job_and_resume_goes_on(project, bert):
     cfg = tiny.pretrain(bert, epochs=40, patience=40, checkpoint_steps=3)
     with pytest.MonkeyPatch.context() as patch:
