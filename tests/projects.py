@@ -98,10 +98,14 @@ class Project:
         return json.loads((self.results / "provenance" / f"{stage}.json").read_text())
 
     def files(self) -> dict[str, bytes]:
-        """All that a second run must repeat: results less provenance, model and curated set, by relative name."""
+        """All that a second run must repeat: results, model, curated set, less what states minutes; by relative name."""
         folders = [self.results, self.root / "data" / "curated" / self.profile]
         files = [f for folder in folders for f in sorted(folder.rglob("*")) if f.is_file()]
-        return {str(f.relative_to(self.root)): f.read_bytes() for f in files if f.parent.name != "provenance"}
+        return {
+            str(f.relative_to(self.root)): f.read_bytes()
+            for f in files
+            if f.parent.name != "provenance" and f.name != "README.md"
+        }
 
     def clone(self, root: Path) -> "Project":
         """What git holds of the project: nothing that a run has made."""
