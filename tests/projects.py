@@ -98,7 +98,7 @@ class Project:
         return json.loads((self.results / "provenance" / f"{stage}.json").read_text())
 
     def files(self) -> dict[str, bytes]:
-        """All that a second run must repeat: results, model, curated set, less what states minutes; by relative name."""
+        """All that a second run must repeat: results, model, curated set, less what tells minutes; by relative name."""
         folders = [self.results, self.root / "data" / "curated" / self.profile]
         files = [f for folder in folders for f in sorted(folder.rglob("*")) if f.is_file()]
         return {
