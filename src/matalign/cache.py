@@ -149,7 +149,8 @@ def on_cluster(where: str) -> Iterator[None]:
         import distributed
     except ImportError:
         raise OSError("a cluster needs the extra `cluster`: distributed and dask-jobqueue") from None
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # the error tells what was lost
+    for name in ("distributed", "distributed.client", "tornado", "asyncio"):  # the error tells what was lost
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with ExitStack() as stack:
             if where.endswith((".yaml", ".yml")):

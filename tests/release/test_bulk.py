@@ -154,7 +154,8 @@ def test_a_lost_scheduler_is_told_in_one_line_and_the_rest_is_made_later(model, 
         ask = command(model, shards, out := tmp_path / "out", address)
         first_made(ask, out)
         scheduler.kill()
-        (line,), code = ended(ask)
+        lines, code = ended(ask)
+    (line,) = lines
     assert line.startswith("error: the cluster is lost (scheduler-connection-lost")
     assert code == 1
     bulk.embed(model, shards, out)
