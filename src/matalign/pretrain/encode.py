@@ -82,8 +82,7 @@ class Model:
         Seed, epoch (`EVALUATION` for a view that no training shows) and mp-id are the key of the view.
         """
         inputs = towers.load("image").Inputs(self.config, curated, self._tower("image"), self.device)
-        ids = curated.materials.mp_id.to_numpy()[rows]
-        return inputs(rows, np.array([draws.view_seed(seed, epoch, mp_id, 0) for mp_id in ids], np.uint64))
+        return inputs(rows, view_keys(curated, rows, seed=seed, epoch=epoch))
 
     def embed_images(self, images: Float[Tensor, "images 1 height width"]) -> Float[np.ndarray, "images dim"]:
         """(n, embed_dim) float32 unit vectors of micrographs as `micrographs.render` returns them."""
@@ -112,6 +111,12 @@ class Model:
                 out[rows] = made
                 bar.update(len(rows))
         return out
+
+
+def view_keys(curated: Curated, rows: Int[np.ndarray, " n"], *, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
+    """The keys of the views in `Model.micrographs`."""
+    ids = curated.materials.mp_id.to_numpy()[rows]
+    return np.array([draws.view_seed(seed, epoch, mp_id, 0) for mp_id in ids], np.uint64)
 
 
 def load(profile_or_path: str | Path, *, modalities: Iterable[str] = (), device: str = "cpu") -> Model:

@@ -26,7 +26,7 @@ from matalign.data import dataset
 from matalign.data.dataset import Curated, Structures
 from matalign.pretrain import encode
 from matalign.report.atlas import layout
-from matalign.views import draws, micrographs, references, registration
+from matalign.views import micrographs, references, registration
 
 NAMES = {"crystal": "crystals", "text": "protocols", "image": "micrographs"}  # of modalities, on the page
 MAX_BYTES = 15_000_000
@@ -251,10 +251,11 @@ def beside(thumbnails: np.ndarray, curated: Curated, pretrain: Pretrain) -> np.n
         (n, px, 3 px) uint8.
     """
     optics = micrographs.Optics(image_px=pretrain.image_px, pixel_A=pretrain.pixel_A)
-    keys = [draws.view_seed(pretrain.seed, encode.EVALUATION, mp_id, 0) for mp_id in curated.materials.mp_id]
-    axis = micrographs.draw_views(curated.structures.lattice, np.array(keys, np.uint64), optics=optics).axis.numpy()
+    rows = np.arange(len(curated.materials))
+    keys = encode.view_keys(curated, rows, seed=pretrain.seed, epoch=encode.EVALUATION)
+    axis = micrographs.draw_views(curated.structures.lattice, keys, optics=optics).axis.numpy()
     coarse = replace(optics, image_px=THUMBNAIL_PX, pixel_A=pretrain.pixel_A * pretrain.image_px / THUMBNAIL_PX)
-    rows, images = np.arange(len(axis)), torch.from_numpy(thumbnails)[:, None].float()
+    images = torch.from_numpy(thumbnails)[:, None].float()
     refs = references.references(curated.structures, rows, axis, optics=coarse)
     found = registration.register(images, refs, rows, pixel_A=coarse.pixel_A, tolerance=0.01)
     spread = images.std((1, 2, 3), keepdim=True).clamp(min=1.0)

@@ -111,11 +111,10 @@ class Seed:
 
     def network(self, arm: str, context: np.ndarray, made_of: dict[str, str]) -> cache.Result:
         """Features and zone axes of all images, as `_network` makes them, for what an arm is shown and told."""
-        reference, told = PICTURES.get(arm, ""), None
+        reference, told = PICTURES.get(arm, ""), np.zeros((len(context), 0))
         key = {**self.key, "reference": reference}
         if arm in VECTORS:
-            train = context[self.hosts.split == "train"]
-            told = (context - train.mean(0)) / np.maximum(train.std(0), 1e-3)
+            told = networks.scaled(context, context[self.hosts.split == "train"])
             key |= {**made_of, "told": arm}
         state = cache.folder("defects-network", key) / "state.pt"
         options = {"seed": self.number, "reference": reference, "told": told, "device": self.device, "state": state}
@@ -185,17 +184,13 @@ def predict(cfg: Defects) -> Predictions:
 
 
 def _network(
-    hosts: Hosts, cfg: Defects, *, seed: int, reference: str, told: np.ndarray | None, device: str, state: Path
+    hosts: Hosts, cfg: Defects, *, seed: int, reference: str, told: np.ndarray, device: str, state: Path
 ) -> cache.Result:
-    """Train an image network, told (n, c) of the hosts or nothing; features, zone axes of all, the test's `right`."""
-
-    def of(images: DefectSet) -> np.ndarray | None:
-        return None if told is None else told[images.host]
-
+    """Train an image network, told (n, c) of the hosts, c may be 0; features, zone axes of all, the test's `right`."""
     make = partial(render, hosts, cfg=cfg, reference=reference, device=device)
     train = make("train", epoch=0, seed=seed)
-    net = networks.fit_network(train, cfg, seed=seed, told=of(train), device=device, state=state)
+    net = networks.fit_network(train, cfg, seed=seed, told=told[train.host], device=device, state=state)
     # Heads learn on views that the network has not been trained on, as those of the test are.
     sets = {s: make(s, epoch=1, seed=seed) for s in ("train", "val")} | {"test": make("test", epoch=0, seed=cfg.seed)}
-    features = {f"features_{s}": networks.features(net, x.images, of(x), device=device) for s, x in sets.items()}
+    features = {f"features_{s}": networks.features(net, x.images, told[x.host], device=device) for s, x in sets.items()}
     return features | {f"axis_{s}": x.axis for s, x in sets.items()} | {"right": sets["test"].right}

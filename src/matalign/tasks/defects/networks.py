@@ -163,5 +163,10 @@ def fit_head(
 
 def _scaled(arrays: dict[str, np.ndarray], device: str) -> dict[str, Tensor]:
     """Of each split, by mean and spread of the training images'."""
-    mean, spread = arrays["train"].mean(0), np.maximum(arrays["train"].std(0), 1e-3)
-    return {s: torch.as_tensor((a - mean) / spread, dtype=torch.float32, device=device) for s, a in arrays.items()}
+    made = {s: scaled(a, arrays["train"]) for s, a in arrays.items()}
+    return {s: torch.as_tensor(a, dtype=torch.float32, device=device) for s, a in made.items()}
+
+
+def scaled(values: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Values (n, c) by mean and spread of those of training, of which there may be others."""
+    return (values - train.mean(0)) / np.maximum(train.std(0), 1e-3)
