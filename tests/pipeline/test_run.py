@@ -101,13 +101,22 @@ def test_a_failing_cell_stops_the_stage_and_shows_its_traceback(project, tmp_pat
     [
         'raise ImportError("libtorch_cpu.so: failed to map segment from shared object")',
         'raise RuntimeError("training ended with exit code 1\\nDefaultCPUAllocator: can\'t allocate memory")',
+        "import numpy\nnumpy.zeros(1 << 50)",
+        # what is kept leaves nothing for the formatting of the error
+        """import resource, pathlib
+used = pathlib.Path("/proc/self/statm").read_text().split()[0]
+resource.setrlimit(resource.RLIMIT_AS, ((int(used) + 25) * resource.getpagesize(),) * 2)
+kept = []
+while True:
+    kept.append(bytearray(10_000))""",
     ],
+    ids=["import", "allocator", "array", "nothing-left"],
 )
 def test_short_memory_is_told_in_one_line(project, body):
     """What libraries raise where `ulimit -v` leaves them too little: seen in tests/campaign.py."""
     project(cells(body=body))
     with pytest.raises(
-        RuntimeError, match=r"06_paper\.ipynb failed.*: memory is short: .*(segment|allocate)"
+        RuntimeError, match=r"06_paper\.ipynb failed.*: memory is short: .*(segment|allocate|MemoryError$)"
     ) as raised:
         run.run("paper", "sample")
     assert len(str(raised.value).splitlines()) == 1

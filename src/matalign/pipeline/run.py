@@ -27,8 +27,10 @@ ENVIRONMENT = {
     # else threads that wait for each other spin: on a busy machine most of the processor's time goes there
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-OUTER = (OSError, ValueError, MemoryError)  # input, disk, memory; or a process was killed
+OUTER = (OSError, ValueError)  # input, disk
 SHORT = ("failed to map segment", "allocate memory", "bad_alloc", "MemoryError")  # what libraries say without memory
+# in the kernel: IPython's formatting of an error takes memory, and where there is none ends in a traceback of its own
+TERSE = "get_ipython().set_custom_exc((MemoryError,), lambda s, kind, e, *_, **__: s._showtraceback(kind, e, [repr(e)]))"
 HELP = "source: notebooks without outputs; embed: features of the model; stale: list results of other code"
 
 
@@ -86,7 +88,7 @@ def execute(notebook, file: Path, *, profile: str):
     Raises:
         ValueError: the notebook has other parameters.
         RuntimeError: a cell failed; the message ends with its traceback, or, where the cause is no fault of the code
-            (`OUTER`), in one line.
+            (`OUTER`, `SHORT`), in one line.
     """
     import nbformat
     import papermill
@@ -108,13 +110,16 @@ def execute(notebook, file: Path, *, profile: str):
             stdout_file=sys.stderr,  # what cells print is seen as it comes
             stderr_file=sys.stderr,
             coalesce_streams=True,
-            extra_arguments=[f"--IPKernelApp.exec_lines={die}", "--log-level=ERROR"],
+            extra_arguments=[*(f"--IPKernelApp.exec_lines={line}" for line in (die, TERSE)), "--log-level=ERROR"],
         )
     except papermill.PapermillExecutionError as error:
-        outer = issubclass(getattr(builtins, error.ename, Exception), OUTER) or "SIGKILL" in error.evalue
-        why = f": {error.ename}: {error.evalue}" if outer else f"\n{error}"
-        if any(sign in error.evalue for sign in SHORT):
-            why = f": memory is short: {error.evalue.strip().splitlines()[-1]}"
+        said = f"{error.ename}: {error.evalue}".strip(": \n")
+        if any(sign in said for sign in SHORT):
+            why = f": memory is short: {said.splitlines()[-1]}"
+        elif "SIGKILL" in said or issubclass(getattr(builtins, error.ename, Exception), OUTER):
+            why = f": {said}"
+        else:
+            why = f"\n{error}"
         raise RuntimeError(f"{file.name} failed; as far as it came: {file}{why}") from None
     for cell in executed.cells:
         if "injected-parameters" in cell.metadata.get("tags", ()):
