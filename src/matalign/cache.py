@@ -12,6 +12,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -137,7 +138,7 @@ def on_cluster(where: str) -> Iterator[None]:
             jobs are queued and end with this process; or "": stay on this machine.
 
     Raises:
-        OSError: there is no scheduler or no worker, or they are lost.
+        OSError: there is no scheduler, no worker or no command that submits jobs, or they are lost.
         ValueError: the file holds something else.
     """
     if not where:
@@ -170,10 +171,13 @@ def _queued(file: Path) -> Any:
     try:
         ((kind, options),) = yaml.safe_load(file.read_text()).items()
         cluster = getattr(dask_jobqueue, kind)
+        command = getattr(cluster.job_cls, "submit_command", None)
         options = dict(options)
         jobs = options.pop("jobs")
     except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
         raise ValueError(f"{file}: expected {{class of dask_jobqueue: {{jobs: number, and its options}}}}") from None
+    if command and not shutil.which(command):
+        raise OSError(f"{file}: {kind} submits its jobs by {command}, which is not on this machine")
     made = cluster(**options)
     made.scale(jobs=jobs)
     return made

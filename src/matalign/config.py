@@ -117,6 +117,7 @@ class Release(Stage):
     index_size: int  # components that vectors are kept in, of the space's `embed_dim`
     micrographs: int  # that the error of int8 is measured on, of materials that pretraining has not seen
     queries: int  # of each modality, that the index is compared with the full vectors on
+    foreign: int  # materials that the profile leaves out, on which the model is measured too
     bootstrap: int
 
 

@@ -273,6 +273,19 @@ def test_large_cells_stay_out_unless_they_have_a_protocol(curated):
     assert len(found.protocols) == 0
 
 
+def test_what_limits_leave_out_is_found_again_if_its_energy_is_known(curated):
+    unknown = {"mp_id": "mp-3", "cif": perovskite("Ca", "Ti")}
+    kept, _, _ = curated([*GOOD, unknown], max_atoms=4, keep_with_protocol=False)
+    cfg = config.build(config.Curate, {**vars(config.load("curate", "tiny")), "raw": "raw", "max_atoms": 4}, where="")
+    materials, structures = curate.left_out(cfg, kept, 10)
+    assert list(materials.mp_id) == ["mp-1", "mp-2"]
+    assert [len(numbers) for numbers, _, _ in structures] == [5, 5]
+    assert len(curate.left_out(cfg, kept, 1)[0]) == 1
+    everything, _, _ = curated()
+    cfg = config.build(config.Curate, {**vars(cfg), "max_atoms": 0, "max_materials": 0, "raw": "absent"}, where="")
+    assert len(curate.left_out(cfg, everything, 10)[0]) == 0
+
+
 def test_a_subset_is_chosen_by_hash_and_spares_no_split(curated):
     found, _, skipped = curated([*GOOD, *many(20)], max_materials=15)
     assert len(found.materials) == 15

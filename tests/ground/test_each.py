@@ -55,6 +55,13 @@ def test_jobs_that_a_file_describes_do_the_work(tmp_path: Path, monkeypatch):
     assert list(made) == [-1, -2, -3]
 
 
+def test_a_machine_that_submits_no_jobs_is_told(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (file := tmp_path / "queue.yaml").write_text("SLURMCluster: {jobs: 2, cores: 1, memory: 1GB}")
+    with pytest.raises(OSError, match=r"queue.yaml: SLURMCluster submits its jobs by sbatch, which is not on this"):
+        list(cache.each(operator.neg, [1], processes=1, title="negatives", cluster=str(file)))
+
+
 @pytest.mark.parametrize("content", ["SLURM: {jobs: 2}", "SLURMCluster: {cores: 1}", "16", "a: [", "SLURMCluster: x"])
 def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str):
     (file := tmp_path / "queue.yaml").write_text(content)

@@ -12,13 +12,14 @@ import pandas as pd
 import published
 import pytest
 import torch
+import yaml
 from projects import REPOSITORY
 from pymatgen.core import Lattice, Structure
 from safetensors.torch import load_file
 
 import matalign
-from matalign import cache, paths
-from matalign.data import library
+from matalign import cache, config, paths
+from matalign.data import curate, library
 from matalign.pretrain import encode
 from matalign.release import build, cli, integrity, recipes, released, weights
 from matalign.tasks.properties import fits, networks
@@ -88,6 +89,30 @@ def test_the_card_says_what_was_measured(folder, made):
     assert f"{metrics['image']['cosine_min']:.4f} at least" in card
     assert json.loads((folder / "config.json").read_text())["text_model_hash"] in card
     assert "licence" in card
+    error, held = (metrics["foreign"][name][0] for name in ("results", "coverage"))
+    assert f"| formation_energy_eV_atom | left out | MAE | {error['value']:.3f} [" in card
+    assert f"| formation_energy_eV_atom | left out | {held['value']:.3f} [" in card
+    front = yaml.safe_load(card.split("---\n")[1])  # as the Hugging Face Hub reads it
+    assert (front["license"], front["library_name"]) == ("mit", "matalign")
+
+
+def test_crystals_that_the_profile_left_out_are_measured(made, model, monkeypatch):
+    measured = made[1]["foreign"]
+    monkeypatch.setattr(paths, "ROOT", REPOSITORY)
+    materials, structures = curate.left_out(config.load("curate", "tiny"), CURATED, 40)
+    found = model.predict(structures)
+    assert not set(materials.mp_id) & set(CURATED.materials.mp_id)
+    assert measured["atoms"] == [min(materials.n_atoms), sorted(materials.n_atoms)[19], max(materials.n_atoms)]
+    for target in ("formation_energy_eV_atom", "bulk_modulus_GPa"):
+        table = pd.DataFrame({"true": materials[target], **{c: found[target + c] for c in ("", "_low", "_high")}})
+        table = table.dropna()
+        held = (table._low <= table.true) & (table.true <= table._high)
+        table = np.log10(table) if target.endswith("GPa") else table
+        error, share = (next(r for r in measured[name] if r["target"] == target) for name in ("results", "coverage"))
+        assert error["value"] == pytest.approx((table[""] - table.true).abs().mean())
+        assert share["value"] == pytest.approx(held.mean())
+        assert share["half_width"] == pytest.approx(((table._high - table._low) / 2).median())
+        assert error["n_test"] == len(table) >= build.FEWEST
 
 
 # Embeddings

@@ -21,6 +21,7 @@ from matalign.data.formulas import reduced, same_composition
 from matalign.data.protocols import METHODS, Protocol
 from matalign.data.reactions import Reaction
 from matalign.data.sources import LABELS, Crystal, Material, Skipped
+from matalign.quantities import ENERGY
 
 
 def run(cfg: Curate, *, makers: Mapping[str, Maker] | None = None) -> dict[str, Any]:
@@ -33,13 +34,9 @@ def run(cfg: Curate, *, makers: Mapping[str, Maker] | None = None) -> dict[str, 
         FileNotFoundError: no raw files.
         ValueError: no material survives, or the leakage audit fails.
     """
-    raw, skipped = paths.ROOT / cfg.raw, Skipped()
-    listed = candidates(sources.materials(raw), skipped)
-    crystals = chunked.parse_cifs(list(dict.fromkeys(material.cif for material in listed)), workers=cfg.workers)
-    materials, structures, conflicts = merge(
-        listed, crystals, skipped, min_formation_energy_eV_atom=cfg.min_formation_energy_eV_atom
-    )
-    pairs = link(reactions.read(raw), materials, skipped, max_temperature_C=cfg.max_temperature_C)
+    skipped = Skipped()
+    materials, structures, conflicts = read(cfg, skipped)
+    pairs = link(reactions.read(paths.ROOT / cfg.raw), materials, skipped, max_temperature_C=cfg.max_temperature_C)
     kept = select(materials, pairs, cfg, skipped)
     materials, structures = materials[kept].reset_index(drop=True), structures.take(np.flatnonzero(kept))
     pairs = pairs[pairs.mp_id.isin(set(materials.mp_id))].reset_index(drop=True)
@@ -50,6 +47,23 @@ def run(cfg: Curate, *, makers: Mapping[str, Maker] | None = None) -> dict[str, 
     dataset.write(paths.curated(cfg.profile), curated)
     # The examples name rows of the raw files: they stay beside the curated set and out of what is published.
     return {**metrics, "skipped": [{k: v for k, v in row.items() if k != "first"} for row in metrics["skipped"]]}
+
+
+def read(cfg: Curate, skipped: Skipped) -> tuple[pd.DataFrame, Structures, list[dict[str, Any]]]:
+    """All materials of the raw files, as `merge` gives them."""
+    listed = candidates(sources.materials(paths.ROOT / cfg.raw), skipped)
+    crystals = chunked.parse_cifs(list(dict.fromkeys(material.cif for material in listed)), workers=cfg.workers)
+    return merge(listed, crystals, skipped, min_formation_energy_eV_atom=cfg.min_formation_energy_eV_atom)
+
+
+def left_out(cfg: Curate, curated: Curated, count: int) -> tuple[pd.DataFrame, Structures]:
+    """Materials with a formation energy that a profile leaves out by its limits: `count` at most, drawn at random."""
+    materials, structures = curated.materials, curated.structures
+    if cfg.max_atoms or cfg.max_materials:
+        materials, structures, _ = read(cfg, Skipped())
+    rows = np.flatnonzero(materials[ENERGY].notna() & ~materials.mp_id.isin(curated.materials.mp_id))
+    rows = np.sort(np.random.default_rng(cfg.seed).permutation(rows)[:count])
+    return materials.iloc[rows].reset_index(drop=True), structures.take(rows)
 
 
 def finished(

@@ -30,7 +30,7 @@ ENVIRONMENT = {
 OUTER = (OSError, ValueError)  # input, disk
 SHORT = ("failed to map segment", "allocate memory", "bad_alloc", "MemoryError")  # what libraries say without memory
 # in the kernel: IPython's formatting of an error takes memory, and where there is none ends in a traceback of its own
-TERSE = "get_ipython().set_custom_exc((MemoryError,), lambda s, kind, e, *_, **__: s._showtraceback(kind, e, [repr(e)]))"
+TERSE = "get_ipython().set_custom_exc((MemoryError,), lambda s, kind, e, *_, **__: s._showtraceback(kind, e, []))"
 HELP = "source: notebooks without outputs; embed: features of the model; stale: list results of other code"
 
 

@@ -19,11 +19,13 @@ import torch
 import matalign
 from matalign import cache, config, paths, quantities, stats
 from matalign.config import Release, Run
-from matalign.data import sources
+from matalign.data import curate, sources
+from matalign.data.structures import Structures
 from matalign.pretrain import encode
 from matalign.quantities import ENERGY, METAL
 from matalign.release import card, depth, index, integrity, predictors, released, weights
 from matalign.release.predictors import LEVELS, Calibration
+from matalign.release.released import Released
 from matalign.tasks.properties import fits
 from matalign.tasks.properties.arms import NETWORKS, STRUCTURE_ONLY, Fit, groups
 from matalign.tasks.properties.labels import THRESHOLD
@@ -33,6 +35,8 @@ SIGNIFICANT = 4  # digits of a prediction in the table of crystals
 NEW = "new chemical systems"  # test materials of elements that no training material combines
 WARNED = "out of depth"  # test materials that predictions warn of
 EVERY = "all"
+LEFT_OUT = "left out"  # materials of the raw files that the profile has not
+FEWEST = 20  # labels of these that an error is told of
 SPLIT, PERCENT = "random", 100.0  # what the released predictors are trained on: all labels of its training part
 CANDIDATES = tuple(arm for arm in STRUCTURE_ONLY if arm in NETWORKS)
 
@@ -89,7 +93,7 @@ def chosen(rows: Sequence[Mapping[str, Any]], targets: Mapping[str, float]) -> d
 
 def build(cfg: Release) -> dict[str, Any]:
     """The whole stage: fit what is not fitted yet, write `results/<profile>/model`, measure it; gives the metrics."""
-    properties, planned = plan(cfg)
+    (properties, planned), curation = plan(cfg), config.load("curate", cfg.profile)
     t = task(properties)
     fitted = fits.fit_all(properties, planned)
     folder = cache.folder("release-model", {"profile": cfg.profile}) / "model"
@@ -126,8 +130,9 @@ def build(cfg: Release) -> dict[str, Any]:
         "image": image_error(cfg, t, model),
         "index": compared(cfg, built, vectors),
     }
-    (folder / "README.md").write_text(card.text(paths.results(cfg.profile), about, metrics))
     cache.write_json(folder / "config.json", integrity.sealed(about))
+    metrics["foreign"] = foreign(cfg, released.load(folder), *curate.left_out(curation, t.curated, cfg.foreign))
+    (folder / "README.md").write_text(card.text(paths.results(cfg.profile), about, metrics))
     metrics["files"] = [
         {"file": f.name, "MB": round(f.stat().st_size / 1e6, 3)} for f in sorted(folder.iterdir()) if f.suffix != ".md"
     ]
@@ -248,6 +253,29 @@ def scores(
             widths = {"half_width": float(np.median(half[which])), "half_width_mean": float(half[which].mean())}
             held = (np.abs(mean - true) <= half).astype(float)
             row("coverage", held, which, {"materials": name, "nominal": level, **widths})
+    return out
+
+
+def foreign(cfg: Release, model: Released, materials: pd.DataFrame, structures: Structures) -> dict[str, Any]:
+    """Errors of the predictors, and what their intervals hold, on materials that the profile leaves out."""
+    out: dict[str, Any] = {"n": len(materials), "results": [], "coverage": []}
+    if not len(materials):
+        return out
+    told, options = model.properties(structures), {"resamples": cfg.bootstrap, "seed": cfg.seed}
+    out |= {"atoms": np.quantile(materials.n_atoms, (0, 0.5, 1), method="lower").tolist()}
+    for target in (target for predictor in model.predictors for target in predictor.targets if target != METAL):
+        rows = np.flatnonzero(materials[target].notna())
+        if len(rows) < FEWEST:
+            continue
+        columns = np.stack([materials[target], *(told[f"{target}{end}"] for end in ("", "_low", "_high"))], 1)[rows]
+        true, value, low, high = (np.log10(columns) if quantities.of(target).logarithmic else columns).T
+        systems, half = materials.chemsys.to_numpy()[rows], (high - low) / 2
+        about = {"target": target, "materials": LEFT_OUT, "n_test": len(rows), "n_chemsys": len(set(systems))}
+        found = stats.bootstrap(np.abs(value - true)[None], systems, **options)
+        out["results"].append(about | {"metric": "MAE", "unit": quantities.of(target).fitted_unit} | found.bounds())
+        found = stats.bootstrap(((low <= true) & (true <= high))[None].astype(float), systems, **options)
+        widths = {"half_width": float(np.median(half)), "half_width_mean": float(half.mean())}
+        out["coverage"].append(about | {"nominal": predictors.LEVEL, **widths} | found.bounds())
     return out
 
 

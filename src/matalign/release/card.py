@@ -16,6 +16,14 @@ IMAGE = """The image tower's convolutions are stored as int8: the cosine between
 precision, over {n} unseen micrographs, is {cosine_mean:.4f} in the mean and {cosine_min:.4f} at least.
 
 """
+FOREIGN = """The sources hold crystals that this profile leaves out and the model has never seen. On {n:,} of them,
+drawn at random ({least:g} to {most:g} atoms in the cell, in the middle {middle:g}):
+
+{results}
+
+{coverage}
+
+"""
 
 
 def text(folder: Path, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -41,6 +49,7 @@ def text(folder: Path, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> 
             results=_results(metrics["results"]),
             level=LEVEL,
             coverage=_coverage(metrics["coverage"]),
+            foreign=_foreign(metrics["foreign"]),
             image=IMAGE.format(**metrics["image"]) if metrics["image"] else "",
             size=metrics["index"]["size"],
             agreement=", ".join(f"{r['query']} to {r['among']} {r['agreement']:.3f} of {r['top']}" for r in found),
@@ -78,6 +87,13 @@ def _coverage(rows: Iterable[Mapping[str, Any]]) -> str:
         widths = f"{r['half_width']:.3g} {quantities.of(r['target']).fitted_unit}", f"{r['half_width_mean']:.3g}"
         cells.append((r["target"], r["materials"], _interval(r), *widths, f"{r['n_test']:,}"))
     return _table(("target", "materials", "share held", "half width, median", "mean", "n"), cells)
+
+
+def _foreign(found: Mapping[str, Any]) -> str:
+    if not found["results"]:
+        return ""
+    tables = {"results": _results(found["results"]), "coverage": _coverage(found["coverage"])}
+    return FOREIGN.format(n=found["n"], **dict(zip(("least", "middle", "most"), found["atoms"])), **tables)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -181,14 +181,14 @@ def retrieval(metrics: Metrics, *, query: str = "structure", target: str = "text
     rows = style.retrieval_rows(metrics["results"])
     rows = [r for r in rows if (r["query"], r["target"], r["metric"]) == (query, target, metric)]
     galleries = [g for g in ("full", "hard") if any(r["gallery"] == g for r in rows)]
-    fig, axes = panels(1, max(len(galleries), 1), width=COLUMN_IN, height=2.05, sharey=True)
+    fig, axes = panels(1, max(len(galleries), 1), width=COLUMN_IN, height=2.6, sharey=True)
     for ax, gallery in zip(axes[0], galleries, strict=False):
         here = [r for r in rows if r["gallery"] == gallery]
         curves(ax, here, x="level")
         levels = sorted({r["level"] for r in here})
         ax.set_xticks(levels, [f"L{level}" for level in levels])
         sizes = "–".join(f"{n:,}" for n in sorted({r["n_gallery"] for r in here}))
-        ax.set(title=f"{gallery} gallery ({sizes})", xlabel="mask level", ylim=(-0.03, 1.03))
+        ax.set(title=f"{gallery} gallery ({sizes})", xlabel="mask level", yscale="log", ylim=(2e-3, 1.3))
     axes[0, 0].set_ylabel(f"{metric}, {query} → {target}")
     legend(fig, axes[0], columns=2)
     return fig

@@ -98,7 +98,7 @@ def recommendation(metrics: Metrics) -> dict[str, Table]:
     tops = sorted({r["k"] for r in sets})
     places = sorted({(r["split"], r["kind"]) for r in heat}, key=lambda p: (p[0], p[1] != "sintering"))
     header = ["arm", *(f"{kind}\n{split}" for split, kind in places)]
-    degrees = pivot(heat, ("split", "kind"), places, show=lambda r: interval(r, unit="°C"))
+    degrees = pivot(heat, ("split", "kind"), places, show=lambda r: interval(r, unit="°C").replace(" ", "\n", 1))
     named = ["arm", *(f"top-{k}" for k in tops)]
     return {
         "precursors": Table(frame(sets), named, pivot(sets, ("k",), [(k,) for k in tops])),
