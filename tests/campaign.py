@@ -4,7 +4,7 @@ A project is run, and disturbed at moments that are drawn: one of its processes 
 full, memory is short, the clock jumps, a second run starts, results cannot be written. Each time it is noted what was
 said and what still ran, and the next run goes on from there; when the pipeline has come to its end, all bytes are
 compared with those of a project that was never disturbed. A moment is a number of seconds of processor time after
-`dvc repro` starts, so that a busy machine changes nothing. All is kept in .scratch/campaign: a campaign that is
+it starts, so that a busy machine changes nothing. All is kept in .scratch/campaign: a campaign that is
 ended goes on when it is started again. Figures: results/reliability.json, written after each event.
 
 Full disks and folders that cannot be written are tmpfs mounts (root on Linux). There is no second clock: `time.time` of
@@ -31,19 +31,21 @@ from typing import Any
 
 import projects
 import psutil
-from projects import REPRO, Project
+from projects import Project
 
 from matalign import cache, paths
 from matalign.pipeline import provenance
 
 FOLDER = paths.ROOT / ".scratch" / "campaign"
 REPORT = paths.ROOT / "results" / "reliability.json"
+projects.REPRO = (sys.executable, "-m", "matalign.pipeline.repro")  # what `make repro` starts
 VICTIMS = {  # part of the command line
     "rank": "matalign.pretrain.train",
     "worker": "joblib.externals.loky",
     "kernel": "ipykernel_launcher",
     "stage": "matalign.pipeline.run",
-    "dvc": "dvc repro",
+    "dvc": "-m dvc repro",
+    "make": projects.REPRO[-1],
 }
 MOUNTED = ("full disk", "read-only results")
 OTHERS = (*MOUNTED, "memory", "clock", "two runs") * 2
@@ -138,7 +140,7 @@ def reaches(project: Project, repro: subprocess.Popen, seconds: float) -> bool:
 
 
 def kill(project: Project, repro: subprocess.Popen, draw: random.Random, hits: Counter) -> str:
-    """SIGKILL for the kind of process that had the fewest, of those that run, or for dvc's group; which."""
+    """SIGKILL for the kind of process that had the fewest, of those that run, or for their group; which."""
     there = running(project)
     kinds = sorted({"group", *there} - {"other"}, key=lambda kind: (hits[kind], kind))
     victim = draw.choice([kind for kind in kinds if hits[kind] == hits[kinds[0]]])
@@ -187,7 +189,7 @@ def event(project: Project, kind: str, draw: random.Random, seconds: float, hits
         repro = project.start_repro(output=output, **how)
         if kind == "two runs":
             waited(lambda: repro.poll() is not None or stage(project) != "")
-            second = project.command(*REPRO)
+            second = project.command(*projects.REPRO)
             row["second"] = {"exit": second.returncode, "said": said(project, second.stdout)}
         if reaches(project, repro, moment):
             row["stage"] = stage(project)

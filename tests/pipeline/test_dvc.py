@@ -3,8 +3,10 @@
 import csv
 import json
 import shutil
+import subprocess
 import sys
 
+import psutil
 import pytest
 import yaml
 from projects import PROFILE, REPOSITORY, Project, finished, make, ran
@@ -19,6 +21,26 @@ def dvc(project, *args):
     assert ended.returncode == 0, ended.stdout
     assert "failed" not in ended.stdout, ended.stdout
     return ended.stdout
+
+
+def test_dvc_ends_with_the_command_that_started_it(tmp_path):
+    """`make repro` killed alone, its group left alive; DVC is one that waits."""
+    (fake := tmp_path / "fake" / "dvc").mkdir(parents=True)
+    (fake / "__init__.py").touch()
+    (fake / "__main__.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)")
+    code = """import os, pathlib
+from matalign import paths
+from matalign.pipeline import repro
+os.environ["PYTHONPATH"] = os.path.abspath("fake")
+paths.ROOT = pathlib.Path(os.getcwd())
+repro.repro()"""
+    started = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE)
+    waiting = psutil.Process(int(started.stdout.readline()))
+    started.kill()
+    started.wait()
+    started.stdout.close()
+    waiting.wait(timeout=60)
+    assert not waiting.is_running()
 
 
 @pytest.fixture(scope="module")

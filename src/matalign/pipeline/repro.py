@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from dvc.utils.serialize import dump_yaml, load_yaml  # the lock is written by what DVC writes it with, byte for byte
 
-from matalign import config, paths
+from matalign import cache, config, paths
 from matalign.pipeline import provenance
 
 LOCK, ASIDE = "dvc.lock", ".dvc/tmp/local.lock"
@@ -37,7 +37,9 @@ def repro(*args: str) -> int:
     write(lock, stages_of(aside) | stages_of(lock))
     command = [sys.executable, "-m", "dvc", "repro", *args]
     try:
-        return subprocess.run(command, cwd=paths.ROOT, env=environment(), check=False).returncode
+        # without `preexec_fn` DVC would go on when this process is killed; its stages end with it
+        how = {"cwd": paths.ROOT, "env": environment(), "preexec_fn": cache.die_with_parent}
+        return subprocess.run(command, **how, check=False).returncode
     finally:
         stages = stages_of(lock)
         profiles = {name.partition("@")[2] for name in stages} - {""}
