@@ -102,6 +102,9 @@ def test_crystals_that_the_profile_left_out_are_measured(made, model, monkeypatc
     materials, structures = curate.left_out(config.load("curate", "tiny"), CURATED, 40)
     found = model.predict(structures)
     assert not set(materials.mp_id) & set(CURATED.materials.mp_id)
+    trained = set(CURATED.materials.chemsys[(CURATED.splits.random == "train").to_numpy()])
+    sizes = {r["materials"]: r["n_test"] for r in measured["results"] if r["target"] == "formation_energy_eV_atom"}
+    assert sizes == {"left out": 40, f"left out, {build.NEW}": int((~materials.chemsys.isin(trained)).sum())}
     assert measured["atoms"] == [min(materials.n_atoms), sorted(materials.n_atoms)[19], max(materials.n_atoms)]
     for target in ("formation_energy_eV_atom", "bulk_modulus_GPa"):
         table = pd.DataFrame({"true": materials[target], **{c: found[target + c] for c in ("", "_low", "_high")}})

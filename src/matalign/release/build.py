@@ -7,8 +7,9 @@ label of a source, no recipe and no DOI.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,9 @@ def build(cfg: Release) -> dict[str, Any]:
         "index": compared(cfg, built, vectors),
     }
     cache.write_json(folder / "config.json", integrity.sealed(about))
-    metrics["foreign"] = foreign(cfg, released.load(folder), *curate.left_out(curation, t.curated, cfg.foreign))
+    trained = t.curated.materials.chemsys[(t.curated.splits.random == "train").to_numpy()]
+    left_out = curate.left_out(curation, t.curated, cfg.foreign)
+    metrics["foreign"] = foreign(cfg, released.load(folder), *left_out, known=set(trained))
     (folder / "README.md").write_text(card.text(paths.results(cfg.profile), about, metrics))
     metrics["files"] = [
         {"file": f.name, "MB": round(f.stat().st_size / 1e6, 3)} for f in sorted(folder.iterdir()) if f.suffix != ".md"
@@ -256,21 +259,28 @@ def scores(
     return out
 
 
-def foreign(cfg: Release, model: Released, materials: pd.DataFrame, structures: Structures) -> dict[str, Any]:
-    """Errors of the predictors, and what their intervals hold, on materials that the profile leaves out."""
+def foreign(
+    cfg: Release, model: Released, materials: pd.DataFrame, structures: Structures, *, known: Collection[str]
+) -> dict[str, Any]:
+    """Errors of the predictors, and what their intervals hold, on materials that the profile leaves out.
+
+    `known` are the chemical systems that the predictors were trained on; others are told apart.
+    """
     out: dict[str, Any] = {"n": len(materials), "results": [], "coverage": []}
     if not len(materials):
         return out
     told, options = model.properties(structures), {"resamples": cfg.bootstrap, "seed": cfg.seed}
     out |= {"atoms": np.quantile(materials.n_atoms, (0, 0.5, 1), method="lower").tolist()}
-    for target in (target for predictor in model.predictors for target in predictor.targets if target != METAL):
-        rows = np.flatnonzero(materials[target].notna())
+    new = ~materials.chemsys.isin(known)
+    targets = [target for predictor in model.predictors for target in predictor.targets if target != METAL]
+    for target, (name, subset) in product(targets, {LEFT_OUT: new | True, f"{LEFT_OUT}, {NEW}": new}.items()):
+        rows = np.flatnonzero(materials[target].notna() & subset)
         if len(rows) < FEWEST:
             continue
         columns = np.stack([materials[target], *(told[f"{target}{end}"] for end in ("", "_low", "_high"))], 1)[rows]
         true, value, low, high = (np.log10(columns) if quantities.of(target).logarithmic else columns).T
         systems, half = materials.chemsys.to_numpy()[rows], (high - low) / 2
-        about = {"target": target, "materials": LEFT_OUT, "n_test": len(rows), "n_chemsys": len(set(systems))}
+        about = {"target": target, "materials": name, "n_test": len(rows), "n_chemsys": len(set(systems))}
         found = stats.bootstrap(np.abs(value - true)[None], systems, **options)
         out["results"].append(about | {"metric": "MAE", "unit": quantities.of(target).fitted_unit} | found.bounds())
         found = stats.bootstrap(((low <= true) & (true <= high))[None].astype(float), systems, **options)
