@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -23,24 +24,33 @@ def dvc(project, *args):
     return ended.stdout
 
 
-def test_dvc_ends_with_the_command_that_started_it(tmp_path):
-    """`make repro` killed alone, its group left alive; DVC is one that waits."""
-    (fake := tmp_path / "fake" / "dvc").mkdir(parents=True)
+def start_repro(folder: Path, instead: str) -> subprocess.Popen:
+    """`make repro` with a DVC that runs something else."""
+    (fake := folder / "fake" / "dvc").mkdir(parents=True)
     (fake / "__init__.py").touch()
-    (fake / "__main__.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)")
+    (fake / "__main__.py").write_text(instead)
     code = """import os, pathlib
 from matalign import paths
 from matalign.pipeline import repro
 os.environ["PYTHONPATH"] = os.path.abspath("fake")
 paths.ROOT = pathlib.Path(os.getcwd())
-repro.repro()"""
-    started = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE)
-    waiting = psutil.Process(int(started.stdout.readline()))
-    started.kill()
-    started.wait()
-    started.stdout.close()
+repro.main()"""
+    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_dvc_ends_with_the_command_that_started_it(tmp_path):
+    """Killed alone, its group left alive."""
+    with start_repro(tmp_path, "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)") as started:
+        waiting = psutil.Process(int(started.stdout.readline()))
+        started.kill()
     waiting.wait(timeout=60)
     assert not waiting.is_running()
+
+
+def test_a_killed_dvc_is_told_in_one_line(tmp_path):
+    with start_repro(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)") as started:
+        _, told = started.communicate()
+    assert (started.returncode, told) == (1, b"error: DVC was killed: SIGKILL; the same command goes on from there\n")
 
 
 @pytest.fixture(scope="module")

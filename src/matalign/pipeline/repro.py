@@ -7,6 +7,7 @@ ignores (the sample's) differs from machine to machine: it is kept in .dvc/tmp, 
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,9 @@ def main() -> None:
     try:
         if args.profile:
             switch(args.profile)
-        sys.exit(repro(*rest))
+        if (code := repro(*rest)) < 0:
+            raise ValueError(f"DVC was killed: {signal.Signals(-code).name}; the same command goes on from there")
+        sys.exit(code)
     except (ValueError, yaml.YAMLError) as error:
         sys.exit(f"error: {error}")
 
