@@ -296,6 +296,7 @@ def report(profile: str, known: dict[str, Any], kinds: list[str]) -> None:
     versions = {name: importlib.metadata.version(name) for name in ("dvc", "torch", "numpy", "papermill", "joblib")}
     about = {"seed": ARGS.seed, "python": sys.version.split()[0]}
     whole = json.loads(REPORT.read_text()) if REPORT.exists() else {}
+    part = json.loads(json.dumps(part).replace(sys.prefix, ""))  # where this machine has its packages
     cache.write_json(REPORT, {**whole, **about, "versions": versions, profile: part})
 
 

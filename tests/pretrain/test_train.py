@@ -131,7 +131,10 @@ def test_finished_run_is_published_without_training_again(project, bert, monkeyp
     assert published == project / "results" / "tiny" / "pretrained"
     before = contents(published)
     (published / "left over").touch()
+    (half := published.with_name(".pretrained")).mkdir()  # what a run leaves that is killed while it publishes
+    (half / "crystal.safetensors").touch()
     assert contents(launch.pretrain(cfg)) == before
+    assert not half.exists()
     assert started == [1]
     assert len(json.loads((published.parent / "provenance" / "pretrain_epochs.json").read_text())) == cfg.epochs
     assert [json.loads(line)["state"] for line in fits.read_text().splitlines()] == ["computed", "loaded"]

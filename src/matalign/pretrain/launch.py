@@ -43,15 +43,17 @@ def pretrain(cfg: Pretrain, *, dry_run_ranks: int = 0) -> Path:
         return run / "model"
     run, ranks = folder(cfg), rank_count(cfg.gpus)
     target = paths.results(cfg.profile) / "pretrained"
-    temporary = target.with_name(f".pretrained.{os.getpid()}")
-    _train(cfg, run, temporary, ranks=ranks)
-    if cfg.control:
-        control = alone(cfg)
-        _train(control, folder(control), temporary / CONTROL, ranks=ranks)
-    (target.parent / "provenance").mkdir(parents=True, exist_ok=True)
-    cache.write_json(target.parent / "provenance" / "pretrain_epochs.json", checkpoint.epochs(run))
-    shutil.rmtree(target, ignore_errors=True)
-    return temporary.rename(target)
+    temporary = target.with_name(".pretrained")
+    with cache.held(cache.folder("pretrained", {"profile": cfg.profile})):
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        _train(cfg, run, temporary, ranks=ranks)
+        if cfg.control:
+            control = alone(cfg)
+            _train(control, folder(control), temporary / CONTROL, ranks=ranks)
+        (target.parent / "provenance").mkdir(parents=True, exist_ok=True)
+        cache.write_json(target.parent / "provenance" / "pretrain_epochs.json", checkpoint.epochs(run))
+        shutil.rmtree(target, ignore_errors=True)
+        return temporary.rename(target)
 
 
 def alone(cfg: Pretrain) -> Pretrain:
