@@ -201,9 +201,13 @@ def event(project: Project, kind: str, draw: random.Random, seconds: float, hits
 
 
 def said(project: Project, text: str) -> list[str]:
-    """The lines that tell of an error, without the project's path."""
+    """The lines that tell of an error, without the paths of the project and of its packages."""
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
-    return [line.replace(str(project.root), "")[:300] for line in lines if line.lower().startswith("error:")]
+    return [
+        line.replace(str(project.root), "").replace(sys.prefix, "")[:300]
+        for line in lines
+        if line.lower().startswith("error:")
+    ]
 
 
 # The campaign
@@ -296,7 +300,6 @@ def report(profile: str, known: dict[str, Any], kinds: list[str]) -> None:
     versions = {name: importlib.metadata.version(name) for name in ("dvc", "torch", "numpy", "papermill", "joblib")}
     about = {"seed": ARGS.seed, "python": sys.version.split()[0]}
     whole = json.loads(REPORT.read_text()) if REPORT.exists() else {}
-    part = json.loads(json.dumps(part).replace(sys.prefix, ""))  # where this machine has its packages
     cache.write_json(REPORT, {**whole, **about, "versions": versions, profile: part})
 
 

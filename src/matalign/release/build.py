@@ -94,7 +94,7 @@ def chosen(rows: Sequence[Mapping[str, Any]], targets: Mapping[str, float]) -> d
 
 def build(cfg: Release) -> dict[str, Any]:
     """The whole stage: fit what is not fitted yet, write `results/<profile>/model`, measure it; gives the metrics."""
-    (properties, planned), curation = plan(cfg), config.load("curate", cfg.profile)
+    properties, planned = plan(cfg)
     t = task(properties)
     fitted = fits.fit_all(properties, planned)
     folder = cache.folder("release-model", {"profile": cfg.profile}) / "model"
@@ -133,7 +133,7 @@ def build(cfg: Release) -> dict[str, Any]:
     }
     cache.write_json(folder / "config.json", integrity.sealed(about))
     trained = t.curated.materials.chemsys[(t.curated.splits.random == "train").to_numpy()]
-    left_out = curate.left_out(curation, t.curated, cfg.foreign)
+    left_out = curate.left_out(config.load("curate", cfg.profile), t.curated, cfg.foreign)
     metrics["foreign"] = foreign(cfg, released.load(folder), *left_out, known=set(trained))
     (folder / "README.md").write_text(card.text(paths.results(cfg.profile), about, metrics))
     metrics["files"] = [
