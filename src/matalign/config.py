@@ -106,6 +106,7 @@ class Properties(Stage):
     batch_size: int
     learning_rate: float
     weight_decay: float
+    compiled: bool  # train the layers of the crystal tower in bfloat16, compiled: 1.8 times as fast, by a C++ compiler
     bootstrap: int  # resamples
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -293,8 +294,18 @@ def test_finished_fits_are_not_fitted_again(fitted, monkeypatch):
         fit_all(make(learning_rate=1e-4))
 
 
-def test_a_killed_fit_goes_on_to_the_same_predictions(root, monkeypatch):
-    cfg = make(batch_size=16, arms=["scratch"])
+def test_compiled_networks_have_keys_of_their_own_and_the_others_keep_theirs(root):
+    plain, fast = make(), make(compiled=True)
+    assert "compiled" not in fits.key(task(plain), FIT)
+    for arm, fit in ((arm, dataclasses.replace(FIT, arm=arm, cohort="B")) for arm in arms.ARMS):
+        assert (fits.key(task(plain), fit) != fits.key(task(fast), fit)) == (arm in arms.NETWORKS)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")  # of torch.compile, of its own imports
+def test_a_killed_fit_goes_on_to_the_same_predictions(root, monkeypatch, compiled):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", compiled)  # its checks stop the compiler
+    cfg = make(batch_size=16, arms=["scratch"], compiled=compiled)
     fit = dataclasses.replace(FIT, percent=50.0, steps=12)
     monkeypatch.setattr(networks, "CHECKPOINT_STEPS", 5)
     whole = fits.fit_or_load(dataclasses.replace(cfg, weight_decay=0.01), fit)

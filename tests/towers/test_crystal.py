@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from matalign.towers.crystal import (
     ILD,
     CGConvTower,
     CrystalTower,
+    compiled_layer,
     corrupt,
     descriptors,
     envelope,
@@ -285,3 +287,36 @@ def test_denoiser_counts_hidden_atoms_alone(tower, crystals):
         nothing = made._replace(hidden=torch.zeros_like(made.hidden))
         assert 0 < made.hidden.sum() < len(made.z)
         torch.testing.assert_close(denoiser(atoms, made)[0] - denoiser(atoms, nothing)[0], by_hand)
+
+
+def test_a_compiled_tower_says_what_it_needs(crystals, monkeypatch):
+    model = CrystalTower(width=16, layers=1, order=2, cutoff_A=6.0)
+    model.compiled = True
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    compiled_layer.cache_clear()
+    batch = batch_of(*crystals.values())
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler, and there is no no-such-compiler"):
+        model(batch)
+    model.eval()(batch)  # predictions are not compiled
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch.compile, of its own imports and of what it looks at
+def test_a_compiled_tower_learns_what_the_other_does(crystals, monkeypatch):
+    """Within bfloat16's 8 bits while it trains, the very same when it predicts; batches of other sizes need no more."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a check in every function stops the compiler
+    torch.manual_seed(0)
+    model = CrystalTower(width=32, layers=2, order=3, cutoff_A=6.0)
+    for batch in (batch_of(*crystals.values()), batch_of(*[crystals["srtio3"]] * 3)):
+        found = {}
+        for model.compiled in (False, True):
+            model.train().zero_grad()
+            pooled, _ = model(batch)
+            pooled.square().sum().backward()
+            gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+            found[model.compiled] = pooled.detach(), gradient, model.eval()(batch)[0].detach()
+        assert pooled.dtype == torch.float32
+        for plain, fast in list(zip(*found.values(), strict=True))[:2]:
+            assert not torch.equal(plain, fast)
+            assert (plain - fast).norm() < 0.02 * plain.norm()
+        assert torch.equal(found[False][2], found[True][2])

@@ -21,10 +21,14 @@ Bartók et al., Phys. Rev. B 87, 184115, 2013, contracted with one more directio
 et al., ICLR 2020).
 """
 
+import logging
 import math
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -220,14 +224,30 @@ class ILDLayer(nn.Module):
         return h + self.update(h)
 
 
+@cache
+def compiled_layer() -> Callable[..., Tensor]:
+    """`ILDLayer.forward` by `torch.compile`, for batches of any size; raises ValueError where no C++ compiler is."""
+    if shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
+        raise ValueError(f"`compiled: true` needs a C++ compiler, and there is no {compiler}; CXX may name another")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # would say that no CUDA is found
+    from torch._inductor import config  # here: takes seconds, and few fits are compiled
+
+    config.compile_threads = 1  # else a pool of processes stays beside every fit
+    return torch.compile(ILDLayer.forward, dynamic=True)
+
+
 class CrystalTower(nn.Module):
     """The ILD tower: element embedding, message passing, mean over the atoms.
+
+    Where `compiled` is set, its layers are compiled and multiply in bfloat16 while it trains, not when it predicts.
 
     Args:
         width: channels of an atom; also the tower's dimension.
         order: highest Legendre order of the descriptors, at most 3; −1: none.
         channels: C of the descriptors.
     """
+
+    compiled = False
 
     def __init__(
         self, *, width: int, layers: int, order: int, cutoff_A: float, channels: int = 16, radial: int = 32
@@ -248,9 +268,11 @@ class CrystalTower(nn.Module):
         weight = envelope(d / batch.edge_cutoff[:, None])[..., None]  # (N, K, 1)
         radial = gaussians(d, cutoff_A=self.cutoff_A, count=self.radial)
         sphere = harmonics(vec / d[..., None], self.order) if self.order >= 0 else None
-        layers = [self.element(batch.z)]
-        for layer in self.layers:
-            layers.append(layer(layers[-1], neighbour, radial, weight, sphere))
+        layers, fast = [self.element(batch.z)], self.compiled and self.training
+        step = compiled_layer() if fast else ILDLayer.forward
+        with torch.autocast(d.device.type, torch.bfloat16) if fast else nullcontext():
+            for layer in self.layers:
+                layers.append(step(layer, layers[-1], neighbour, radial, weight, sphere))
         atoms = self.readout(self.norm(layers[-1]))
         return pool(atoms, batch), {"atoms": atoms, "layers": [*layers, atoms]}
 

@@ -60,6 +60,8 @@ def key(t: Task, fit: Fit) -> dict[str, Any]:
         names = ("cutoff_A", "neighbours", "width", "layers", "order", "channels")
         out |= {name: getattr(t.model.config, name) for name in names}
         out |= {name: getattr(t.cfg, name) for name in ("batch_size", "learning_rate", "weight_decay")}
+        if t.cfg.compiled:
+            out["compiled"] = True
         if network.weights:
             out["weights"] = encode.fingerprint(t.cfg.profile, network.weights, "crystal")
     made_of = {"weights": encode.fingerprint(t.cfg.profile, "pretrained"), "data": t.curated.digest}
@@ -78,6 +80,7 @@ def network(t: Task, fit: Fit, pooled: Sequence[Tensor] = ()) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fit.seed)
         tower = towers.build("crystal", replace(cfg, crystal_tower=arm.tower) if arm.tower else cfg)
+        tower.compiled = t.cfg.compiled
         out = arm.model(tower, len(fit.weights), *([pooled] if arm.others else []))
     if arm.weights:
         folder = paths.results(t.cfg.profile) / arm.weights
