@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pymatgen.optimization.neighbors import find_points_in_spheres
 
 from matalign.data.dataset import Structures
 from matalign.views import neighbours as search
@@ -132,32 +133,67 @@ def random_crystals(seed, count=40):
     return out
 
 
+def pymatgens_graph(numbers, frac, lattice, *, cutoff_A, neighbours):
+    """The same rule on pymatgen's list, which has pairs exactly at the cutoff too; of each atom its sorted edges."""
+    x = frac @ lattice
+    found = find_points_in_spheres(x, x, cutoff_A, np.ones(3, np.int64), np.ascontiguousarray(lattice), 1e-8)
+    out = []
+    for v in range(len(x)):
+        others = (found[0] == v) & ((found[1] != v) | found[2].any(1))
+        u, image, d = (column[others] for column in found[1:])
+        radius = min([*np.sort(d)[neighbours:][:1], cutoff_A])
+        edges = np.column_stack([d, u, x[u] + image @ lattice - x[v]])[d < radius * (1 - search.TIE)]
+        out.append((sorted(edges.round(6).tolist()), radius))
+    return out
+
+
 @pytest.mark.parametrize("k", [3, 16])
-def test_dense_and_vesins_search_give_the_same_graph_in_the_same_order(crystals, k, monkeypatch):
+def test_graphs_are_those_of_pymatgens_neighbours(crystals, k):
+    every = [*crystals.values(), *random_crystals(0)]
+    graph = neighbour_lists(Structures.pack(every), cutoff_A=6.0, neighbours=k)
+    first, atom = 0, 0
+    for crystal in every:
+        for edges, radius in pymatgens_graph(*crystal, cutoff_A=6.0, neighbours=k):
+            mine = slice(first, first := first + graph.edges_of[atom])
+            vec = graph.edge_vec[mine]
+            ours = np.column_stack([np.linalg.norm(vec, axis=1), graph.neighbour[mine], vec]).round(6)
+            assert (np.diff(ours[:, 0]) >= 0).all()
+            assert len(ours) == len(edges)
+            np.testing.assert_allclose(sorted(ours.tolist()), edges, atol=2e-6)
+            assert graph.edge_cutoff[atom] == pytest.approx(radius)
+            atom += 1
+    assert (atom, first) == (len(graph.edges_of), len(graph.neighbour))
+
+
+@pytest.mark.parametrize(("neighbours", "edges"), [(5, 0), (6, 6), (17, 6), (18, 18), (40, 26)])
+def test_pairs_exactly_at_the_cutoff_change_nothing(neighbours, edges):
+    """Simple cubic, 3 Å: 6 neighbours, 12, 8, and 6 at 6 Å, which pymatgen counts as within 6 Å and we do not."""
+    crystal = np.array([84]), np.zeros((1, 3)), np.eye(3) * 3.0
+    graph = neighbour_lists(Structures.pack([crystal]), cutoff_A=6.0, neighbours=neighbours)
+    ((theirs, radius),) = pymatgens_graph(*crystal, cutoff_A=6.0, neighbours=neighbours)
+    assert graph.edges_of.tolist() == [len(theirs)] == [edges]
+    assert graph.edge_cutoff == pytest.approx(radius)
+
+
+@pytest.mark.parametrize("k", [3, 16])
+def test_few_crystals_without_numba_are_as_many_with_it(crystals, k, monkeypatch):
     structures = Structures.pack([*crystals.values(), *random_crystals(0)])
-    dense = neighbour_lists(structures, cutoff_A=6.0, neighbours=k)
-    monkeypatch.setattr(search, "AT_ONCE", 0)
-    for name, ours, vesins in zip(dense._fields, dense, neighbour_lists(structures, cutoff_A=6.0, neighbours=k)):
-        np.testing.assert_array_equal(ours, vesins, err_msg=name)
+    graphs_of = []
+    for few in (0, 1 << 30):
+        monkeypatch.setattr(search, "FEW", few)
+        graphs_of.append(neighbour_lists(structures, cutoff_A=6.0, neighbours=k))
+    for name, one, other in zip(search.Graph._fields, *graphs_of):
+        np.testing.assert_array_equal(one, other, err_msg=name)
 
 
-@pytest.mark.parametrize("neighbours", [5, 6, 17, 18, 40])
-def test_pairs_exactly_at_the_cutoff_change_nothing(neighbours):
-    """Simple cubic, 3 Å: 6 neighbours, 12, 8, and 6 at 6 Å, which pymatgen counts as within 6 Å and vesin does not."""
-    from pymatgen.optimization.neighbors import find_points_in_spheres
+def test_where_nothing_can_be_kept_the_search_is_compiled_all_the_same(monkeypatch):
+    def njit(*, nogil, cache=False):
+        if cache:
+            raise RuntimeError("no locator available")
+        return lambda function: (function, nogil)
 
-    lattice, x = np.eye(3) * 3.0, np.zeros((1, 3))
-    centre, neighbour, image, d = find_points_in_spheres(x, x, 6.0, np.ones(3, np.int64), lattice, 1e-8)
-    pairs = search.Pairs(
-        *(a[d > 0] for a in (centre, neighbour)), np.stack([*(image @ lattice).T, d])[:, d > 0], centre
-    )
-    assert len(pairs.centre) == 6 + 12 + 8 + 6
-    chosen, count, radius = search.choose(pairs, 1, cutoff_A=6.0, neighbours=neighbours)
-    graph = neighbour_lists(Structures.pack([(np.array([84]), x, lattice)]), cutoff_A=6.0, neighbours=neighbours)
-    assert count.tolist() == graph.edges_of.tolist() == [{5: 0, 6: 6, 17: 6, 18: 18, 40: 26}[neighbours]]
-    assert radius == pytest.approx(graph.edge_cutoff)
-    theirs = pairs.vec[:3, chosen[0, : count[0]]].T
-    assert sorted(theirs.round(6).tolist()) == sorted(graph.edge_vec.round(6).tolist())
+    monkeypatch.setattr("numba.njit", njit)
+    assert search.compiled.__wrapped__() == (search._fill, True)
 
 
 def test_graphs_made_for_each_batch_are_those_that_are_kept(crystals):
