@@ -8,6 +8,7 @@ once. Trials run two at a time on one thread each and are kept in scratch; some 
 """
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -15,6 +16,7 @@ from multiprocessing import get_context
 import torch
 from benchmarks.comparison import Settings
 from benchmarks.towers import OURS, Task
+from torch import nn
 from tqdm import tqdm
 
 from matalign import cache, config, stats
@@ -50,9 +52,9 @@ def trial(profile: str, changes: dict) -> dict:
         return START | changes | cache.memo("energy", key, run)
 
 
-def final(task: Task) -> dict:
-    """Train for `SECONDS`; the test error with its interval, and the speed."""
-    make, rate, start = task.models()[OURS[0]], task.fit.learning_rate, time.perf_counter()
+def final(task: Task, make: Callable[[], nn.Module]) -> dict:
+    """Train a model for `SECONDS`; the test error with its interval, and the speed."""
+    rate, start = task.fit.learning_rate, time.perf_counter()
     with tqdm(total=round(SECONDS), desc="energy, training", unit="s") as bar:
 
         def elapsed(step: int) -> float:
@@ -81,4 +83,5 @@ def measure(settings: Settings) -> dict:
         trials = list(tqdm(running, total=len(CHANGES), desc="energy, trials"))
     best = min(trials, key=lambda t: t["mae_val_eV_atom"])
     chosen = {name: best[name] for name in START}
-    return {"trials": trials, "chosen": chosen, "final": final(Task(settings.profile, **chosen)), "comparisons": []}
+    task = Task(settings.profile, **chosen)
+    return {"trials": trials, "chosen": chosen, "final": final(task, task.models()[OURS[0]]), "comparisons": []}

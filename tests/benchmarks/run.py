@@ -24,8 +24,8 @@ from matalign import cache, paths
 from matalign.pipeline import provenance
 from matalign.report import style
 
-NAMES = ("neighbours", "towers", "stem", "losses", "search", "energy")
-LONG = ("energy",)  # only if named
+NAMES = ("neighbours", "towers", "stem", "losses", "search", "energy", "compiled")
+LONG = ("energy", "compiled")  # only if named
 PEERS = ("faiss-cpu", "jarvis-tools", "matgl", "open_clip_torch", "pymatgen", "vesin")
 PEERS += ("matscipy-neighbours", "nvalchemi-toolkit-ops", "torch-sim-atomistic")  # those that are installed
 THREADS = 2

@@ -95,7 +95,7 @@ def still(size, origin_A, *, px):
 
 def pictures(table, origin_A, *, px, pixel_A, margin_A):
     """Our noiseless pictures at STEMConv's settings, (n, px, px)."""
-    optics = Optics(image_px=px, pixel_A=pixel_A, margin_A=margin_A)
+    optics = Optics(image_px=px, pixel_A=pixel_A, margin_A=margin_A, jitter_A=0.0)  # straight lines, as STEMConv
     structures, view = Structures.pack([crystal for _, crystal in table]), still(len(table), origin_A, px=px)
     return expose(project(structures, range(len(table)), view, optics=optics), view, optics=optics).numpy()
 
