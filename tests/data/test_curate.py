@@ -13,7 +13,7 @@ import pytest
 import rawfiles
 from rawfiles import binary, perovskite, reaction
 
-from matalign import config, paths
+from matalign import config, paths, towers
 from matalign.data import chunked, curate, dataset, sources
 
 LABELS = {
@@ -251,6 +251,55 @@ def test_a_source_without_a_readable_structure_gives_way_to_the_next(snapshot):
     rows, _ = snapshot({**FILES, "data/0.cif": "broken"}, {"mp-1": perovskite("Ba", "Ti")})
     assert rows.source["mp-1"] == "topology"
     assert rows.formation_energy_eV_atom["mp-1"] == -3.4
+
+
+def test_a_modality_gets_numbers_of_the_cell_that_was_taken_and_changes_nothing_else(snapshot):
+    files = {**FILES, "data/id_prop.csv": "0,-3.4,1.7,4.5,59.319,-2.5\n1,-2.0,0.0,5.5,None,0\n"}
+    topology = {"mp-4": perovskite("Sr", "Ti"), "mp-9": binary("K", "Br")}
+    _, metrics = snapshot(files, topology)
+    without = dataset.read(paths.curated("tiny"))
+    cfg = config.build(
+        config.Curate, {**vars(config.load("curate", "tiny")), "raw": "raw", "max_materials": 0}, where=""
+    )
+    more = curate.run(cfg, makers=towers.makers(["crystal", "profile"]))
+    found = dataset.read(paths.curated("tiny"))
+    # eV, μB and Å³ of one of the five atoms: 3.9³ Å³ is the volume of the CIF's cell
+    assert found.extra("profile").shape == (4, 3)
+    np.testing.assert_allclose(found.extra("profile")[0], [4.5, 0.5, 3.9**3 / 5], rtol=1e-9)
+    assert abs(np.linalg.det(found.structures.lattice[0])) == pytest.approx(59.319)
+    assert np.isnan(found.extra("profile")[1:]).all()  # a number unknown; structures of another source
+    assert found.digest == without.digest
+    assert list(found.materials) == list(without.materials)
+    other = [row for row in more["skipped"] if row["source"] != "profile"]
+    assert other == metrics["skipped"]
+    assert {**more, "skipped": other} == metrics
+    (row,) = [row for row in found.audit["skipped"] if row["source"] == "profile"]
+    assert (row["reason"], row["rows"]) == ("not available", 3)
+    assert row["first"][0] == "mp-2: its source does not give: volume, Å³/atom"
+
+
+def test_numbers_of_a_cell_that_was_not_taken_are_not_used(snapshot):
+    snapshot({**FILES, "data/0.cif": "broken"}, {"mp-1": perovskite("Ba", "Ti")})
+    cfg = config.build(
+        config.Curate, {**vars(config.load("curate", "tiny")), "raw": "raw", "max_materials": 0}, where=""
+    )
+    curate.run(cfg, makers=towers.makers(["profile"]))
+    found = dataset.read(paths.curated("tiny"))
+    assert found.materials.source.tolist() == ["topology", "megnet", "elasticity"]
+    assert np.isfinite(found.extra("profile")).all(1).tolist() == [False, True, False]
+
+
+def test_a_csv_may_have_them_too_and_without_any_the_modality_is_refused(curated, project):
+    def run(materials):
+        rawfiles.write(project / "raw", materials, RECORDS)
+        values = {**vars(config.load("curate", "tiny")), "raw": "raw", "max_materials": 0}
+        curate.run(config.build(config.Curate, values, where="test"), makers=towers.makers(["profile"]))
+        return dataset.read(paths.curated("tiny")).extra("profile")
+
+    numbers = {"fermi_level_eV": "1", "volume_A3": "50", "magnetisation_muB": "0"}
+    np.testing.assert_allclose(run([{**GOOD[0], **numbers}]), [[1, 0, 10]])
+    with pytest.raises(ValueError, match="none of 3 materials has profile; the first: its source does not give: Fermi"):
+        run(GOOD)
 
 
 # Filters

@@ -79,6 +79,15 @@ def test_the_digest_follows_the_content(curated, change):
     assert dataclasses.replace(curated, **{change: other}).digest != curated.digest
 
 
+def test_extras_of_later_modalities_have_digests_of_their_own(curated):
+    values = np.arange(6.0).reshape(3, 2)
+    one, other = (dataclasses.replace(curated, extras={**curated.extras, "new": v}) for v in (values, values + 1))
+    assert one.digest == other.digest == curated.digest
+    assert curated.extra_digests == {}
+    assert one.extra_digests.keys() == {"new"}
+    assert one.extra_digests != other.extra_digests
+
+
 def test_the_digest_does_not_follow_the_audit(curated):
     assert dataclasses.replace(curated, audit={"counts": {}}).digest == curated.digest
 

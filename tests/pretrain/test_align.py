@@ -66,7 +66,7 @@ def test_the_seed_makes_the_weights_whatever_was_drawn_before(bert):
 
 @pytest.mark.parametrize("modalities", ["crystal", "crystal crystal", ""])
 def test_fewer_than_two_modalities(bert, modalities):
-    with pytest.raises(ValueError, match="two or more of composition, crystal, image, text, xrd, each once"):
+    with pytest.raises(ValueError, match="two or more of composition, crystal, image, profile, text, xrd, each once"):
         align.build(tiny.pretrain(bert, modalities=modalities, auxiliary_weight=0.0))
 
 
@@ -78,7 +78,9 @@ def test_auxiliary_objective_is_the_crystals(bert):
 
 
 def test_unknown_modality_and_tower(bert):
-    with pytest.raises(ValueError, match="no modality 'spectrum'; one of composition, crystal, image, text, xrd"):
+    with pytest.raises(
+        ValueError, match="no modality 'spectrum'; one of composition, crystal, image, profile, text, xrd"
+    ):
         align.build(tiny.pretrain(bert, modalities="crystal spectrum"))
     with pytest.raises(ValueError, match="ild or cgconv, got 'gat'"):
         align.build(tiny.pretrain(bert, crystal_tower="gat"))

@@ -257,6 +257,51 @@ def test_modalities_that_a_variant_lacks_have_no_row(source):
     assert [row["pair"] for row in result["pairs"]] == ["crystal–text"]
 
 
+def test_what_is_not_read_and_what_came_later_leave_keys_as_they_were(source):
+    known = {f.name for f in dataclasses.fields(Variant)} - {"supervised", "attends"}
+    profiled = dataclasses.replace(source, extras=(("profile", "1"),))
+    other = dataclasses.replace(source, extras=(("profile", "2"),))
+    for group in GROUPS.values():
+        for variant in group.values():
+            key = fits.key(source, Fit(variant, 0))
+            later = {"supervised"} if variant.supervised else {"attends"} if variant.attends else set()
+            assert key["fit"]["variant"].keys() == known | later
+            reads = "profile" in (variant.modalities + variant.supervised)
+            assert (fits.key(profiled, Fit(variant, 0)) != fits.key(other, Fit(variant, 0))) == reads
+            assert (fits.key(profiled, Fit(variant, 0)) != key) == reads
+    assert len({cache.digest(fits.key(profiled, Fit(v, 0))) for g in GROUPS.values() for v in g.values()}) == 28
+
+
+def test_numbers_are_aligned_or_predicted_and_tokens_attended_to(model):
+    values = np.abs(np.random.default_rng(0).normal(size=(24, 3)))
+    values[3] = np.nan
+    dataset.write(paths.curated("tiny"), dataclasses.replace(salts(), extras={"profile": values}))
+    variants = {"modalities": ["with-profile"], "objective": ["profile-supervised", "token-attention"]}
+    cfg = make(variants=variants, epochs=1)
+    metrics = ablations.run(cfg)
+    assert metrics["skipped"] == []
+    names = {"all-three", "with-profile", "both", "profile-supervised", "token-attention"}
+    assert {r["variant"] for r in metrics["results"]} == names
+    assert all(np.isfinite(r["value"]) for r in metrics["results"])
+
+    start = shown.source(cfg)
+    tokens, texts = shown.kept_tokens(start.tokens), shown.examples(start, BASE, 0).texts.distinct
+    with torch.no_grad():
+        live = model.towers["text"](texts[3:4])[1]["tokens"][0]
+    assert tokens["length"][3] == len(live)
+    torch.testing.assert_close(tokens["text"][3, : len(live)].float(), live, rtol=1e-2, atol=1e-2)
+    assert tokens["image"].shape == (24, 1, 2048)  # 32 px end as one cell
+
+    base = shown.examples(start, BASE, 0)
+    for name in ("profile-supervised", "token-attention"):
+        made = shown.examples(start, GROUPS["objective"][name], 0)
+        for before, after in zip(base.model.towers["crystal"].parameters(), made.model.towers["crystal"].parameters()):
+            assert torch.equal(before, after)  # the same start
+        assert isinstance(fits.Regressor(made.model.towers["crystal"], 1).tower, type(base.model.towers["crystal"]))
+        (part,) = made.parts(made.views("train", 0))
+        assert made.auxiliary(part) != base.auxiliary(part)
+
+
 def test_no_variants_make_empty_tables_at_once(project):
     made = ablations.run(make(variants={}))  # there is no model
     assert made["results"] == made["comparisons"] == made["pairs"] == made["statements"] == []

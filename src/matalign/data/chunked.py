@@ -1,6 +1,7 @@
 """What is made of each crystal, in chunks on several processes: a killed run goes on with the chunks it has done."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -15,7 +16,7 @@ from matalign.data.dataset import Structures
 from matalign.data.sources import Crystal, Skipped
 
 CRYSTALS_PER_TASK = 256  # what a killed run may lose, in each worker
-Maker = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # numbers, frac_coords, lattice -> floats of a shape
+Maker = Callable[..., np.ndarray]  # numbers, frac_coords, lattice, then what is `asked` -> floats of a shape
 
 
 def parse_cifs(texts: Sequence[str], *, workers: int) -> dict[str, Crystal | str]:
@@ -37,6 +38,11 @@ def _unpacked(stored: cache.Result) -> Iterator[Crystal | str]:
     return (failure or next(crystals) for failure in stored["failures"])
 
 
+def asked(maker: Maker) -> list[str]:
+    """Numbers of `sources.OTHERS` that a maker takes after the crystal, by the names of its parameters."""
+    return list(inspect.signature(maker).parameters)[3:]
+
+
 def extra(
     makers: Mapping[str, Maker], materials: pd.DataFrame, structures: Structures, skipped: Skipped, *, workers: int
 ) -> dict[str, np.ndarray]:
@@ -44,6 +50,7 @@ def extra(
 
     Args:
         makers: modality -> what makes its values of a crystal; ValueError where a crystal has none.
+        materials: with columns of what any of them has `asked` for.
         skipped: gets the materials that lack a modality.
 
     Raises:
@@ -52,7 +59,9 @@ def extra(
     extras = {}
     for name, maker in makers.items():
         stack = lambda values: {"values": np.array(values)}  # noqa: E731
-        chunks = _chunks(maker, stack, list(structures), key={"modality": name}, workers=workers, what=name)
+        others = materials[asked(maker)].to_numpy(np.float64)
+        items = [(*crystal, *numbers) for crystal, numbers in zip(structures, others, strict=True)]
+        chunks = _chunks(maker, stack, items, key={"modality": name}, workers=workers, what=name)
         reasons = list(chain.from_iterable(chunk["failures"] for chunk in chunks))
         has = np.array([not reason for reason in reasons])
         if not has.any():

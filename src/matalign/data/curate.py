@@ -35,25 +35,30 @@ def run(cfg: Curate, *, makers: Mapping[str, Maker] | None = None) -> dict[str, 
         ValueError: no material survives, or the leakage audit fails.
     """
     skipped = Skipped()
-    materials, structures, conflicts = read(cfg, skipped)
+    makers = makers or {}
+    others = list(dict.fromkeys(name for maker in makers.values() for name in chunked.asked(maker)))
+    materials, structures, conflicts = read(cfg, skipped, others=others)
     pairs = link(reactions.read(paths.ROOT / cfg.raw), materials, skipped, max_temperature_C=cfg.max_temperature_C)
     kept = select(materials, pairs, cfg, skipped)
     materials, structures = materials[kept].reset_index(drop=True), structures.take(np.flatnonzero(kept))
     pairs = pairs[pairs.mp_id.isin(set(materials.mp_id))].reset_index(drop=True)
-    extras = chunked.extra(makers or {}, materials, structures, skipped, workers=cfg.workers)
+    extras = chunked.extra(makers, materials, structures, skipped, workers=cfg.workers)
     about = cfg.head(synthetic=bool((materials.source == paths.SAMPLE.name).all())) | {"conflicts": conflicts}
-    curated = finished(materials, structures, pairs, skipped, about=about, extras=extras)
+    curated = finished(materials.drop(columns=others), structures, pairs, skipped, about=about, extras=extras)
     metrics = curated.audit
     dataset.write(paths.curated(cfg.profile), curated)
     # The examples name rows of the raw files: they stay beside the curated set and out of what is published.
     return {**metrics, "skipped": [{k: v for k, v in row.items() if k != "first"} for row in metrics["skipped"]]}
 
 
-def read(cfg: Curate, skipped: Skipped) -> tuple[pd.DataFrame, Structures, list[dict[str, Any]]]:
+def read(
+    cfg: Curate, skipped: Skipped, *, others: Sequence[str] = ()
+) -> tuple[pd.DataFrame, Structures, list[dict[str, Any]]]:
     """All materials of the raw files, as `merge` gives them."""
     listed = candidates(sources.materials(paths.ROOT / cfg.raw), skipped)
     crystals = chunked.parse_cifs(list(dict.fromkeys(material.cif for material in listed)), workers=cfg.workers)
-    return merge(listed, crystals, skipped, min_formation_energy_eV_atom=cfg.min_formation_energy_eV_atom)
+    least = cfg.min_formation_energy_eV_atom
+    return merge(listed, crystals, skipped, min_formation_energy_eV_atom=least, others=others)
 
 
 def left_out(cfg: Curate, curated: Curated, count: int) -> tuple[pd.DataFrame, Structures]:
@@ -111,12 +116,15 @@ def merge(
     skipped: Skipped,
     *,
     min_formation_energy_eV_atom: float,
+    others: Sequence[str] = (),
 ) -> tuple[pd.DataFrame, Structures, list[dict[str, Any]]]:
     """One row a mp-id: the structure of the first source that has a good one, the labels of all.
 
     Args:
         listed: preferred sources first.
         crystals: of every CIF text, or the reason why there is none.
+        others: further columns of the materials, of `sources.OTHERS`: what the source of the structure says of its
+            cell, NaN where that is no number.
 
     Returns:
         Materials sorted by mp-id; their structures; rows {source, key, materials}: where a later source says otherwise.
@@ -156,7 +164,11 @@ def merge(
     frame["is_metal"] = (frame.band_gap_eV == 0).astype(float).where(frame.band_gap_eV.notna())
     structures = Structures.pack([(c.numbers, c.frac_coords, c.lattice) for c in picked])
     rows = [{"source": source, "key": key, "materials": n} for (source, key), n in sorted(conflicts.items()) if n]
-    return frame[list(dataset.MATERIALS)], structures, rows
+    frame = frame[list(dataset.MATERIALS)]
+    for column in others:
+        written = pd.Series([chosen[mp_id][0].others.get(column) for mp_id in ids], dtype=object)
+        frame = frame.assign(**{column: pd.to_numeric(written, errors="coerce")})
+    return frame, structures, rows
 
 
 def _first_structures(

@@ -34,6 +34,7 @@ TABLES = {table: {name: TYPES[kind] for name, (kind, _) in columns.items()} for 
 MATERIALS, PROTOCOLS, SPLITS = TABLES.values()
 STRUCTURES = "structures.safetensors"
 FILES = ("materials.parquet", STRUCTURES, "protocols.parquet", "splits.parquet", "extras.safetensors")
+IN_DIGEST = ("xrd",)  # the extra that was first; of any other, what reads it has the hash in its key
 SHARD = 1 << 16  # crystals in a file of structures, at most
 TENSORS = {"numbers": np.int16, "frac_coords": np.float64, "lattice": np.float64, "ptr": np.int64}
 
@@ -82,7 +83,7 @@ class Curated:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Hash of the content, all but the audit; of values, not of bytes on disk, so a new pyarrow changes nothing."""
+        """Hash of the content but the audit and `extra_digests`; of values, so that a new pyarrow changes nothing."""
         hasher = hashlib.blake2b(digest_size=8)
         for name, types in TABLES.items():
             frame = getattr(self, name)
@@ -92,7 +93,7 @@ class Curated:
                 values = frame[column].to_numpy(np.float64).tobytes() if numeric else repr(list(frame[column])).encode()
                 hasher.update(column.encode() + values)
         parts = getattr(self.structures, "parts", [self.structures])
-        for name in sorted([*TENSORS, *self.extras]):
+        for name in sorted([*TENSORS, *(self.extras.keys() - self.extra_digests)]):
             hasher.update(name.encode())
             if name in FLAT:
                 pieces = (np.asarray(getattr(part, name), TENSORS[name]) for part in parts)
@@ -101,6 +102,12 @@ class Curated:
             for piece in pieces:
                 hasher.update(np.ascontiguousarray(piece))
         return hasher.hexdigest()
+
+    @functools.cached_property
+    def extra_digests(self) -> dict[str, str]:
+        """Modality -> hash of its extra, of those that are not in the digest: a set that has one more is the same."""
+        own = {name: np.ascontiguousarray(values) for name, values in self.extras.items() if name not in IN_DIGEST}
+        return {name: hashlib.blake2b(values, digest_size=8).hexdigest() for name, values in sorted(own.items())}
 
     @property
     def synthetic(self) -> bool:

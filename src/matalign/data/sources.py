@@ -32,6 +32,7 @@ USED = re.compile(  # files of archives, without the top folder
 SYMPREC_A = 0.1  # of space groups: the Materials Project's own tolerance
 EXAMPLES = 3  # rows named for each reason why some are left out
 LABELS = ("formation_energy_eV_atom", "band_gap_eV", "bulk_modulus_GPa", "shear_modulus_GPa")
+OTHERS = ("fermi_level_eV", "volume_A3", "magnetisation_muB")  # of the cell in the source's file
 
 
 def catalogue(file: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -94,11 +95,12 @@ class Material:
     where: str  # file and row, for messages
     cif: str | None  # text; None where the source has no file for it
     labels: dict[str, str]  # column of `dataset.MATERIALS` -> value as written
+    others: dict[str, str] = field(default_factory=dict)  # of `OTHERS`, that a modality may ask for
 
 
 def megnet(folder: Path) -> Iterator[Material]:
-    """The Materials Project snapshot: formation energies and gaps."""
-    return _snapshot(folder / ARCHIVE, "data", "megnet", LABELS[:2])
+    """The Materials Project snapshot: formation energies, gaps and `OTHERS`."""
+    return _snapshot(folder / ARCHIVE, "data", "megnet", (*LABELS[:2], *OTHERS))
 
 
 def elasticity(folder: Path) -> Iterator[Material]:
@@ -116,11 +118,16 @@ def _snapshot(archive: Path, part: str, source: str, columns: tuple[str, ...]) -
     for path, local_id, mp_id in ids:
         cif = files[path].decode(errors="replace") if path in files else None
         written = [*labels.get(local_id, ()), *[""] * len(columns)]
-        yield Material(mp_id, source, f"{archive.name}:{path}", cif, dict(zip(columns, written)))
+        yield Material(mp_id, source, f"{archive.name}:{path}", cif, *_parted(dict(zip(columns, written))))
 
 
 def _rows(content: bytes) -> Iterator[list[str]]:
     return csv.reader(content.decode().splitlines())
+
+
+def _parted(row: dict[str, str]) -> list[dict[str, str]]:
+    """Labels of a row, and others."""
+    return [{column: row[column] for column in columns if column in row} for columns in (LABELS, OTHERS)]
 
 
 def topology(folder: Path) -> Iterator[Material]:
@@ -130,13 +137,12 @@ def topology(folder: Path) -> Iterator[Material]:
 
 
 def table(file: Path) -> Iterator[Material]:
-    """A CSV with `mp_id`, `cif` (the text) and any of the columns `LABELS`: the embedded sample."""
+    """A CSV with `mp_id`, `cif` (the text) and any of the columns `LABELS` and `OTHERS`: the embedded sample."""
     csv.field_size_limit(1 << 24)
     with open(file, newline="") as stream:
         for number, row in enumerate(csv.DictReader(stream), start=2):
-            labels = {column: row[column] for column in LABELS if column in row}
             where = f"{file.name}:{number}"
-            yield Material(row.get("mp_id") or "", file.parent.name, where, row.get("cif") or None, labels)
+            yield Material(row.get("mp_id") or "", file.parent.name, where, row.get("cif") or None, *_parted(row))
 
 
 def materials(raw: Path) -> Iterator[Material]:

@@ -118,13 +118,19 @@ class Denoiser(nn.Module):
         self.distance = radial_linear(radial, width)
         self.push = nn.Linear(width, 1, bias=False)
 
-    def forward(self, atoms: Float[Tensor, "atoms width"], made: Corrupted) -> Float[Tensor, " crystals"]:
+    def forward(
+        self,
+        atoms: Float[Tensor, "atoms width"],
+        made: Corrupted,
+        informed: Float[Tensor, "atoms width"] | None = None,
+    ) -> Float[Tensor, " crystals"]:
         """Loss of each crystal: mean cross-entropy of its hidden atoms, and mean squared error of its displacements.
 
         The errors of displacement are in units of the noise, a mean over directions. A crystal without hidden atoms has
-        no cross-entropy.
+        no cross-entropy. Elements are told from `informed`, if there are such features, else from `atoms`.
         """
-        wrong = F.cross_entropy(self.element(atoms), made.z, reduction="none") * made.hidden
+        seen = atoms if informed is None else informed
+        wrong = F.cross_entropy(self.element(seen), made.z, reduction="none") * made.hidden
         hidden = pool(torch.stack([wrong, made.hidden.to(wrong)], 1), made.batch)
         neighbour, vec = table(made.batch)
         d = vec.norm(dim=-1)

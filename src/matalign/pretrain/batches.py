@@ -190,7 +190,12 @@ class Examples:
             return torch.zeros((), device=self.device)
         with self._precision:
             _, made = self.model.towers["crystal"](part.corrupted.batch)
-        return self.model.denoiser(made["atoms"].to(self.model.log_temperature.dtype), part.corrupted).sum()
+        atoms = made["atoms"].to(self.model.log_temperature.dtype)
+        return self.model.denoiser(atoms, part.corrupted, *self.context(part)).sum()
+
+    def context(self, part: Part) -> tuple[Any, ...]:
+        """What the denoiser takes besides a part's crystals: nothing."""
+        return ()
 
     def contrastive(self, batch: dict[str, Any]) -> Tensor:
         """The contrastive loss of a global batch from `gather`: a scalar, 0 for a single modality."""

@@ -86,7 +86,9 @@ def folder(cfg: Pretrain, *, stage: str = "pretrain") -> Path:
     Not on the ranks, which change nothing but rounding: a run goes on, and is found, on a machine of other GPUs.
     """
     key = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("profile", "control", "gpus")}
-    key["data"] = dataset.read(paths.curated(cfg.profile)).digest
+    curated, modalities = dataset.read(paths.curated(cfg.profile)), cfg.modalities.split()
+    key |= {f"data_{name}": digest for name, digest in curated.extra_digests.items() if name in modalities}
+    key["data"] = curated.digest
     path = cache.folder(stage, key | {"version": config.version("pretrain")})
     cache.write_json(path / "pretrain.json", dataclasses.asdict(cfg))
     return path

@@ -9,7 +9,9 @@
     curate(numbers, frac_coords, lattice)
                                         if the modality needs a crystallography package: an array of floats, of one
                                         shape for all crystals, made where the set is curated and found as
-                                        `curated.extra(<name>)`; ValueError where a crystal has none
+                                        `curated.extra(<name>)`; ValueError where a crystal has none. Parameters
+                                        after these are numbers that the source gives of the cell, by their names in
+                                        `sources.OTHERS`: floats, NaN where it gives none
 
 Modules are loaded by their names when they are asked for, so none is imported that is not used.
 """

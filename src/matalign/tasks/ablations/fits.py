@@ -4,7 +4,8 @@ A variant trains a crystal tower and the heads of all modalities as pretraining 
 keyed draws), but on features made beforehand: a few views of each material through the image tower of the profile's
 pretrained model, and its texts through the frozen language model. So the variants differ in nothing but what they name,
 and cost minutes. Two of them are controls: `pairs:shuffled` trains on texts and images of other materials and must
-lose the gain; `objective:none` is not trained and is the lower end.
+lose the gain; `objective:none` is not trained and is the lower end. `objective:profile-supervised` is what
+`modalities:with-profile` must beat: the same numbers, predicted instead of aligned.
 
 Each variant is tested on the test set of the split by chemical system, several seeds each: retrieval as in `retrieval`
 (full gallery), and the tower on formation energy at a few labels, fine-tuned and frozen, as in `properties`.
@@ -38,6 +39,7 @@ from matalign.tasks.retrieval.galleries import Gallery
 from matalign.tasks.retrieval.ranking import Ranks
 from matalign.towers.crystal import Regressor
 
+LATER = ("supervised", "attends")  # factors that keys have only where a variant has them
 WORTH_A_PROCESS = 20_000  # crystals shown in training; below, starting processes costs more than it saves
 
 
@@ -52,7 +54,9 @@ class Fit:
 def key(source: Source, fit: Fit) -> dict[str, Any]:
     """All that a fit depends on."""
     cfg, schedule = source.cfg, source.schedule
-    out = {"fit": asdict(fit), "source": source.digest, "seed": cfg.seed}
+    variant = {name: value for name, value in asdict(fit.variant).items() if value or name not in LATER}
+    out = {"fit": {"variant": variant, "seed": fit.seed}, "source": source.digest, "seed": cfg.seed}
+    out |= {f"data_{modality}": digest for modality, digest in source.extras if modality in fit.variant.read}
     out |= {name: value for name, value in asdict(source.pretrain).items() if name != "profile"}
     out |= {name: getattr(cfg, name) for name in ("epochs", "learning_rate", "label_percent", "steps")}
     return out | {f"tuning_{name}": getattr(schedule, name) for name in ("batch_size", "learning_rate", "weight_decay")}

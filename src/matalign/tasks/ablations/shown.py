@@ -22,7 +22,8 @@ from matalign.data import dataset
 from matalign.data.dataset import Curated
 from matalign.data.splits import unit_hash
 from matalign.pretrain import align, encode
-from matalign.pretrain.batches import Examples, Views
+from matalign.pretrain.batches import Examples, Part, Views
+from matalign.tasks.ablations import objectives
 from matalign.tasks.ablations.variants import Variant, chosen
 from matalign.views import draws
 
@@ -39,6 +40,8 @@ class Source:
     schedule: config.Properties  # of fine-tuning
     features: Path
     digest: str  # of data and weights, with the version of their kind
+    extras: tuple[tuple[str, str], ...] = ()  # modality -> hash of what is not in that digest
+    tokens: Path | None = None  # if a variant attends to them
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,12 @@ def source(cfg: Ablations) -> Source:
     key |= {name: getattr(cfg, name) for name in ("seed", "views")}
     cache.memo("ablations-features", key, lambda: features(cfg, curated, levels))
     file = cache.folder("ablations-features", key) / "result.safetensors"
-    return Source(cfg, pretrain, config.load("properties", cfg.profile), file, cache.digest(key))
+    tokens = None
+    if any(v.attends for group in chosen(cfg).values() for v in group.values()):
+        cache.memo("ablations-tokens", key, lambda: objectives.tokens(cfg, curated, rows=ROWS))
+        tokens = cache.folder("ablations-tokens", key) / "result.safetensors"
+    extras = tuple(curated.extra_digests.items())
+    return Source(cfg, pretrain, config.load("properties", cfg.profile), file, cache.digest(key), extras, tokens)
 
 
 @torch.no_grad()
@@ -143,6 +151,10 @@ class Shown(Examples):
     images: CachedImages
     missing: float  # share of the views without their text
 
+    def context(self, part: Part) -> tuple[Any, ...]:
+        """For an objective of `objectives`, which materials are shown, and what of them."""
+        return () if isinstance(self.model.denoiser, align.Denoiser) else (part.numbers,)
+
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """As in pretraining, but for the images."""
@@ -177,6 +189,26 @@ def shuffled(curated: Curated, *, seed: int) -> tuple[Curated, np.ndarray]:
     return replace(curated, protocols=curated.protocols.assign(mp_id=mp_id)), owner
 
 
+@functools.cache
+def kept_tokens(file: Path) -> Mapping[str, Tensor]:
+    """What `objectives.tokens` made, once a process."""
+    return {name: torch.from_numpy(values) for name, values in cache.load(file).items()}
+
+
+def extended(source: Source, variant: Variant, model: align.AlignModel, cfg: Pretrain) -> nn.Module:
+    """The denoiser of a model with what a variant adds to its objective."""
+    width, names = model.towers["crystal"].dim, model.modalities
+    if variant.attends:
+        column = 2 + names.index("image") if "image" in names else None
+        return objectives.Attending(
+            model.denoiser, width, objectives.Tokens(**kept_tokens(source.tokens), column=column)
+        )
+    curated = task(source).curated
+    inputs = towers.load(variant.supervised).Inputs(cfg, curated, None, torch.device("cpu"))
+    every = np.arange(len(curated.materials))
+    return objectives.Supervised(model.denoiser, width, inputs(every, every))
+
+
 def examples(source: Source, variant: Variant, seed: int) -> Shown:
     """A variant's model, its random weights drawn from the seed alone, and what it is shown."""
     t = task(source)
@@ -192,6 +224,8 @@ def examples(source: Source, variant: Variant, seed: int) -> Shown:
         torch.manual_seed(seed)
         built = {m: Cached(dims[m], t.texts) if m in dims else towers.build(m, cfg) for m in variant.modalities.split()}
         model = align.assemble(cfg, built)
+        if variant.supervised or variant.attends:
+            model.denoiser = extended(source, variant, model, cfg)
     curated, owner = t.curated, np.arange(len(t.curated.materials))
     if variant.shuffled:
         curated, owner = shuffled(curated, seed=source.cfg.seed)

@@ -23,6 +23,13 @@ class Variant:
     shuffled: bool = False  # texts and images of other materials
     auxiliary_weight: float = 1.0
     trained: bool = True
+    supervised: str = ""  # modality whose numbers the auxiliary objective predicts, too
+    attends: bool = False  # hidden atoms to the tokens of text and image, before their elements are told
+
+    @property
+    def read(self) -> list[str]:
+        """Modalities that it is trained on, in a contrastive loss or not."""
+        return [*self.modalities.split(), *self.supervised.split()]
 
 
 BASE = Variant()
@@ -43,6 +50,7 @@ GROUPS: dict[str, dict[str, Variant]] = {  # in each the base first
         "no-text": Variant(modalities="crystal image"),
         "with-composition": Variant(modalities="crystal text image composition"),
         "with-xrd": Variant(modalities="crystal text image xrd"),
+        "with-profile": Variant(modalities="crystal text image profile"),
     },
     "missing": {"0%": BASE, **{f"{percent}%": Variant(missing=percent / 100) for percent in (30, 60, 90)}},
     "batch": {"128": BASE, **{str(size): Variant(batch_size=size) for size in (32, 512)}},
@@ -52,6 +60,8 @@ GROUPS: dict[str, dict[str, Variant]] = {  # in each the base first
         "both": BASE,
         "contrastive": Variant(auxiliary_weight=0.0),
         "auxiliary": Variant(modalities="crystal"),
+        "profile-supervised": Variant(supervised="profile"),
+        "token-attention": Variant(attends=True),
         "none": Variant(trained=False),
     },
 }
@@ -77,4 +87,4 @@ def chosen(cfg: Ablations) -> dict[str, dict[str, Variant]]:
 
 def lacking(variant: Variant, extras: Iterable[str]) -> list[str]:
     """Modalities of a variant that the curated set has not been made for."""
-    return [m for m in variant.modalities.split() if towers.needs_curation(m) and m not in extras]
+    return [m for m in variant.read if towers.needs_curation(m) and m not in extras]
