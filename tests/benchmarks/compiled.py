@@ -16,7 +16,7 @@ from benchmarks.comparison import Settings, alternate, compare, rates
 from tqdm import tqdm
 
 OURS, PEER = "compiled, bfloat16", "float32"
-STEPS = (300, 1000, 3000)  # of each point of the curves: a training of its own, one cycle long
+STEPS = (300, 1000)  # of each point of the curves: a training of its own, one cycle long
 CHOSEN = {"width": 128}  # by the trials of `energy`
 
 
