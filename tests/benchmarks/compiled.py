@@ -2,15 +2,16 @@
 
     make bench PROFILE=laptop ONLY=compiled
 
-Both get the same batches, seeds and learning rates, on all threads: steps a second; error on validation after equally
-many steps, whose curves should be one; error on test after equal wall time. The tower that the trials of `energy` chose
-then trains for 15 minutes, compiled. Compiling is done before, in the first comparison; `compile_s` says how long it
-took. Some half an hour on two idle cores.
+Both get the same batches, seeds and learning rates: steps a second, on one thread, as fits run side by side in the
+pipeline, and on all; error on validation after equally many steps, which should be one; error on test after equal wall
+time. The tower that the trials of `energy` chose then trains for 15 minutes, compiled. Compiling is done before, in the
+first comparison; `compile_s` says how long it took. Some half an hour on two idle cores.
 """
 
 import time
 from functools import partial
 
+import torch
 from benchmarks import energy, towers
 from benchmarks.comparison import Settings, alternate, compare, rates
 from tqdm import tqdm
@@ -35,9 +36,12 @@ def measure(settings: Settings) -> dict:
     start = time.perf_counter()
     sides[OURS]()
     compile_s = time.perf_counter() - start
-    seconds = alternate(sides, repeats=towers.REPEATS, desc="compiled, steps")
-    work = towers.STEPS * task.fit.batch_size
-    comparisons = rates(f"training, batch {task.fit.batch_size}", "structures/s", work, seconds, OURS)
+    comparisons = []
+    for threads in (1, settings.threads):
+        torch.set_num_threads(threads)
+        seconds = alternate(sides, repeats=towers.REPEATS, desc="compiled, steps")
+        what, work = f"training, batch {task.fit.batch_size}, threads: {threads}", towers.STEPS * task.fit.batch_size
+        comparisons += rates(what, "structures/s", work, seconds, OURS)
 
     def curve(name: str, steps: int, seed: int) -> float:
         how = {"length": steps, "at": lambda step: step, "rate": task.fit.learning_rate, "seed": seed}

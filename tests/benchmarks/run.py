@@ -22,7 +22,7 @@ from benchmarks.comparison import Settings
 
 from matalign import cache, paths
 from matalign.pipeline import provenance
-from matalign.pipeline.run import settle
+from matalign.pipeline.run import ENVIRONMENT
 from matalign.report import style
 
 NAMES = ("neighbours", "towers", "stem", "losses", "search", "energy", "compiled")
@@ -44,7 +44,8 @@ def main() -> None:
     if unknown := set(args.names) - set(NAMES):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; of {', '.join(NAMES)}")
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(THREADS))
-    settle(THREADS)  # memory is kept from one call to the next, ours and the peers', as in the pipeline
+    # memory is kept from one call to the next, ours and the peers', as in the pipeline
+    os.environ |= {name: value for name, value in ENVIRONMENT.items() if name.startswith("MALLOC")}
     state = paths.SCRATCH / "bench" / "run.json"
     given = {"profile": args.profile, "seconds": args.seconds, "seeds": args.seeds, "git": provenance.commit()}
     run = json.loads(state.read_text()) if state.exists() and not args.names else {}
