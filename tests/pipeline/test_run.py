@@ -203,6 +203,16 @@ def test_provenance_keeps_the_run_that_computed_what_later_runs_loaded(tmp_path)
     assert "computed" not in run_again("computed", 8.0, seed=1)
 
 
+def test_a_parameter_that_was_not_there_has_changed_no_fit_that_is_loaded(tmp_path):
+    cfg, log, file = config.load("properties", "sample"), tmp_path / "fits.jsonl", tmp_path / "properties.json"
+    for state, minutes in (("computed", 9.0), ("loaded", 0.2)):
+        log.write_text(json.dumps({"stage": "properties", "state": state, "seconds": 60}) + "\n")
+        record = provenance.record(cfg, minutes=minutes, fits=log, earlier=file)
+        older = {name: value for name, value in record["parameters"].items() if name != "compiled"}
+        file.write_text(json.dumps(record | {"parameters": older}))
+    assert (record["minutes"], record["computed"]["minutes"]) == (0.2, 9.0)
+
+
 def test_provenance_tells_machine_and_versions_but_neither_host_nor_path(tmp_path):
     import platform
 

@@ -25,7 +25,8 @@ def record(cfg: Stage, *, minutes: float, fits: Path, earlier: Path) -> dict[str
     Args:
         fits: what `cache.note` has written during it.
         earlier: the record of the run before, if there was one. If this run has loaded all its fits, `computed` keeps
-            minutes, machine, versions and commit of the run of these parameters that did compute them.
+            minutes, machine, versions and commit of the run of these parameters that did compute them; a parameter
+            that there was not then has changed none of them.
     """
     made = {
         "parameters": dataclasses.asdict(cfg),
@@ -36,8 +37,8 @@ def record(cfg: Stage, *, minutes: float, fits: Path, earlier: Path) -> dict[str
         "git": commit(),
     }
     if made["fits"] and not any(kind["computed"] for kind in made["fits"].values()) and earlier.exists():
-        before = json.loads(earlier.read_text())
-        if before["parameters"] == made["parameters"]:
+        before, now = json.loads(earlier.read_text()), json.loads(json.dumps(made["parameters"]))  # tuples are lists
+        if {name: now.get(name) for name in before["parameters"]} == before["parameters"]:
             kept = ("minutes", "machine", "versions", "git")
             made["computed"] = before.get("computed") or {k: before[k] for k in kept}
     return made
