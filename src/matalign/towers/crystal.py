@@ -269,7 +269,7 @@ class CrystalTower(nn.Module):
         radial = gaussians(d, cutoff_A=self.cutoff_A, count=self.radial)
         sphere = harmonics(vec / d[..., None], self.order) if self.order >= 0 else None
         layers, fast = [self.element(batch.z)], self.compiled and self.training
-        step = compiled_layer() if fast else ILDLayer.forward
+        step = compiled_layer() if fast else ILDLayer.__call__
         with torch.autocast(d.device.type, torch.bfloat16) if fast else nullcontext():
             for layer in self.layers:
                 layers.append(step(layer, layers[-1], neighbour, radial, weight, sphere))
