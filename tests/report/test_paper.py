@@ -212,6 +212,16 @@ def test_the_readme_of_results_says_what_was_claimed_what_it_took_and_who_comput
     assert "| pretrain | 77.5 | 2 | 0 | x |" in said
 
 
+def test_notebooks_run_by_hand_leave_no_record_and_the_readme_is_written_all_the_same(results):
+    folder = results(plausible.metrics())
+    assert "| all | 0.0 |" in readme.write(folder, paper.read(folder / "metrics")).read_text()
+    provenance(folder)
+    (folder / "provenance" / "defects.json").unlink()
+    said = readme.write(folder, paper.read(folder / "metrics")).read_text()
+    assert "| defects | " not in said
+    assert "| pretrain | 77.5 |" in said
+
+
 def test_minutes_are_no_part_of_the_synthetic_paper(results):
     folder = results(plausible.metrics(synthetic=True))
     before = paper.document(folder, title=TITLE, source=paper.SOURCE)

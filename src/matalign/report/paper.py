@@ -3,13 +3,13 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import typst
 
-from matalign import paths
+from matalign import config, paths
 from matalign.pretrain import losses
 from matalign.report import ablations, figures, micrographs
 
@@ -93,28 +93,25 @@ def compiler(folder: Path, *, title: str, source: Path = SOURCE) -> typst.Compil
     return typst.Compiler(source / "main.typ", root=root, ignore_system_fonts=True, sys_inputs=inputs)
 
 
-def provenance(folder: Path, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What each stage has left in `results/<profile>/provenance`.
+def provenance(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the stages have left in `results/<profile>/provenance`; none of one whose notebook was run by hand.
 
     Of a stage that was run again and loaded all its fits: minutes, machine and commit of the run that computed them.
     """
-    made = {stage: json.loads((folder / "provenance" / f"{stage}.json").read_text()) for stage in stages}
+    files = {stage: folder / "provenance" / f"{stage}.json" for stage in config.STAGES if stage != "paper"}
+    made = {stage: json.loads(file.read_text()) for stage, file in files.items() if file.exists()}
     return {stage: {**record, **record.get("computed", {})} for stage, record in made.items()}
 
 
-def there(folder: Path) -> list[str]:
-    """Those of `LATER` that have left their provenance."""
-    return [stage for stage in LATER if (folder / "provenance" / f"{stage}.json").exists()]
-
-
 def minutes(folder: Path) -> float:
-    """Wall time of the last runs of all stages; 0 for the synthetic sample, of which two runs shall print alike.
+    """Wall time of the last runs of all stages that left a record; 0 for the synthetic sample: two runs print alike.
 
-    Also 0 for results without provenance; without the ablations where the profile ran none.
+    Without the atlas, which the paper does not read, and the ablations where the profile ran none.
     """
-    curated = folder / "metrics" / "curate.json"
-    if not (folder / "provenance" / "curate.json").exists() or json.loads(curated.read_text())["synthetic"]:
+    metrics = folder / "metrics"
+    made = provenance(folder)
+    if not made or json.loads((metrics / "curate.json").read_text())["synthetic"]:
         return 0.0
-    ran = json.loads((folder / "metrics" / "ablations.json").read_text())["results"]
-    stages = [stage for stage in STAGES if stage != "ablations" or ran]
-    return sum(made["minutes"] for made in provenance(folder, [*stages, *there(folder)]).values())
+    ran = json.loads((metrics / "ablations.json").read_text())["results"]
+    left_out = {"atlas"} if ran else {"atlas", "ablations"}
+    return sum(record["minutes"] for stage, record in made.items() if stage not in left_out)

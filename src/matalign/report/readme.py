@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matalign import config
 from matalign.report import paper, tables
 from matalign.report.printing import markdown
 
@@ -41,9 +40,8 @@ def commits(made: Mapping[str, Mapping[str, Any]], *, stale: Mapping[str, str]) 
 
 
 def write(folder: Path, metrics: Mapping[str, Any], *, stale: Mapping[str, str] | None = None) -> Path:
-    """Write the README of `results/<profile>`; `stale`: see `commits`; FileNotFoundError: no provenance."""
-    stages = [stage for stage in config.STAGES if stage not in ("paper", *paper.LATER)]
-    curate, made = metrics["curate"], paper.provenance(folder, [*stages, *paper.there(folder)])
+    """Write the README of `results/<profile>`; `stale`: see `commits`."""
+    curate, made = metrics["curate"], paper.provenance(folder)
     counts, claims = curate["counts"], tables.claims(metrics)
     kind = "the synthetic sample" if curate["synthetic"] else "real data"
     parts = [
@@ -57,7 +55,8 @@ def write(folder: Path, metrics: Mapping[str, Any], *, stale: Mapping[str, str] 
         "Brackets: 95 % interval.",
         "## Cost",
         cost(made),
-        "Of a stage that loaded all its fits: minutes and machine of the run that computed them.",
+        "Of a stage that loaded all its fits: minutes and machine of the run that computed them. Of a notebook run by "
+        "hand there is no record.",
         "## Which code computed this",
         commits(made, stale=stale or {}),
     ]
