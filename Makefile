@@ -13,6 +13,8 @@ BENCH_LOCK := tests/benchmarks/requirements.txt
 # DVC, the notebooks' kernels and the training ranks all find the same python.
 export PATH := $(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+# Images of containers set it: each of some thirty processes would compile 3,000 modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := install
 .PHONY: install repro test test-all check verify audit sbom stale lab bench lock format clean help

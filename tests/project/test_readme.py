@@ -14,6 +14,7 @@ from projects import REPOSITORY
 
 import matalign
 from matalign import config, paths, towers
+from matalign.pipeline import provenance
 
 README = REPOSITORY / "README.md"
 PAGES = {file.name: file.read_text() for file in (README, *sorted((REPOSITORY / "docs").glob("*.md")))}
@@ -57,6 +58,13 @@ def test_the_two_commands_install_what_they_need():
         assert f"\n{target}: $(STAMP) " in (REPOSITORY / "Makefile").read_text()
 
 
+def test_bytecode_is_kept_where_the_callers_image_says_otherwise():
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    made = subprocess.run(["make", "--eval", "shown: ; @env", "shown"], cwd=REPOSITORY, env=env, capture_output=True)
+    assert b"VIRTUAL_ENV=" in made.stdout
+    assert b"PYTHONDONTWRITEBYTECODE" not in made.stdout
+
+
 def test_every_profile_and_stage_named_exists():
     profiles = {p for c in CODE for p in re.findall(r"PROFILE=(\w+)", c)}
     assert {"laptop", "full"} <= profiles
@@ -94,6 +102,15 @@ def test_every_result_file_is_made():
         command = ["git", "check-ignore", "--no-index", "--", folder, *missing]
         ignored = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.split()
         assert set(missing) <= set(ignored), folder.name
+
+
+@pytest.mark.parametrize("profile", ["laptop"])
+def test_the_readme_of_committed_results_links_what_git_holds(profile):
+    folder = f"results/{profile}"
+    links = re.findall(r"\]\(([^)]+)\)", (REPOSITORY / folder / "README.md").read_text())
+    assert {"tables", "metrics", "provenance"} <= set(links)
+    for link in links:
+        assert provenance.git("ls-files", f"{folder}/{link}"), link
 
 
 @pytest.mark.parametrize("variable", sorted(set(re.findall(r"MATALIGN_\w+", TEXT))))

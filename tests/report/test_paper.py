@@ -54,16 +54,6 @@ def results(tmp_path, drawings):
     return make
 
 
-def test_losses_of_earlier_results_have_todays_names(tmp_path):
-    metrics = plausible.metrics()
-    for row in metrics["ablations"]["results"]:
-        row["variant"] = row["variant"].replace("proposal", "seed")
-    read = paper.read(prepare(tmp_path, metrics) / "metrics")
-    variants = {row["variant"] for row in read["ablations"]["results"] if row["group"] == "loss"}
-    assert variants == {"pairwise", "proposal", "proposal-noself", "anchored", "sigmoid"}
-    assert read["properties"]["seed"] == metrics["properties"]["seed"]
-
-
 def words(folder):
     """All text of the document: paragraphs, headings, captions, cells."""
     compiler = paper.compiler(folder, title=TITLE, source=paper.SOURCE)
@@ -130,6 +120,22 @@ def test_numbers_follow_the_metrics(results):
     assert "threshold of 0.8" not in said
     assert "−0.040 [−0.060, −0.020]: worse" in said
     assert "gives part of the classes away" in said
+
+
+def test_a_gain_that_is_not_resolved_is_not_told_as_one(results):
+    metrics = plausible.metrics()
+    said = words(results(metrics, "resolved"))
+    assert "Context helps where it enters as a picture" in said
+    assert "Of the gain another structure" in said
+    next(c for c in metrics["defects"]["claims"] if c["claim"].endswith("as a picture helps"))["low"] = -0.01
+    metrics["recommendation"]["temperatures"] = [
+        r for r in metrics["recommendation"]["temperatures"] if r["arm"] != "SyntMTE"
+    ]
+    said = words(results(metrics, "not"))
+    assert "has a gain that is not resolved" in said
+    assert "Context helps" not in said
+    assert "Of the gain another structure" not in said
+    assert "SyntMTE" not in said
 
 
 def test_synthetic_data_is_named_under_the_title_and_in_captions(results):
@@ -220,6 +226,14 @@ def test_notebooks_run_by_hand_leave_no_record_and_the_readme_is_written_all_the
     said = readme.write(folder, paper.read(folder / "metrics")).read_text()
     assert "| defects | " not in said
     assert "| pretrain | 77.5 |" in said
+
+
+def test_the_readme_links_what_a_reader_finds(results):
+    folder = results(plausible.metrics())
+    (folder / "paper.pdf").touch()
+    (folder / "atlas.html").touch()
+    said = readme.write(folder, paper.read(folder / "metrics"), ignored=["atlas.html"]).read_text()
+    assert re.findall(r"\]\((.*)\)", said) == ["paper.pdf", "tables", "figures", "metrics"]
 
 
 def test_minutes_are_no_part_of_the_synthetic_paper(results):

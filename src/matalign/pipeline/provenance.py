@@ -99,6 +99,12 @@ def git(*args: str) -> str | None:
     return answer("git", *args)
 
 
+def ignored(folder: Path) -> list[str]:
+    """The names in a folder that git leaves out; none where it leaves out the folder, or there is no git."""
+    names = "" if git("check-ignore", str(folder)) else git("check-ignore", *map(str, folder.iterdir()))
+    return [Path(name).name for name in (names or "").splitlines()]
+
+
 def answer(*command: str) -> str | None:
     """Standard output of a command run in the project's folder; None where it fails or is not installed."""
     try:

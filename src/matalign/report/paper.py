@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,7 @@ def read(folder: Path, *, ablations: str = "") -> dict[str, Metrics]:
         if not file.exists():
             raise FileNotFoundError(f"no {file}; run the stage {stage} first")
     files |= {stage: folder / f"{stage}.json" for stage in LATER if (folder / f"{stage}.json").exists()}
-    return {stage: json.loads(file.read_text(), object_hook=_renamed) for stage, file in files.items()}
-
-
-def _renamed(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a file, the losses by today's names: results of earlier commits call `proposal` `seed`."""
-    loss = {k: v for k, v in row.items() if isinstance(v, str) and (k == "loss" or row.get("group") == "loss")}
-    return row | {k: re.sub(r"\bseed\b", "proposal", v) for k, v in loss.items()}
+    return {stage: json.loads(file.read_text()) for stage, file in files.items()}
 
 
 def drawings(metrics: Mapping[str, Metrics]) -> dict[str, figures.Figure]:

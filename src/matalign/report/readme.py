@@ -1,6 +1,6 @@
 """The README of a profile's results: what was run, what it claims, what it cost, and which commit computed it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,20 @@ def commits(made: Mapping[str, Mapping[str, Any]], *, stale: Mapping[str, str]) 
     return markdown(["stage", "commit", "state"], cells)
 
 
-def write(folder: Path, metrics: Mapping[str, Any], *, stale: Mapping[str, str] | None = None) -> Path:
-    """Write the README of `results/<profile>`; `stale`: see `commits`."""
+def write(
+    folder: Path, metrics: Mapping[str, Any], *, stale: Mapping[str, str] | None = None, ignored: Collection[str] = ()
+) -> Path:
+    """Write the README of `results/<profile>`; `stale`: see `commits`; `ignored`: names there that git leaves out."""
     curate, made = metrics["curate"], paper.provenance(folder)
     counts, claims = curate["counts"], tables.claims(metrics)
+    kept = {file.name for file in folder.iterdir()} - set(ignored)
     kind = "the synthetic sample" if curate["synthetic"] else "real data"
     parts = [
         f"# Results of the profile `{folder.name}`",
         f"{counts['materials']:,} materials of {counts['chemical_systems']:,} chemical systems, with "
         f"{counts['protocols']:,} synthesis protocols: {kind}. Parameters: `{folder.name}` in `params.yaml`. Made by "
         "the stage `paper` from the files here; not edited by hand.",
-        "\n".join(f"- [{name}]({name}): {what}" for name, what in LINKS if (folder / name).exists()),
+        "\n".join(f"- [{name}]({name}): {what}" for name, what in LINKS if name in kept),
         "## Claims",
         markdown(claims.header, claims.cells),
         "Brackets: 95 % interval.",
