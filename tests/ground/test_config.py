@@ -123,9 +123,9 @@ def test_lists_and_maps_become_tuples_and_what_is_wrong_in_them_is_named():
 
 def test_every_kind_has_a_version_and_an_unknown_one_is_named(tmp_path, monkeypatch):
     written = yaml.safe_load(paths.PARAMS.read_text())["versions"]
-    assert len(written) == 11
+    assert len(written) == 12
     assert all(config.version(kind) == written[kind] >= 1 for kind in written)
-    with pytest.raises(ValueError, match=r"versions lack 'atlas', the nearest is .*; of curate, embed"):
-        config.version("atlas")
+    with pytest.raises(ValueError, match=r"versions lack 'paper', the nearest is .*; of curate, embed"):
+        config.version("paper")
     monkeypatch.setattr(paths, "PARAMS", tmp_path / "absent.yaml")  # an installed package
     assert config.version("curate") == matalign.__version__

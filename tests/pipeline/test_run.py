@@ -258,6 +258,7 @@ def test_results_of_other_code_are_listed(tmp_path, monkeypatch):
     result("old", first)
     result("loaded", second, computed={"git": {"sha": first, "dirty": False}})
     result("lost", "0" * 40)
+    result("paper", first)
     git("add", ".")
     git("commit", "-qm", "results")  # no code
     result("not_in_git", first)
@@ -265,4 +266,5 @@ def test_results_of_other_code_are_listed(tmp_path, monkeypatch):
         f"p/loaded: computed by commit {first[:12]}, 1 commits to src ago; awaits its re-run",
         f"p/lost: computed by commit {'0' * 12}, which is not in the history",
         f"p/old: computed by commit {first[:12]}, 1 commits to src ago; golden numbers unchanged since",
+        f"p/paper: computed by commit {first[:12]}, 1 commits to src ago; make check makes it anew",
     ]
