@@ -104,7 +104,7 @@ def test_every_result_file_is_made():
         assert set(missing) <= set(ignored), folder.name
 
 
-@pytest.mark.parametrize("profile", ["full_cpu", "laptop"])
+@pytest.mark.parametrize("profile", ["ablations", "full_cpu", "laptop"])
 def test_the_readme_of_committed_results_links_what_git_holds(profile):
     folder = f"results/{profile}"
     links = re.findall(r"\]\(([^)]+)\)", (REPOSITORY / folder / "README.md").read_text())
