@@ -148,6 +148,11 @@ class TestFormula:
             ("NaCl", "Na", False),  # no substrings
             ("CoO", "Co", False),
             ("Ba0.5Sr0.5TiO3", "BaTiO3", False),
+            ("ScHOAc", "AcHOSc", True),  # actinium, where the target holds it
+            ("(Ac)HO", "AcHO", True),
+            ("BaOPr", "BaPrO", True),
+            ("NaOAc", "NaC2H3O2", True),
+            ("NaOAc", "NaO", False),
         ],
     )
     def test_spells(self, text, target, expected):
