@@ -71,19 +71,17 @@ def normalise(formula: str) -> str:
 
 
 @lru_cache(maxsize=200_000)
-def composition(formula: str, literal: bool = False) -> dict[str, Fraction]:
+def composition(formula: str) -> dict[str, Fraction]:
     """Symbol -> amount > 0 in a formula unit, summed over a hydrate's or mixture's parts; do not change the dict.
 
     Groups in brackets, abbreviated ones (`groups` of vocabulary.yaml), decimals, fractions ("1/3"), Unicode subscripts
-    and parts ("4MgCO3-Mg(OH)2·5H2O") are read; an unknown number of water molecules ("·xH2O") counts as one. `literal`:
-    nothing is abbreviated, so Ac and Pr are always elements.
+    and parts ("4MgCO3-Mg(OH)2·5H2O") are read; an unknown number of water molecules ("·xH2O") counts as one.
 
     Raises:
         ValueError: not a formula: an unknown element, a variable, an unbalanced bracket, no atom at all.
     """
     total: dict[str, Fraction] = {}
-    text = normalise(formula)
-    for part in re.split(r"[·-]", text if literal else spelled_out(text)):
+    for part in re.split(r"[·-]", spelled_out(normalise(formula))):
         lead = re.match(rf"({DIGITS})?(\(?[xnmyz]\)?(?=H2O$))?", part)
         factor = number(lead[1]) if lead[1] else Fraction(1)
         for symbol, amount in _group(part[lead.end() :], formula).items():
@@ -178,18 +176,18 @@ def _spelled(atoms: Mapping[str, int]) -> str:
 
 
 @lru_cache(maxsize=200_000)
-def fractions(formula: str, literal: bool = False) -> tuple[tuple[str, float], ...]:
-    """(element, atomic fraction), alphabetical; arguments and errors as `composition`."""
-    atoms = composition(formula, literal)
+def fractions(formula: str) -> tuple[tuple[str, float], ...]:
+    """(element, atomic fraction), alphabetical; raises as `composition`."""
+    atoms = composition(formula)
     total = sum(atoms.values())
     return tuple((symbol, float(atoms[symbol] / total)) for symbol in sorted(atoms))
 
 
 @lru_cache(maxsize=200_000)
-def readable(formula: str, literal: bool = False) -> bool:
+def readable(formula: str) -> bool:
     """Whether `composition` reads the formula."""
     try:
-        return bool(fractions(formula, literal))
+        return bool(fractions(formula))
     except ValueError:
         return False
 
@@ -228,14 +226,11 @@ def telling(system: Iterable[str]) -> frozenset[str]:
     return frozenset(system) - COMMON
 
 
-def same_composition(a: str, b: str, *, literal: bool = False) -> bool:
-    """Whether two formulas hold the same elements in proportions within `SAME_COMPOSITION`; False if unreadable.
-
-    `literal`: `a` is read without abbreviations, see `composition`.
-    """
-    if not (readable(a, literal) and readable(b)):
+def same_composition(a: str, b: str) -> bool:
+    """Whether two formulas hold the same elements in proportions within `SAME_COMPOSITION`; False if unreadable."""
+    if not (readable(a) and readable(b)):
         return False
-    left, right = dict(fractions(a, literal)), dict(fractions(b))
+    left, right = dict(fractions(a)), dict(fractions(b))
     return left.keys() == right.keys() and all(abs(left[s] - right[s]) <= SAME_COMPOSITION for s in left)
 
 
@@ -260,10 +255,9 @@ def in_text(text: str) -> list[str]:
 def spells(text: str, target: str) -> bool:
     """Whether a token of the text spells the target: in any order, multiple or subscripts; in a hydrate, or doped.
 
-    Tokens ("Y2O3:Eu", "LiFePO4/C") are compared whole and in parts, so that no substring of another formula counts;
-    both as they are read and with Ac and Pr as elements.
+    Tokens ("Y2O3:Eu", "LiFePO4/C") are compared whole and in parts, so that no substring of another formula counts.
     """
-    return any(same_composition(token, target, literal=how) for token in _tokens(text) for how in (False, True))
+    return any(same_composition(token, target) for token in _tokens(text))
 
 
 @lru_cache(maxsize=50_000)
