@@ -115,3 +115,10 @@ def test_numbers_of_another_machine_are_held_to_the_table():
     assert found(more=1) == ["results[0]: dict of 5 kept, dict of 6 made"]
     assert found(exact=True, value=0.1000001) == ["results[0].value: 0.1 kept, 0.1000001 made"]
     assert len(found(exact=True, p=0.9)) == 1
+
+
+def test_what_git_leaves_out_is_known_where_it_is_not_there():
+    """On a bare clone: `dvc status` calls it deleted, and it is no difference."""
+    assert verify._ignored("results/nowhere/pretrained")
+    assert verify._ignored("results/nowhere/features")
+    assert not verify._ignored("results/nowhere/metrics")

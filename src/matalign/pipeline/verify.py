@@ -223,7 +223,7 @@ class Clone:
 
 
 def _ignored(name: str) -> bool:
-    return provenance.git("check-ignore", name) is not None
+    return provenance.git("check-ignore", name, f"{name}/") is not None  # a pattern of folders, where there is none
 
 
 def verify(profile: str, stage: str, *, load: bool) -> list[str]:
