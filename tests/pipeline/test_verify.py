@@ -8,7 +8,7 @@ import pytest
 from projects import PROFILE, Project, finished
 
 from matalign import cache
-from matalign.pipeline import repro, verify
+from matalign.pipeline import provenance, repro, verify
 
 REPORT = verify.REPORT
 
@@ -119,6 +119,6 @@ def test_numbers_of_another_machine_are_held_to_the_table():
 
 def test_what_git_leaves_out_is_known_where_it_is_not_there():
     """On a bare clone: `dvc status` calls it deleted, and it is no difference."""
-    assert verify._ignored("results/nowhere/pretrained")
-    assert verify._ignored("results/nowhere/features")
-    assert not verify._ignored("results/nowhere/metrics")
+    assert provenance.ignores("results/nowhere/pretrained")
+    assert provenance.ignores("results/nowhere/features")
+    assert not provenance.ignores("results/nowhere/metrics")

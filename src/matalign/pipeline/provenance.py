@@ -99,10 +99,14 @@ def git(*args: str) -> str | None:
     return answer("git", *args)
 
 
+def ignores(name: str | Path) -> bool:
+    """Whether git leaves a file or folder out, be it there or not; False outside git."""
+    return git("check-ignore", str(name), f"{name}/") is not None  # the slash: patterns of folders
+
+
 def ignored(folder: Path) -> list[str]:
     """The names in a folder that git leaves out; none where it leaves out the folder, or there is no git."""
-    names = "" if git("check-ignore", str(folder)) else git("check-ignore", *map(str, folder.iterdir()))
-    return [Path(name).name for name in (names or "").splitlines()]
+    return [] if ignores(folder) else [file.name for file in folder.iterdir() if ignores(file)]
 
 
 def answer(*command: str) -> str | None:

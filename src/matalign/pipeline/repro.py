@@ -44,7 +44,7 @@ def repro(*args: str) -> int:
     finally:
         stages = stages_of(lock)
         profiles = {name.partition("@")[2] for name in stages} - {""}
-        ignored = {p for p in profiles if provenance.git("check-ignore", f"results/{p}/metrics") is not None}
+        ignored = {p for p in profiles if provenance.ignores(f"results/{p}/metrics")}
         kept = {name: entry for name, entry in stages.items() if name.partition("@")[2] not in ignored}
         kept = kept if kept.keys() - {"source"} else {}
         write(aside, {name: entry for name, entry in stages.items() if name not in kept})

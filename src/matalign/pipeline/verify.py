@@ -159,7 +159,7 @@ class Clone:
         names += [f"data/curated/{profile}", *(f"results/{profile}/{name}" for name in MADE)] if load else []
         loaded = [name for name in names if (paths.ROOT / name).exists() and not (root / name).exists()]
         results = paths.results(profile)
-        if _ignored(f"results/{profile}/metrics") and results.exists():
+        if provenance.ignores(f"results/{profile}/metrics") and results.exists():
             shutil.copytree(results, root / "results" / profile, ignore=shutil.ignore_patterns(*MADE))
         for name in loaded:
             shutil.copytree(paths.ROOT / name, root / name)
@@ -190,7 +190,7 @@ class Clone:
                 for name, state in files.items():
                     if isinstance(state, dict):  # the parameters of a file
                         yield from (f"{stage}: {key} is not as in the lock" for key in state)
-                    elif state == "modified" or (state == "deleted" and not _ignored(name)):
+                    elif state == "modified" or (state == "deleted" and not provenance.ignores(name)):
                         yield f"{stage}: {name} is not as in the lock"
 
     def rerun(self, stage: str, *, single: bool) -> tuple[list[str], bool]:
@@ -220,10 +220,6 @@ class Clone:
             kept = {out["path"]: out["md5"] for out in self.lock.get(name, {"outs": []})["outs"]}
             found[f"bytes of {stage}"] = [f"{file}: other bytes" for file in kept if made.get(file) != kept[file]]
         return found
-
-
-def _ignored(name: str) -> bool:
-    return provenance.git("check-ignore", name, f"{name}/") is not None  # a pattern of folders, where there is none
 
 
 def verify(profile: str, stage: str, *, load: bool) -> list[str]:
